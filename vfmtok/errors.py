@@ -1,0 +1,13 @@
+"""Errors a user can cause and mend. The command line prints them as one line and exits with 2."""
+
+
+class VFMTokError(Exception):
+    """Base of the errors below; its text is one clear line."""
+
+
+class ConfigError(VFMTokError):
+    """A configuration file, key, value or combination of values that can't be used."""
+
+
+class WeightsError(VFMTokError):
+    """Weights that are missing, of another model, or not what their hash says."""

@@ -1,0 +1,148 @@
+"""Names of tensors in published checkpoints, and the way in and out for them.
+
+The maps below say everything: each pair is (our name, published name) of a module or tensor, ``*``
+standing for one number. Loading is strict both ways: every tensor of the model must come from the
+file, every tensor of the file must go into the model, with its exact shape.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vfmtok.errors import WeightsError
+
+Names = tuple[tuple[str, str], ...]
+
+# --------------------------------------------------------------------------------------
+# The maps
+# --------------------------------------------------------------------------------------
+
+TOKENIZER_NAMES: Names = (
+    # region sampler
+    ("sampler.queries", "encode_transformer.carrier_tokens"),
+    ("sampler.query_positions", "encode_transformer.slots_pos"),
+    ("sampler.query_norm", "encode_transformer.norm_pre1"),
+    ("sampler.projectors.*", "encode_transformer.projectors.*.mlp"),
+    ("sampler.level_norms.*", "encode_transformer.norm_layers.*"),
+    ("sampler.layers.*.cross_attention", "encode_transformer.transformer.layers.*.cross_attn"),
+    ("sampler.layers.*.cross_norm", "encode_transformer.transformer.layers.*.norm1"),
+    ("sampler.layers.*.self_attention", "encode_transformer.transformer.layers.*.self_attn"),
+    ("sampler.layers.*.self_norm", "encode_transformer.transformer.layers.*.norm3"),
+    ("sampler.layers.*.mlp.0", "encode_transformer.transformer.layers.*.linear1"),
+    ("sampler.layers.*.mlp.2", "encode_transformer.transformer.layers.*.linear2"),
+    ("sampler.layers.*.mlp_norm", "encode_transformer.transformer.layers.*.norm2"),
+    # quantizer
+    ("to_latents", "pre_slots_quant"),
+    ("quantizer.codebook", "slot_quantize.embedding.weight"),
+    # ViT decoder
+    ("decoder.from_codes", "post_slots_quant"),
+    ("decoder.memory_positions", "decode_transformer.slot_position_embedding"),
+    ("decoder.memory_norm", "decode_transformer.norm_post1"),
+    ("decoder.patch_positions", "decode_transformer.position_embedding"),
+    ("decoder.cls_token", "decode_transformer.cls_token"),
+    ("decoder.registers", "decode_transformer.register_tokens"),
+    ("decoder.image_mask_token", "decode_transformer.mask_embedding"),
+    ("decoder.feature_mask_token", "decode_transformer.mask_dino"),
+    ("decoder.feature_norm", "decode_transformer.norm_post2"),
+    ("decoder.to_features", "decode_transformer.proj"),
+    ("decoder.layers.*.attention_norm", "decode_transformer.transformer.layers.*.norm1"),
+    ("decoder.layers.*.attention", "decode_transformer.transformer.layers.*.attn1"),
+    ("decoder.layers.*.mlp_norm", "decode_transformer.transformer.layers.*.norm2"),
+    ("decoder.layers.*.mlp", "decode_transformer.transformer.layers.*.ffnet"),
+    # pixel decoder
+    ("pixel_decoder.conv_in", "decoder.conv_in"),
+    ("pixel_decoder.middle.*", "decoder.mid.*"),
+    ("pixel_decoder.levels.*.blocks.*.shortcut", "decoder.conv_blocks.*.res.*.nin_shortcut"),
+    ("pixel_decoder.levels.*.blocks.*", "decoder.conv_blocks.*.res.*"),
+    ("pixel_decoder.levels.*.upsample", "decoder.conv_blocks.*.upsample.conv"),
+    ("pixel_decoder.norm_out", "decoder.norm_out"),
+    ("pixel_decoder.conv_out", "decoder.conv_out"),
+)
+
+# Published tensors that carry no model: checked and dropped on the way in, zeros on the way out.
+TOKENIZER_BUFFERS = {"slot_quantize.codebook_used": (65536,)}
+
+# --------------------------------------------------------------------------------------
+# In and out
+# --------------------------------------------------------------------------------------
+
+
+def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a published checkpoint (its names) into ``model``, strictly, and return ``model``.
+
+    Raises:
+        WeightsError: a tensor is missing, extra or mis-shaped, or the model has a part that was
+            never published (an ablation's). The first names are listed; nothing is loaded.
+    """
+    published = _published_tensors(model)
+    expected = {name: tensor.shape for name, tensor in published.items()} | TOKENIZER_BUFFERS
+    check_tensors(state_dict, expected, type(model).__name__)
+    with torch.no_grad():
+        for name, tensor in published.items():
+            tensor.copy_(state_dict[name])
+    return model
+
+
+def to_released(model: nn.Module) -> dict[str, Tensor]:
+    """The published names and tensors of ``model``: the exact inverse of ``load_released``.
+
+    Like ``state_dict``, the tensors share the model's memory. The frozen encoder is left out, as in
+    the release. Raises WeightsError if a part of the model has no published name.
+    """
+    buffers = {name: torch.zeros(shape) for name, shape in TOKENIZER_BUFFERS.items()}
+    return _published_tensors(model) | buffers
+
+
+def _published_tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    return {rename(name, TOKENIZER_NAMES): tensor for name, tensor in tensors.items()}
+
+
+def rename(name: str, names: Names) -> str:
+    """Our tensor name -> the published one. Raises WeightsError if the map has none."""
+    for ours, theirs in names:
+        match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
+        if match:
+            *numbers, rest = match.groups()
+            return re.sub(r"\*", lambda _: numbers.pop(0), theirs) + rest
+    raise WeightsError(f"'{name}' has no name in the published format: this model has a part the release lacks")
+
+
+def check_tensors(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Raise WeightsError unless ``state_dict`` has exactly the names and shapes of ``expected``."""
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    misshaped = [
+        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state_dict and tuple(state_dict[name].shape) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"these weights are not those of {model}: {'; '.join(problems)}")
+
+
+def dinov2_official_shapes(timm_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of Meta's DINOv2 file for a timm model with these names and shapes.
+
+    timm adds the class token's position to the token itself in models with registers, and calls
+    the gated MLP of the giant model fc1 and fc2; the rest bears the same names.
+    """
+    width = timm_shapes["cls_token"][-1]
+    gated = "blocks.0.mlp.fc1.weight" in timm_shapes and timm_shapes["blocks.0.mlp.fc1.weight"][0] != 4 * width
+    shapes = {"mask_token": (1, width)}
+    for name, shape in timm_shapes.items():
+        if name == "reg_token":
+            name = "register_tokens"
+        elif name == "pos_embed" and "reg_token" in timm_shapes:
+            shape = (1, shape[1] + 1, width)
+        elif gated:
+            name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
+        shapes[name] = tuple(shape)
+    return shapes

@@ -1,0 +1,1 @@
+"""Parts shared by the tokenizer and the generator."""

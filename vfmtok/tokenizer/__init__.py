@@ -1,0 +1,1 @@
+"""image -> encoder -> region sampler -> quantizer -> ViT decoder -> pixel decoder -> image."""

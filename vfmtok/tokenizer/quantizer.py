@@ -1,0 +1,85 @@
+"""Cosine vector quantization (van den Oord et al., 2017; unit vectors as in ViT-VQGAN, Yu et al., 2022).
+
+A quantizer maps latents to the codes of a finite codebook. Another one replaces it by keeping
+``forward``, ``lookup`` and the ``Quantized`` it returns.
+
+Shapes: B batch, K tokens, V codebook size, E code dimensions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmtok.config import QuantizerConfig
+
+
+@dataclass
+class Quantized:
+    """codes (B,K,E) unit vectors, with the straight-through gradient in training; ids (B,K) int64;
+    losses: float32 scalars by name, already weighted, to be summed."""
+
+    codes: Tensor
+    ids: Tensor
+    losses: dict[str, Tensor]
+
+
+class CosineQuantizer(nn.Module):
+    """The code with the largest cosine to the latent; latents and codes are unit vectors.
+
+    Computed in the codebook's dtype (float32), under autocast too.
+    """
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        self.config = config
+        bound = 1 / config.codebook_size
+        start = torch.empty(config.codebook_size, config.code_dim).uniform_(-bound, bound)
+        self.codebook = nn.Parameter(F.normalize(start, dim=-1))  # (V,E)
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """latents (B,K,E), any length of vectors -> Quantized."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = F.normalize(latents.to(self.codebook.dtype), dim=-1)  # (B,K,E)
+            ids = self.nearest(z)  # (B,K)
+            codes = self.lookup(ids)  # (B,K,E)
+            losses = {
+                "vq": (codes - z.detach()).square().mean(),
+                "commit": self.config.commit_weight * (codes.detach() - z).square().mean(),
+                "entropy": self.config.entropy_weight * self.entropy_loss(z)
+                if self.config.entropy_weight and self.training
+                else z.new_zeros(()),
+            }
+            if self.training:
+                codes = z + (codes - z).detach()  # straight-through
+            return Quantized(codes, ids, losses)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (...) -> unit codes (...,E). The gradient flows through the normalisation."""
+        return F.normalize(F.embedding(ids, self.codebook), dim=-1)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """z (B,K,E) -> ids (B,K). Blocks of rows keep the (rows, V) scores in the cache."""
+        codebook = F.normalize(self.codebook, dim=-1).t()  # (E,V)
+        rows = max(1, _SCORES_PER_BLOCK // codebook.shape[1])
+        blocks = [(block @ codebook).argmax(dim=-1) for block in z.flatten(0, 1).split(rows)]
+        return torch.cat(blocks).view(z.shape[:2])
+
+    def entropy_loss(self, z: Tensor) -> Tensor:
+        """Mean entropy of the soft assignments less the entropy of their mean, in nats.
+
+        Low when every latent is sure of its code and all codes are used alike. Soft assignment:
+        softmax(-d / temperature) over codes, d the squared Euclidean distance 2 - 2 cos.
+        """
+        codebook = F.normalize(self.codebook, dim=-1)  # (V,E)
+        distance = 2 - 2 * z.flatten(0, 1) @ codebook.t()  # (B*K,V)
+        log_p = (-distance / self.config.entropy_temperature).log_softmax(dim=-1)
+        p = log_p.exp()
+        mean_entropy = -(p * log_p).sum(dim=-1).mean()
+        m = p.mean(dim=0)  # (V,)
+        return mean_entropy + (m * (m + 1e-5).log()).sum()
+
+
+_SCORES_PER_BLOCK = 1 << 22  # 16 MiB of float32

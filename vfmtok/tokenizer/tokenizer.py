@@ -1,0 +1,129 @@
+"""VFMTok (arXiv 2507.08441): an image as a short grid of discrete region tokens, and back.
+
+image -> frozen encoder -> region sampler -> quantizer -> ViT decoder -> pixel decoder -> image
+
+Shapes: B batch, S image side, K tokens, D width, E code dimensions, L levels, N cells, C channels.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmtok.config import TokenizerConfig
+from vfmtok.errors import ConfigError
+from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.tokenizer.pixel_decoder import PixelDecoder
+from vfmtok.tokenizer.quantizer import CosineQuantizer, Quantized
+from vfmtok.tokenizer.region_sampler import RegionSampler
+from vfmtok.tokenizer.vit_decoder import ViTDecoder
+
+
+@dataclass
+class Encoding:
+    """What ``encode`` finds on the way to the ids."""
+
+    ids: Tensor  # (B,K) int64
+    codes: Tensor  # (B,K,E) quantized, unit vectors
+    latents: Tensor  # (B,K,E) before normalisation and quantization
+    region_tokens: Tensor  # (B,K,D)
+    features: list[Tensor]  # L x (B,N,C) from the encoder; the last is the feature target
+    losses: dict[str, Tensor]  # of the quantizer: vq, commit, entropy
+
+
+@dataclass
+class TokenizerOutput:
+    """What training needs of one pass."""
+
+    reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
+    feature_reconstruction: Tensor | None  # (B,N,C); None in eval mode or without the feature branch
+    feature_target: Tensor  # (B,N,C)
+    ids: Tensor  # (B,K) int64
+    losses: dict[str, Tensor]  # of the quantizer: vq, commit, entropy
+
+
+class VFMTok(nn.Module):
+    """The tokenizer. ``config`` is the resolved configuration: what the encoder filled in included."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.encoder = Encoder(config.encoder)
+        self.config = dataclasses.replace(config, encoder=self.encoder.config)
+        dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
+        feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
+        if feature_grid[0] != feature_grid[1]:
+            raise ConfigError(f"encoder '{config.encoder.name}': the last level must be square, is {feature_grid}")
+        self.sampler = RegionSampler(config.sampler, dim, self.encoder.widths, self.encoder.grids, start)
+        self.to_latents = nn.Linear(dim, code_dim)
+        self.quantizer = CosineQuantizer(config.quantizer)
+        self.decoder = ViTDecoder(
+            config.decoder,
+            dim,
+            code_dim=code_dim,
+            num_tokens=config.sampler.num_tokens,
+            image_grid=config.image_grid,
+            feature_grid=feature_grid[0],
+            feature_dim=feature_width,
+            initial_positions=start,
+        )
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, z_channels=dim)
+
+    def encode(self, images: Tensor) -> Encoding:
+        """images (B,3,S,S) float in [-1,1], any square size -> Encoding."""
+        _check_images(images)
+        features = self.encoder(images)  # L x (B,N,C)
+        region_tokens = self.sampler(features)  # (B,K,D)
+        latents, quantized = self.quantize(region_tokens)
+        return Encoding(quantized.ids, quantized.codes, latents, region_tokens, features, quantized.losses)
+
+    def quantize(self, region_tokens: Tensor) -> tuple[Tensor, Quantized]:
+        """(B,K,D) -> latents (B,K,E) and their codes. A float32 island, the projection included."""
+        with torch.autocast(region_tokens.device.type, enabled=False):
+            latents = self.to_latents(region_tokens.to(self.to_latents.weight.dtype))  # (B,K,E)
+            return latents, self.quantizer(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+        image_map, _ = self.decoder(codes)  # (B,D,g,g)
+        return self.pixel_decoder(image_map)
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """ids (B,K) int64 -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+        if ids.ndim != 2 or ids.shape[1] != self.config.sampler.num_tokens:
+            raise ValueError(f"ids must be (B,{self.config.sampler.num_tokens}), got {tuple(ids.shape)}")
+        return self.decode(self.quantizer.lookup(ids))
+
+    @torch.no_grad()
+    def decode_to_uint8(self, ids: Tensor, size: int = 256) -> Tensor:
+        """ids (B,K) -> pixels (B,size,size,3) uint8: bicubic to ``size``, x * 127.5 + 128, clamp, truncate."""
+        images = self.decode_ids(ids).float()  # (B,3,S,S)
+        images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False)
+        return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # (B,size,size,3)
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """images (B,3,S,S) in [-1,1] at ``config.image_size`` -> TokenizerOutput.
+
+        The feature branch runs only in training mode.
+        """
+        _check_images(images, self.config.image_size)
+        encoding = self.encode(images)
+        with_features = self.training and self.config.decoder.reconstruct_features
+        image_map, features = self.decoder(encoding.codes, with_features)  # (B,D,g,g), (B,N,C)
+        return TokenizerOutput(
+            reconstruction=self.pixel_decoder(image_map),  # (B,3,S,S)
+            feature_reconstruction=features,
+            feature_target=encoding.features[-1],  # (B,N,C)
+            ids=encoding.ids,
+            losses=encoding.losses,
+        )
+
+
+def _check_images(images: Tensor, size: int | None = None) -> None:
+    square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if not square or not images.is_floating_point() or (size is not None and images.shape[-1] != size):
+        wanted = f"{size},{size}" if size else "S,S"
+        raise ValueError(
+            f"images must be a float tensor (B,3,{wanted}) in [-1,1], got {tuple(images.shape)} {images.dtype}"
+        )
