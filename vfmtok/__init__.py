@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "VFMTok": "vfmtok.tokenizer.tokenizer",
-    "Encoding": "vfmtok.tokenizer.tokenizer",
-    "TokenizerOutput": "vfmtok.tokenizer.tokenizer",
-    "TokenizerConfig": "vfmtok.config",
-    "load_config": "vfmtok.config",
-    "save_config": "vfmtok.config",
-    "load_released": "vfmtok.hub.released",
-    "to_released": "vfmtok.hub.released",
-    "VFMTokError": "vfmtok.errors",
-    "ConfigError": "vfmtok.errors",
-    "WeightsError": "vfmtok.errors",
+    "vfmtok.config": ("TokenizerConfig", "load_config", "save_config"),
+    "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
+    "vfmtok.hub.released": ("load_released", "to_released"),
+    "vfmtok.tokenizer.tokenizer": ("Encoding", "TokenizerOutput", "VFMTok"),
 }
-__all__ = [*_PUBLIC, "__version__"]
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 
 def __getattr__(name: str):
-    if name not in _PUBLIC:
+    if name not in _HOME:
         raise AttributeError(f"module 'vfmtok' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__():
-    return sorted(__all__)
+    return sorted([*_HOME, "__version__"])
 
 
-if TYPE_CHECKING:
-    from vfmtok.config import TokenizerConfig, load_config, save_config
-    from vfmtok.errors import ConfigError, VFMTokError, WeightsError
-    from vfmtok.hub.released import load_released, to_released
-    from vfmtok.tokenizer.tokenizer import Encoding, TokenizerOutput, VFMTok
+if TYPE_CHECKING:  # for editors
+    from vfmtok.config import TokenizerConfig as TokenizerConfig
+    from vfmtok.config import load_config as load_config
+    from vfmtok.config import save_config as save_config
+    from vfmtok.errors import ConfigError as ConfigError
+    from vfmtok.errors import VFMTokError as VFMTokError
+    from vfmtok.errors import WeightsError as WeightsError
+    from vfmtok.hub.released import load_released as load_released
+    from vfmtok.hub.released import to_released as to_released
+    from vfmtok.tokenizer.tokenizer import Encoding as Encoding
+    from vfmtok.tokenizer.tokenizer import TokenizerOutput as TokenizerOutput
+    from vfmtok.tokenizer.tokenizer import VFMTok as VFMTok

@@ -26,7 +26,16 @@ TOKENIZER_NAMES: Names = (
     ("sampler.query_norm", "encode_transformer.norm_pre1"),
     ("sampler.projectors.*", "encode_transformer.projectors.*.mlp"),
     ("sampler.level_norms.*", "encode_transformer.norm_layers.*"),
-    ("sampler.layers.*.cross_attention", "encode_transformer.transformer.layers.*.cross_attn"),
+    (
+        "sampler.layers.*.cross_attention.sampling_offsets",
+        "encode_transformer.transformer.layers.*.cross_attn.sampling_offsets",
+    ),
+    (
+        "sampler.layers.*.cross_attention.attention_weights",
+        "encode_transformer.transformer.layers.*.cross_attn.attention_weights",
+    ),
+    ("sampler.layers.*.cross_attention.value_proj", "encode_transformer.transformer.layers.*.cross_attn.value_proj"),
+    ("sampler.layers.*.cross_attention.output_proj", "encode_transformer.transformer.layers.*.cross_attn.output_proj"),
     ("sampler.layers.*.cross_norm", "encode_transformer.transformer.layers.*.norm1"),
     ("sampler.layers.*.self_attention", "encode_transformer.transformer.layers.*.self_attn"),
     ("sampler.layers.*.self_norm", "encode_transformer.transformer.layers.*.norm3"),
@@ -106,7 +115,9 @@ def rename(name: str, names: Names) -> str:
         match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
         if match:
             *numbers, rest = match.groups()
-            return re.sub(r"\*", lambda _: numbers.pop(0), theirs) + rest
+            for number in numbers:
+                theirs = theirs.replace("*", number, 1)
+            return theirs + rest
     raise WeightsError(f"'{name}' has no name in the published format: this model has a part the release lacks")
 
 

@@ -116,6 +116,8 @@ class Encoder(nn.Module):
         # Weights are published for the whole model at its own input size: this storage-free twin
         # (in a list, to stay out of the module tree) is what they are checked against.
         self._published_form = [_meta_copy(self.backbone)]
+        is_vit = hasattr(self.backbone, "patch_embed") and hasattr(self.backbone, "norm")
+        self._ends_with_norm = is_vit and self.levels[-1] == len(self.backbone.feature_info)
         self._fit_to_use()
         self.widths, self.grids = self._probe_levels()
         if config.frozen:
@@ -138,7 +140,7 @@ class Encoder(nn.Module):
                 stacklevel=2,
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            return self._read_levels(self.backbone, self._normalise(images))
+            return self._read_levels(self._normalise(images))
 
     def _normalise(self, images: Tensor) -> Tensor:
         size = self.config.image_size
@@ -148,11 +150,11 @@ class Encoder(nn.Module):
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
         return (images - self.mean) / self.std
 
-    def _read_levels(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
-        maps = self._read_maps(backbone, images)  # L x (B,C,h,w)
+    def _read_levels(self, images: Tensor) -> list[Tensor]:
+        maps = self._read_maps(self.backbone, images)  # L x (B,C,h,w)
         features = [feature_map.flatten(2).transpose(1, 2) for feature_map in maps]  # L x (B,N,C)
-        if self.levels[-1] == len(backbone.feature_info) and hasattr(backbone, "norm"):  # a ViT's last block
-            features[-1] = backbone.norm(features[-1])
+        if self._ends_with_norm:
+            features[-1] = self.backbone.norm(features[-1])
         return features
 
     def _read_maps(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
@@ -172,7 +174,7 @@ class Encoder(nn.Module):
     def _fit_to_use(self) -> None:
         """Cut what no level needs, and bring position embeddings to ``config.image_size``."""
         indices = [level - 1 for level in self.levels]
-        self.backbone.prune_intermediate_layers(indices, prune_norm=False, prune_head=True)
+        self.backbone.prune_intermediate_layers(indices, prune_norm=not self._ends_with_norm, prune_head=True)
         if hasattr(self.backbone, "set_input_size"):  # a convolutional backbone takes any size
             self.backbone.set_input_size(img_size=(self.config.image_size, self.config.image_size))
 
@@ -180,7 +182,7 @@ class Encoder(nn.Module):
         """Widths and grids as the backbone really returns them, computed on storage-free tensors."""
         size = self.config.image_size
         try:
-            maps = self._read_maps(_meta_copy(self.backbone), torch.empty(1, 3, size, size, device="meta"))
+            maps = self._read_maps(_meta_copy(self.backbone).eval(), torch.empty(1, 3, size, size, device="meta"))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"encoder '{self.config.name}' does not run at {size} px: {error}") from None
         return tuple(m.shape[1] for m in maps), tuple((m.shape[2], m.shape[3]) for m in maps)
@@ -205,7 +207,8 @@ class Encoder(nn.Module):
         if state_dict.keys() != shapes.keys():
             state_dict = _without_head(_timm_conversion(published)(state_dict, published), published.pretrained_cfg)
         released.check_tensors(state_dict, shapes, model)
-        if "pos_embed" in state_dict:
+        table = self.backbone.state_dict().get("pos_embed")
+        if table is not None and table.shape != shapes["pos_embed"]:
             state_dict = {**state_dict, "pos_embed": self._resample_positions(state_dict["pos_embed"])}
         used = self.backbone.state_dict().keys()
         self.backbone.load_state_dict({name: tensor for name, tensor in state_dict.items() if name in used})

@@ -1,0 +1,245 @@
+"""Time and memory of the tokenizer, part by part, beside the time its FLOPs would take as matrix products.
+
+    python benchmarks/tokenizer.py                                  # the paper's model, fp32 and bf16
+    python benchmarks/tokenizer.py --only sampling                  # the deformable sampling core against grid_sample
+    python benchmarks/tokenizer.py --config configs/tiny.yaml --repeat 20
+
+The bound of a part is its FLOP count (PyTorch's counter: linear layers, convolutions, attention
+products) divided by the rate of a large matrix product in the same precision, measured in the same
+run. Weights are random: no timing depends on their values. Memory is the peak that a part
+adds to what the process held before it.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import vfmtok
+from vfmtok.tokenizer.deformable_attention import deformable_sampling
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    warnings.filterwarnings("ignore", message="the frozen encoder")
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__} on {name}; median of {arguments.repeat} runs")
+    if arguments.only != "sampling":
+        config = vfmtok.load_config(arguments.config, arguments.set)
+        tokenizer = vfmtok.VFMTok(config).to(device)
+        images = torch.rand(arguments.batch, 3, config.image_size, config.image_size, device=device) * 2 - 1
+        for precision in arguments.precision:
+            rate = matrix_rate(device, precision)
+            print(f"\n{precision}, batch {arguments.batch}: matrix products run at {rate / 1e9:.0f} GFLOP/s")
+            measure_tokenizer(tokenizer, images, precision, rate, arguments)
+    if arguments.only != "parts":
+        compare_sampling(device, arguments.repeat)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).parent.parent
+    parser.add_argument("--config", default=root / "configs/vit_transformer.yaml", help="a tokenizer configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field; repeatable")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", choices=["parts", "sampling"], help="leave the other half out")
+    return parser.parse_args()
+
+
+# --------------------------------------------------------------------------------------
+# The parts
+# --------------------------------------------------------------------------------------
+
+
+def measure_tokenizer(tokenizer, images, precision: str, rate: float, arguments) -> None:
+    device = images.device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    with autocast:
+        with torch.no_grad():
+            tokenizer.eval()
+            features = tokenizer.encoder(images)
+            region_tokens = tokenizer.sampler(features)
+            codes = tokenizer.quantize(region_tokens)[1].codes
+            image_map, _ = tokenizer.decoder(codes)
+            parts = {
+                "encoder (frozen)": lambda: tokenizer.encoder(images),
+                "region sampler": lambda: tokenizer.sampler(features),
+                "quantizer": lambda: tokenizer.quantize(region_tokens),
+                "ViT decoder": lambda: tokenizer.decoder(codes),
+                "pixel decoder": lambda: tokenizer.pixel_decoder(image_map),
+            }
+            print_header("encode and decode (eval, no gradient)")
+            rows = [print_row(name, part, rate, device, arguments.repeat) for name, part in parts.items()]
+            print_sum("ours, all but the encoder", rows[1:], rate)
+
+        tokenizer.train()
+        leaf = {name: x.detach().float().requires_grad_() for name, x in
+                (("tokens", region_tokens), ("codes", codes), ("map", image_map))}  # fmt: skip
+        parts = {
+            "encoder (frozen, forward)": lambda: no_grad(tokenizer.encoder, images),
+            "region sampler": lambda: backward(tokenizer.sampler(features)),
+            "quantizer": lambda: backward(tokenizer.quantize(leaf["tokens"])[1].codes),
+            "ViT decoder, two branches": lambda: backward(*tokenizer.decoder(leaf["codes"], with_features=True)),
+            "pixel decoder": lambda: backward(tokenizer.pixel_decoder(leaf["map"])),
+        }
+        print_header("forward and backward (train)")
+        rows = [print_row(name, part, rate, device, arguments.repeat) for name, part in parts.items()]
+        print_sum("ours, all but the encoder", rows[1:], rate)
+        print_row("whole tokenizer", lambda: whole_step(tokenizer, images), rate, device, arguments.repeat)
+        tokenizer.zero_grad(set_to_none=True)
+
+
+def no_grad(function: Callable, *inputs):
+    with torch.no_grad():
+        return function(*inputs)
+
+
+def backward(*outputs) -> None:
+    sum(output.float().square().mean() for output in outputs if output is not None).backward()
+
+
+def whole_step(tokenizer, images) -> None:
+    out = tokenizer(images)
+    backward(out.reconstruction - images, out.feature_reconstruction, *out.losses.values())
+
+
+# --------------------------------------------------------------------------------------
+# The sampling core
+# --------------------------------------------------------------------------------------
+
+
+def compare_sampling(device: torch.device, repeat: int) -> None:
+    """Batch 4, 256 queries, 8 heads of 64 channels, 4 levels of 24x24, 4 points."""
+    batch, queries, heads, channels, points, grids = 4, 256, 8, 64, 4, [(24, 24)] * 4
+    value = torch.randn(batch, sum(h * w for h, w in grids), heads, channels, device=device, requires_grad=True)
+    shape = (batch, queries, heads, len(grids), points)
+    locations = torch.rand(*shape, 2, device=device, requires_grad=True)
+    weights = torch.rand(shape, device=device, requires_grad=True)
+    grad = torch.randn(batch, queries, heads * channels, device=device)
+
+    print("\ndeformable sampling, batch 4, 256 queries, 8 heads x 64, 4 levels of 24x24, 4 points, fp32")
+    print(f"{'':34}{'forward':>12}{'forward + backward':>22}")
+    times = {}
+    for name, function in (
+        ("grid_sample, level by level", grid_sample_loop),
+        ("deformable_sampling", deformable_sampling),
+    ):
+        forward = seconds(lambda f=function: no_grad(f, value, grids, locations, weights), device, repeat)
+        both = seconds(
+            lambda f=function: torch.autograd.grad(
+                f(value, grids, locations, weights), (value, locations, weights), grad
+            ),
+            device,
+            repeat,
+        )
+        times[name] = (forward, both)
+        print(f"{name:34}{forward * 1e3:9.1f} ms{both * 1e3:19.1f} ms")
+    loop, ours = times.values()
+    print(f"{'ratio':34}{loop[0] / ours[0]:10.1f} x{loop[1] / ours[1]:20.1f} x")
+
+
+def grid_sample_loop(value, grids, locations, weights):
+    """The usual formulation in PyTorch: one grid_sample a level, stacked, weighted, summed."""
+    batch, _, heads, channels = value.shape
+    samples = []
+    for level, part in enumerate(value.split([h * w for h, w in grids], dim=1)):
+        feature_map = part.permute(0, 2, 3, 1).reshape(batch * heads, channels, *grids[level])
+        points = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        samples.append(F.grid_sample(feature_map, points, mode="bilinear", align_corners=False))
+    share = weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
+    out = (torch.stack(samples, dim=-2).flatten(-2) * share).sum(-1)
+    return out.view(batch, heads * channels, -1).transpose(1, 2)
+
+
+# --------------------------------------------------------------------------------------
+# Measuring
+# --------------------------------------------------------------------------------------
+
+
+def print_header(title: str) -> None:
+    print(f"\n{title:30}{'GFLOP':>9}{'time':>12}{'GFLOP/s':>10}{'of bound':>10}{'memory':>12}")
+
+
+def print_row(name: str, part: Callable, rate: float, device, repeat: int) -> tuple[float, float]:
+    """Measure, print and return (FLOPs, seconds)."""
+    with FlopCounterMode(display=False) as counter:
+        part()
+    flops = counter.get_total_flops()
+    memory = peak_memory(part, device)
+    elapsed = seconds(part, device, repeat)
+    share = f"{flops / rate / elapsed:9.0%}" if flops else f"{'-':>9}"
+    print(
+        f"{name:30}{flops / 1e9:9.1f}{elapsed * 1e3:9.0f} ms{flops / elapsed / 1e9:10.0f} {share}{memory / 2**20:8.0f} MiB"
+    )
+    return flops, elapsed
+
+
+def print_sum(name: str, rows: list[tuple[float, float]], rate: float) -> None:
+    flops, elapsed = (sum(column) for column in zip(*rows, strict=True))
+    print(
+        f"{name:30}{flops / 1e9:9.1f}{elapsed * 1e3:9.0f} ms{flops / elapsed / 1e9:10.0f} {flops / rate / elapsed:9.0%}"
+    )
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of the best of some large square matrix products."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        best = max(best, 2 * size**3 / seconds(lambda a=a, b=b: a @ b, device, 5))
+    return best
+
+
+def seconds(function: Callable, device: torch.device, repeat: int) -> float:
+    """Median wall time after one warm-up run."""
+    times = []
+    for _ in range(repeat + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        function()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[repeat // 2]
+
+
+def peak_memory(function: Callable, device: torch.device) -> float:
+    """Bytes that one call adds at its peak; NaN where the system does not tell (CPU, other than Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    if sys.platform != "linux":
+        return float("nan")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before = resident_bytes("VmRSS")
+    function()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return float("nan")
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests: small tokenizers on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import vfmtok
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def tiny_config():
+    """``tiny_config("sampler.depth=1", ...)`` -> configs/tiny.yaml with these overrides."""
+    return lambda *overrides: vfmtok.load_config(ROOT / "configs/tiny.yaml", overrides)
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_config):
+    """``tiny_tokenizer("sampler.depth=1", ...)`` -> that tokenizer, the same weights every time."""
+
+    def build(*overrides: str):
+        torch.manual_seed(0)
+        return vfmtok.VFMTok(tiny_config(*overrides))
+
+    return build

@@ -1,0 +1,138 @@
+"""Weight files: nothing runs, damage is named, the Hub is reached through its real client."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+
+from vfmtok.errors import WeightsError
+from vfmtok.hub import weight_files
+
+
+@pytest.mark.parametrize("wrap", [lambda sd: sd, lambda sd: {"model": sd}, lambda sd: {"state_dict": sd, "epoch": 3}])
+def test_torch_files_and_their_containers(tmp_path, wrap):
+    state_dict = {"a.weight": torch.randn(3), "b": torch.tensor(1)}
+    torch.save(wrap(state_dict), tmp_path / "w.pt")
+    read = weight_files.read(tmp_path / "w.pt")
+    assert read.keys() == state_dict.keys()
+    assert all(torch.equal(read[name], state_dict[name]) for name in read)
+
+
+class Payload:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    for name, write in (("zip", torch.save), ("plain", lambda x, path: path.write_bytes(pickle.dumps(x)))):
+        path, target = tmp_path / f"{name}.pt", tmp_path / f"ran_{name}"
+        write({"model": Payload(target)}, path)
+        with pytest.raises(WeightsError, match="cannot read weights from"):
+            weight_files.read(path)
+        assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])
+def test_damaged_files_are_named_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError) as error:
+        weight_files.read(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_something_else_than_a_state_dict(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="does not hold a state dict"):
+        weight_files.read(tmp_path / "w.pt")
+
+
+# --------------------------------------------------------------------------------------
+# The Hub
+# --------------------------------------------------------------------------------------
+
+BUILD = """
+import json, sys
+from vfmtok.config import EncoderConfig
+from vfmtok.errors import WeightsError
+from vfmtok.tokenizer.encoder import Encoder
+try:
+    encoder = Encoder(EncoderConfig(name="test_vit.r160_in1k", levels=(6,), weights="hub", image_size=160))
+except WeightsError as error:
+    sys.exit(f"WeightsError: {error}")
+state = encoder.backbone.state_dict()
+print(json.dumps([encoder.config.weights_sha256, state["patch_embed.proj.weight"].double().sum().item()]))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A loopback server that answers like the Hub for one repository, and a subprocess that uses it."""
+    reference = timm.create_model("test_vit").state_dict()
+    content = save(reference)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool):
+            found = self.path == "/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
+            self.send_response(200 if found else 404)
+            if found:
+                self.send_header("ETag", '"0123456789abcdef"')
+                self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", str(len(content) if found else 0))
+            self.end_headers()
+            if found and body:
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def build(port: int = server.server_port) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "cache")}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", BUILD]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    yield build, reference
+    server.shutdown()
+
+
+def test_hub_download_and_cache(hub):
+    build, reference = hub
+    first = build()
+    assert first.returncode == 0, first.stderr
+    digest, total = json.loads(first.stdout)
+    assert len(digest) == 64
+    assert total == reference["patch_embed.proj.weight"].double().sum().item()
+    offline = build(port=9)  # nothing listens there: the cache answers
+    assert offline.stdout == first.stdout, offline.stderr
+
+
+def test_hub_out_of_reach_is_said_clearly(hub):
+    build, _ = hub
+    done = build(port=9)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert "weights of 'test_vit.r160_in1k' are neither in the Hub cache nor reachable at timm/test_vit" in message
+    assert "set encoder.weights to the file" in message

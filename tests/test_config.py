@@ -1,0 +1,99 @@
+"""Configuration: strict in, equal out."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+import vfmtok
+from vfmtok.config import dump_config
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_paper_config_is_the_default(root):
+    """configs/vit_transformer.yaml spells out the defaults; the two must not drift apart."""
+    config = vfmtok.load_config(root / "configs/vit_transformer.yaml")
+    default = vfmtok.TokenizerConfig()
+    encoder = dataclasses.replace(default.encoder, levels=(6, 12, 18, 24), position_resampling="size")
+    assert config == dataclasses.replace(default, encoder=encoder)
+
+
+def test_every_config_in_the_repository_loads(root):
+    for path in (root / "configs").glob("*.yaml"):
+        vfmtok.load_config(path)
+
+
+def test_dump_reads_back_equal(root, tmp_path):
+    config = vfmtok.load_config(root / "configs/tiny.yaml", ["quantizer.entropy_temperature=1e-2"])
+    vfmtok.save_config(config, tmp_path / "dump.yaml")
+    assert vfmtok.load_config(tmp_path / "dump.yaml") == config
+    assert yaml.safe_load(dump_config(config))["encoder"]["levels"] == [2, 4, 6]
+
+
+def test_overrides_apply_in_order(root):
+    overrides = [
+        "sampler.num_tokens=64",
+        "sampler.num_tokens=36",
+        "encoder.levels=[24]",
+        "quantizer.commit_weight=1e-1",
+    ]
+    config = vfmtok.load_config(root / "configs/vit_transformer.yaml", overrides)
+    assert config.sampler.num_tokens == 36
+    assert config.encoder.levels == (24,)
+    assert config.quantizer.commit_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("encoder: {nmae: x}", "unknown key 'encoder.nmae' (closest match: 'encoder.name')"),
+        ("smapler: {}", "unknown key 'smapler' (closest match: 'sampler')"),
+        ("sampler: {num_tokens: 250}", "sampler.num_tokens must be a square number, got 250"),
+        ("sampler: {num_tokens: true}", "sampler.num_tokens must be int, got True"),
+        ("sampler: {num_tokens: 16.0}", "sampler.num_tokens must be int, got 16.0"),
+        ("sampler: {attention: deformible}", "closest match: 'deformable'"),
+        ("sampler: 3", "sampler must be a section of keys and values, got 3"),
+        ("quantizer: {commit_weight: much}", "quantizer.commit_weight must be a number, got 'much'"),
+        ("encoder: {levels: [6, 6]}", "encoder.levels must increase from 1"),
+        ("encoder: {levels: 6}", "encoder.levels must be a list, got 6"),
+        ("image_size: 333", "image_size must be a multiple of the pixel decoder's stride 16, got 333"),
+        ("decoder: {heads: 7}", "decoder.heads must divide dim 512, got 7"),
+        ("image_size: 1\nimage_size: 2", "key 'image_size' appears twice"),
+        ("image_size: [", "not valid YAML"),
+        ("- a", "expected keys and values at the top"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(write, text, message):
+    with pytest.raises(vfmtok.ConfigError) as error:
+        vfmtok.load_config(write(text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.num_tokens", "--set takes key=value"),
+        ("sampler..depth=1", "--set takes key=value"),
+        ("sampler.dpeth=1", "unknown key 'sampler.dpeth' (closest match: 'sampler.depth')"),
+        ("image_size.x=1", "'image_size' is a value, not a section"),
+    ],
+)
+def test_wrong_overrides(write, override, message):
+    with pytest.raises(vfmtok.ConfigError) as error:
+        vfmtok.load_config(write("image_size: 336"), [override])
+    assert message in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(vfmtok.ConfigError, match=r"cannot read configuration .*nothing.yaml"):
+        vfmtok.load_config(tmp_path / "nothing.yaml")

@@ -1,0 +1,65 @@
+"""The package as a whole: what importing it costs, and who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import vfmtok
+
+PACKAGE = Path(vfmtok.__file__).parent
+# A room may import the rooms of the ranks below its own, and its own. The outermost is last.
+RANKS = [
+    {"config", "errors", "hub", "layers"},
+    {"tokenizer", "generator"},
+]
+
+
+def _imports(path: Path) -> set[str]:
+    """The rooms of vfmtok that a file imports."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "vfmtok" else [f"vfmtok.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("vfmtok.")}
+    return rooms
+
+
+def test_imports_go_one_way():
+    rank = {room: index for index, rooms in enumerate(RANKS) for room in rooms}
+    checked = 0
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in rank, f"give the room '{room}' a rank"
+        for other in _imports(path) - {room}:
+            assert rank[other] <= rank[room], f"{path.name} ({room}) imports {other}"
+            assert {room, other} != {"tokenizer", "generator"}, "the generator is handed a tokenizer"
+            checked += 1
+    assert checked > 5
+
+
+def test_import_is_quick_and_needs_no_torch():
+    """Less than 3 s is promised; nothing heavy may be imported before it is used."""
+    program = (
+        "import sys, vfmtok; assert not {'torch', 'timm', 'torchvision'} & set(sys.modules); print(vfmtok.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == vfmtok.__version__, done.stderr
+
+
+def test_public_names_exist():
+    for name in dir(vfmtok):
+        assert getattr(vfmtok, name) is not None
+
+
+def test_files_stay_readable():
+    for path in PACKAGE.rglob("*.py"):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 350, f"{path} has {lines} lines"
+        assert path.stem not in {"utils", "misc", "common", "helpers", "engine", "core"}
