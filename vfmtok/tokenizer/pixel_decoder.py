@@ -4,6 +4,7 @@ for one attention layer at the coarsest size.
 Shapes: B batch, C channels, h and w sides of a map.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class PixelDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        z = z.contiguous(memory_format=torch.channels_last)  # convolutions run up to twice as fast on it
         x = self.middle(self.conv_in(z))  # (B,C,g,g)
         for level in self.levels:
             x = level(x)  # (B,C,2h,2w), the last (B,C,S,S)
