@@ -20,7 +20,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "timm>=1.0.20",  # DINOv3
+        "timm>=1.0.21",  # DINOv3 at any input size
         "numpy>=1.24",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",

@@ -2,6 +2,7 @@
 
 import golden_rule
 import pytest
+import storage_free
 import torch
 
 import vfmtok
@@ -64,19 +65,13 @@ def test_a_model_that_was_never_published_is_refused(tiny_tokenizer, override):
 
 
 def test_official_dinov2_names():
-    import timm
-
-    with torch.device("meta"):
-        model = timm.create_model("vit_large_patch14_reg4_dinov2", num_classes=0)
+    model = storage_free.create_model("vit_large_patch14_reg4_dinov2", num_classes=0)
     shapes = dinov2_official_shapes({name: tensor.shape for name, tensor in model.state_dict().items()})
     assert {name: list(shape) for name, shape in shapes.items()} == golden_rule.shapes("dinov2_vitl14_reg4_keys.json")
 
 
 def test_official_names_of_the_gated_giant():
-    import timm
-
-    with torch.device("meta"):
-        model = timm.create_model("vit_giant_patch14_dinov2", num_classes=0)
+    model = storage_free.create_model("vit_giant_patch14_dinov2", num_classes=0)
     shapes = dinov2_official_shapes({name: tensor.shape for name, tensor in model.state_dict().items()})
     assert shapes["blocks.39.mlp.w12.weight"] == (8192, 1536)
     assert shapes["blocks.39.mlp.w3.weight"] == (1536, 4096)

@@ -5,6 +5,7 @@ import warnings
 
 import golden_rule
 import pytest
+import storage_free
 import timm
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,7 @@ FACTS = {  # publisher's name for the size -> (blocks, width); everything at 336
 @pytest.mark.parametrize("name", sorted(ENCODERS.keys() - {"tf_efficientnet_lite0"}))
 def test_named_vits_are_described_right(name, monkeypatch):
     """Every named ViT builds (without storage) with the last block among its levels, its grid and its mean."""
-    create = timm.create_model
-
-    def create_on_meta(*args, **kwargs):
-        with torch.device("meta"):
-            return create(*args, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", create_on_meta)
+    monkeypatch.setattr(timm, "create_model", storage_free.create_model)
     encoder = Encoder(EncoderConfig(name=name))
     blocks, width = next(facts for size, facts in FACTS.items() if size in name)
     side = 336 // int(name.removesuffix("_reg")[-2:])

@@ -39,9 +39,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file. Raises WeightsError if it can't be read."""
+    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise WeightsError(f"no weight file at {path}: {error.strerror}") from None
 
