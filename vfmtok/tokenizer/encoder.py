@@ -107,8 +107,8 @@ class Encoder(nn.Module):
             config,
             levels=self.levels,
             position_resampling=config.position_resampling or facts.position_resampling,
-            mean=config.mean or tuple(published["mean"]),
-            std=config.std or tuple(published["std"]),
+            mean=tuple(published["mean"]) if config.mean is None else config.mean,
+            std=tuple(published["std"]) if config.std is None else config.std,
         )
         self.register_buffer("mean", torch.tensor(self.config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.config.std).view(1, 3, 1, 1), persistent=False)
@@ -122,18 +122,19 @@ class Encoder(nn.Module):
         self.widths, self.grids = self._probe_levels()
         if config.frozen:
             self.requires_grad_(False)
-        self._has_weights = False
+        self._has_weights = self._warned = False
+        self.register_load_state_dict_post_hook(_note_weights)
         self._load_configured_weights()
         self.train()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images (B,3,S,S) in [-1,1] -> one (B,N,C) tensor per level, in the order of the levels.
+        """images (B,3,H,W) in [-1,1] -> one (B,N,C) tensor per level, in the order of the levels.
 
-        Another side than ``config.image_size`` is resized to it: bicubic with aligned corners,
+        Another size than ``config.image_size`` squared is resized to it: bicubic with aligned corners,
         antialiased when it shrinks. The last block's level is taken after the final norm.
         """
-        if self.config.frozen and not self._has_weights:
-            self._has_weights = True  # said once
+        if self.config.frozen and not self._has_weights and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"the frozen encoder '{self.config.name}' has RANDOM weights, its features mean nothing: "
                 "set encoder.weights to a file or to 'hub', or call load_official",
@@ -144,11 +145,12 @@ class Encoder(nn.Module):
 
     def _normalise(self, images: Tensor) -> Tensor:
         size = self.config.image_size
-        if images.shape[-1] != size:
-            shrinks = images.shape[-1] > size
+        if images.shape[-2:] != (size, size):
+            shrinks = max(images.shape[-2:]) > size
             images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
-        return (images - self.mean) / self.std
+        images = (images - self.mean) / self.std
+        return images.to(next(self.backbone.parameters()).dtype)
 
     def _read_levels(self, images: Tensor) -> list[Tensor]:
         maps = self._read_maps(self.backbone, images)  # L x (B,C,h,w)
@@ -181,6 +183,9 @@ class Encoder(nn.Module):
     def _probe_levels(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Widths and grids as the backbone really returns them, computed on storage-free tensors."""
         size = self.config.image_size
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", (1, 1))[0]
+        if size % patch:
+            raise ConfigError(f"encoder.image_size must be a multiple of the patch size {patch}, got {size}")
         try:
             maps = self._read_maps(_meta_copy(self.backbone).eval(), torch.empty(1, 3, size, size, device="meta"))
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -201,18 +206,36 @@ class Encoder(nn.Module):
         published = self._published_form[0]
         shapes = {name: tensor.shape for name, tensor in published.state_dict().items()}
         model = f"encoder '{self.config.name}'"
-        if "dinov2" in published.pretrained_cfg["architecture"] and "mask_token" in state_dict:
+        architecture = published.pretrained_cfg["architecture"]
+        if "dinov2" in architecture and state_dict.keys() & {"mask_token", "register_tokens"}:
             released.check_tensors(state_dict, released.dinov2_official_shapes(shapes), model)
-        state_dict = _without_head(state_dict, self.backbone.pretrained_cfg)
+        if "_conv_stem.weight" in state_dict:
+            state_dict = released.efficientnet_from_pytorch(state_dict, shapes)
+        state_dict = _without_head(state_dict, published.pretrained_cfg)
         if state_dict.keys() != shapes.keys():
-            state_dict = _without_head(_timm_conversion(published)(state_dict, published), published.pretrained_cfg)
+            try:
+                state_dict = _timm_conversion(published)(state_dict, published)
+            except Exception as error:  # timm trusts the file: a wrong one fails anywhere
+                raise WeightsError(f"timm cannot read these weights as those of {model}: {error}") from None
+            state_dict = _without_head(state_dict, published.pretrained_cfg)
         released.check_tensors(state_dict, shapes, model)
-        table = self.backbone.state_dict().get("pos_embed")
-        if table is not None and table.shape != shapes["pos_embed"]:
-            state_dict = {**state_dict, "pos_embed": self._resample_positions(state_dict["pos_embed"])}
-        used = self.backbone.state_dict().keys()
-        self.backbone.load_state_dict({name: tensor for name, tensor in state_dict.items() if name in used})
+        self._copy(state_dict)
         self._has_weights = True
+        self.config = dataclasses.replace(self.config, weights_sha256=None)  # of a file, if the caller knows it
+
+    def _copy(self, state_dict: dict[str, Tensor]) -> None:
+        """Copy tensors of the published form into the backbone: cut, and at its own input size."""
+        table = self.backbone.state_dict().get("pos_embed")
+        if table is not None and table.shape != state_dict["pos_embed"].shape:
+            state_dict = {**state_dict, "pos_embed": self._resample_positions(state_dict["pos_embed"])}
+        used = self.backbone.state_dict()
+        for name in used:
+            if used[name].shape != state_dict[name].shape:  # relative positions and the like
+                raise WeightsError(
+                    f"encoder '{self.config.name}': '{name}' has another size at {self.config.image_size} px than "
+                    "as published, and no convention to resample it is known: use the published encoder.image_size"
+                )
+        self.backbone.load_state_dict({name: state_dict[name] for name in used})
 
     def _resample_positions(self, table: Tensor) -> Tensor:
         """(1, prefix + G*G, C) at the published size -> (1, prefix + g*g, C) by the recorded convention."""
@@ -224,12 +247,15 @@ class Encoder(nn.Module):
         return torch.cat([table[:, :prefix], resample_by_scale(table[:, prefix:], new[0])], dim=1)
 
     def _load_configured_weights(self) -> None:
-        if self.config.weights == "none":
+        source = self.config.weights
+        if source == "none":
             return
-        if self.config.weights == "hub":
+        if source == "hub":
             path = weight_files.download_timm(self.backbone.pretrained_cfg, self.config.name)
+        elif source == "package":
+            path = weight_files.find_in_package(self.config.name)
         else:
-            path = Path(self.config.weights)
+            path = Path(source)
         digest = weight_files.sha256(path)
         wanted = self.config.weights_sha256
         if wanted not in (None, digest):
@@ -263,6 +289,11 @@ def _choose_levels(config: EncoderConfig, facts: EncoderFacts, available: int) -
     if levels[-1] > available:
         raise ConfigError(f"encoder.levels: '{config.name}' has {available} levels, got {levels}")
     return levels
+
+
+def _note_weights(encoder: Encoder, _) -> None:
+    """After ``load_state_dict``: a checkpoint that carries the encoder brings its weights."""
+    encoder._has_weights = True
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:

@@ -37,7 +37,7 @@ class PixelDecoder(nn.Module):
         x = self.middle(self.conv_in(z))  # (B,C,g,g)
         for level in self.levels:
             x = level(x)  # (B,C,2h,2w), the last (B,C,S,S)
-        return self.conv_out(F.silu(self.norm_out(x)))  # (B,3,S,S)
+        return self.conv_out(F.silu(self.norm_out(x))).contiguous()  # (B,3,S,S)
 
 
 class DecoderLevel(nn.Module):
@@ -87,10 +87,10 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = self.norm(x)  # (B,C,h,w)
         q, k, v = (_as_tokens(project(h)) for project in (self.q, self.k, self.v))  # 3 x (B,1,h*w,C)
         out = F.scaled_dot_product_attention(q, k, v)  # (B,1,h*w,C), scaled by C^-0.5
-        return x + self.proj_out(out.squeeze(1).transpose(1, 2).reshape(x.shape))
+        return x + self.proj_out(out.squeeze(1).transpose(1, 2).reshape(x.shape))  # (B,C,h,w)
 
 
 def _as_tokens(x: Tensor) -> Tensor:

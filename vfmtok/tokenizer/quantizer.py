@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.config import QuantizerConfig
+from vfmtok.layers.precision import at_least_float32
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Quantized:
 class CosineQuantizer(nn.Module):
     """The code with the largest cosine to the latent; latents and codes are unit vectors.
 
-    Computed in the codebook's dtype (float32), under autocast too.
+    Computed in float32 (float64 if the codebook is), under autocast and in a bfloat16 module too.
     """
 
     def __init__(self, config: QuantizerConfig):
@@ -41,7 +42,7 @@ class CosineQuantizer(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         """latents (B,K,E), any length of vectors -> Quantized."""
         with torch.autocast(latents.device.type, enabled=False):
-            z = F.normalize(latents.to(self.codebook.dtype), dim=-1)  # (B,K,E)
+            z = F.normalize(latents.to(at_least_float32(self.codebook).dtype), dim=-1)  # (B,K,E)
             ids = self.nearest(z)  # (B,K)
             codes = self.lookup(ids)  # (B,K,E)
             losses = {
@@ -57,12 +58,12 @@ class CosineQuantizer(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (...) -> unit codes (...,E). The gradient flows through the normalisation."""
-        return F.normalize(F.embedding(ids, self.codebook), dim=-1)
+        return F.normalize(at_least_float32(F.embedding(ids, self.codebook)), dim=-1)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """z (B,K,E) -> ids (B,K). Blocks of rows keep the (rows, V) scores in the cache."""
-        codebook = F.normalize(self.codebook, dim=-1).t()  # (E,V)
+        codebook = F.normalize(at_least_float32(self.codebook), dim=-1).t()  # (E,V)
         rows = max(1, _SCORES_PER_BLOCK // codebook.shape[1])
         blocks = [(block @ codebook).argmax(dim=-1) for block in z.flatten(0, 1).split(rows)]
         return torch.cat(blocks).view(z.shape[:2])
@@ -73,7 +74,7 @@ class CosineQuantizer(nn.Module):
         Low when every latent is sure of its code and all codes are used alike. Soft assignment:
         softmax(-d / temperature) over codes, d the squared Euclidean distance 2 - 2 cos.
         """
-        codebook = F.normalize(self.codebook, dim=-1)  # (V,E)
+        codebook = F.normalize(at_least_float32(self.codebook), dim=-1)  # (V,E)
         distance = 2 - 2 * z.flatten(0, 1) @ codebook.t()  # (B*K,V)
         log_p = (-distance / self.config.entropy_temperature).log_softmax(dim=-1)
         p = log_p.exp()

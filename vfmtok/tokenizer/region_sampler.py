@@ -92,9 +92,9 @@ class SamplerLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, maps: Tensor, grids: Grids) -> Tensor:
         """x (B,K,D), positions (1,K,D), references (K,2), maps (B,S,D) -> (B,K,D)."""
-        x = self.cross_norm(x + self.cross_attention(x + positions, references, maps, grids))
-        x = self.self_norm(x + self.self_attention(x + positions, causal=True))
-        return self.mlp_norm(x + self.mlp(x))
+        x = self.cross_norm(x + self.cross_attention(x + positions, references, maps, grids))  # (B,K,D)
+        x = self.self_norm(x + self.self_attention(x + positions, causal=True))  # (B,K,D)
+        return self.mlp_norm(x + self.mlp(x))  # (B,K,D)
 
 
 class WindowedAttention(nn.Module):
@@ -108,10 +108,10 @@ class WindowedAttention(nn.Module):
     def forward(self, queries: Tensor, references: Tensor, maps: Tensor, grids: Grids) -> Tensor:
         """queries (B,K,D), references (K,2), maps (B,N,D) on the one grid -> (B,K,D)."""
         height, width = grids[0]
-        size = torch.tensor([width, height], device=maps.device)
-        centres = _cell_centres(height, width).to(maps.device)  # (N,2)
-        distance = (references[:, None] - centres[None]).abs() * size  # (K,N,2) in cells
-        near = (distance <= self.window / 2 + 1e-4).all(dim=-1)  # (K,N); never empty, the window is >= 1 cell
+        centres = _cell_centres(height, width, references.device)  # (N,2)
+        x, y = (references[:, None] - centres[None]).abs().unbind(-1)  # 2 x (K,N)
+        reach = self.window / 2 + 1e-4  # in cells; never empty, the window is at least one
+        near = (x * width <= reach) & (y * height <= reach)  # (K,N)
         return self.attention(queries, maps, mask=near)
 
 
@@ -125,7 +125,9 @@ def _projector(width: int, dim: int) -> nn.Sequential:
     )
 
 
-def _cell_centres(height: int, width: int) -> Tensor:
+def _cell_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """(x, y) of the cell centres of a grid over the unit square, in row order: (height*width, 2)."""
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    rows = (torch.arange(height, device=device) + 0.5) / height
+    columns = (torch.arange(width, device=device) + 0.5) / width
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vfmtok.config import TokenizerConfig
 from vfmtok.errors import ConfigError
+from vfmtok.layers.precision import linear_in_float32
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.pixel_decoder import PixelDecoder
 from vfmtok.tokenizer.quantizer import CosineQuantizer, Quantized
@@ -45,12 +46,12 @@ class TokenizerOutput:
 
 
 class VFMTok(nn.Module):
-    """The tokenizer. ``config`` is the resolved configuration: what the encoder filled in included."""
+    """The tokenizer. Call ``eval()`` before decoding: in training mode the ViT decoder's dropout is on."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.encoder = Encoder(config.encoder)
-        self.config = dataclasses.replace(config, encoder=self.encoder.config)
+        self._config = config
         dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
         feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
         if feature_grid[0] != feature_grid[1]:
@@ -70,8 +71,13 @@ class VFMTok(nn.Module):
         )
         self.pixel_decoder = PixelDecoder(config.pixel_decoder, z_channels=dim)
 
+    @property
+    def config(self) -> TokenizerConfig:
+        """The resolved configuration: with what the encoder filled in, its weights' hash included."""
+        return dataclasses.replace(self._config, encoder=self.encoder.config)
+
     def encode(self, images: Tensor) -> Encoding:
-        """images (B,3,S,S) float in [-1,1], any square size -> Encoding."""
+        """images (B,3,H,W) float in [-1,1], any size: the encoder resizes to its own square -> Encoding."""
         _check_images(images)
         features = self.encoder(images)  # L x (B,N,C)
         region_tokens = self.sampler(features)  # (B,K,D)
@@ -80,9 +86,8 @@ class VFMTok(nn.Module):
 
     def quantize(self, region_tokens: Tensor) -> tuple[Tensor, Quantized]:
         """(B,K,D) -> latents (B,K,E) and their codes. A float32 island, the projection included."""
-        with torch.autocast(region_tokens.device.type, enabled=False):
-            latents = self.to_latents(region_tokens.to(self.to_latents.weight.dtype))  # (B,K,E)
-            return latents, self.quantizer(latents)
+        latents = linear_in_float32(self.to_latents, region_tokens)  # (B,K,E)
+        return latents, self.quantizer(latents)
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
@@ -93,6 +98,9 @@ class VFMTok(nn.Module):
         """ids (B,K) int64 -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
         if ids.ndim != 2 or ids.shape[1] != self.config.sampler.num_tokens:
             raise ValueError(f"ids must be (B,{self.config.sampler.num_tokens}), got {tuple(ids.shape)}")
+        size = self.config.quantizer.codebook_size
+        if ids.device.type == "cpu" and ids.numel() and not (ids.min() >= 0 and ids.max() < size):  # a sync elsewhere
+            raise ValueError(f"ids must be in [0,{size}), got {ids.min()} to {ids.max()}")
         return self.decode(self.quantizer.lookup(ids))
 
     @torch.no_grad()
@@ -121,9 +129,9 @@ class VFMTok(nn.Module):
 
 
 def _check_images(images: Tensor, size: int | None = None) -> None:
-    square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-    if not square or not images.is_floating_point() or (size is not None and images.shape[-1] != size):
-        wanted = f"{size},{size}" if size else "S,S"
+    fits = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
+    if not fits or (size is not None and images.shape[2:] != (size, size)):
+        wanted = f"{size},{size}" if size else "H,W"
         raise ValueError(
             f"images must be a float tensor (B,3,{wanted}) in [-1,1], got {tuple(images.shape)} {images.dtype}"
         )
