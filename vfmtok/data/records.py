@@ -20,6 +20,7 @@ import pickle
 import struct
 import zlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -248,11 +249,10 @@ def _close(path: Path) -> None:
 # --------------------------------------------------------------------------------------
 
 
-class RecordWriter:
+class RecordWriter(AbstractContextManager):
     """Appends records in transactions that carry the progress with them.
 
-    Whatever stops the writer, what is on disk is a whole number of transactions, and ``progress``
-    says where to go on. The memory map doubles when it is full.
+    Whatever stops the writer, ``progress`` on disk fits the records on disk.
 
     Attributes:
         progress: of the committed records: "position" (source entries consumed), "count" (records
@@ -317,14 +317,10 @@ class RecordWriter:
         with self._environment.begin() as transaction:
             return [json.loads(transaction.get(f"skipped/{i}".encode())) for i in range(self.progress["skipped"])]
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         self._environment.close()
 
-    def __enter__(self) -> "RecordWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    __exit__ = close
 
     def _commit(self, items: dict[str, bytes]) -> None:
         while True:
