@@ -24,7 +24,7 @@ setup(
         "torchvision>=0.19",
         "timm>=1.0.20",  # DINOv3
         "numpy>=1.24",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "lmdb>=1.4",
         "tqdm>=4.60",
         "pyyaml>=6.0",

@@ -7,10 +7,15 @@ import sys
 from vfmtok import __version__
 from vfmtok.errors import VFMTokError
 
-COMMANDS = {  # name: (module, what it does)
-    "prepare": ("vfmtok.data.prepare", "images from folders, archives or shards to LMDB records, and back"),
-    "stats": ("vfmtok.data.stats", "counts, sizes, formats, labels and a contact sheet of a dataset"),
-    "codes": ("vfmtok.data.codes", "token ids of a dataset, computed once and kept in one array"),
+COMMANDS = {
+    "prepare": "vfmtok.data.prepare",
+    "stats": "vfmtok.data.stats",
+    "codes": "vfmtok.data.codes",
+}
+SUMMARIES = {  # shown by --help without importing the modules
+    "prepare": "images from folders, archives or shards to LMDB records, and back",
+    "stats": "counts, sizes, formats, labels and a contact sheet of a dataset",
+    "codes": "token ids of a dataset, computed once and kept in one array",
 }
 
 
@@ -39,8 +44,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vfmtok", description="Image tokenizers on frozen vision foundation models.")
     parser.add_argument("--version", action="version", version=f"vfmtok {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, summary) in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary)
+    for name, module_name in COMMANDS.items():
+        subparser = commands.add_parser(name, help=SUMMARIES[name])
         if name == command:
             module = importlib.import_module(module_name)
             module.add_arguments(subparser)

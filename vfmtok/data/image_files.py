@@ -21,15 +21,16 @@ class NotAnImage(Exception):
     """Bytes that don't decode; the text is the reason."""
 
 
-def open_image(content: bytes) -> Image.Image:
-    """Open and fully decode the first frame. Raises NotAnImage."""
+def open_image(content: bytes, decode: bool = True) -> Image.Image:
+    """Open an image and decode its first frame. Raises NotAnImage; without ``decode`` only the header can."""
     if not content:
         raise NotAnImage("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF and very large images are no news here
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-            image.load()
+            if decode:
+                image.load()
     except Image.UnidentifiedImageError:
         raise NotAnImage("not an image, or of an unsupported format") from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes
