@@ -71,7 +71,7 @@ def list_sources(sources: list[str], scratch: Path, val_fraction: float | None =
     Raises:
         DataError: a source is missing, unreadable, empty, or its labels or splits make no sense.
     """
-    paths = [path for source in sources for path in _expand(source)]
+    paths = list(dict.fromkeys(path for source in sources for path in _expand(source)))  # nested braces repeat some
     prefixes = _prefixes(paths)
     images: list[_Image] = []
     names_of_numbers: list[str] | None = None
