@@ -166,8 +166,22 @@ def test_missing_foreign_and_unfinished_folders_are_named(tmp_path):
         write_records(tmp_path / "begun", RECORDS)
 
 
+def test_the_last_dataset_to_go_closes_the_file(tmp_path):
+    write_records(tmp_path, RECORDS)
+    first, second = RecordDataset(tmp_path), RecordDataset(tmp_path)
+    del first
+    assert second[3] == RECORDS[3]
+    del second
+    lmdb.open(str(tmp_path)).close()  # LMDB refuses a second environment while one is open
+
+
 def test_a_complete_dataset_is_not_overwritten(tmp_path):
     write_records(tmp_path, RECORDS)
+    reader = RecordDataset(tmp_path)
+    with pytest.raises(DataError):
+        write_records(tmp_path, RECORDS[:3])
+    assert reader[39] == RECORDS[39]
+    del reader
     with pytest.raises(DataError, match="complete"):
         write_records(tmp_path, RECORDS[:3])
     assert len(RecordDataset(tmp_path)) == 40

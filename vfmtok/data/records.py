@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import lmdb
 
@@ -150,7 +151,7 @@ class RecordDataset:
             raise DataError(f"{path} is a prepared folder: name {self.path / 'train_lmdb'} or its val_lmdb")
         count = self._get("num_samples")
         if count is None:
-            _close(self.path)  # the writer may need it, or finish the dataset while we live
+            self._environment = None  # closes it: a writer in this process may need it
             raise DataError(f"dataset {path} is not complete: run the `vfmtok prepare` that made it again")
         self._count = _decode_count(count, self.path)
         try:
@@ -202,7 +203,7 @@ class RecordDataset:
 
 
 def _decode_count(blob: bytes, path: Path) -> int:
-    """ "num_samples" as ASCII digits, or as a pickled int."""
+    """The count: ASCII digits or a pickled int."""
     count = int(blob) if blob.isdigit() else unpickle_builtins(blob)
     if isinstance(count, str | bytes) and count.isdigit():
         count = int(count)
@@ -211,8 +212,19 @@ def _decode_count(blob: bytes, path: Path) -> int:
     return count
 
 
-# LMDB allows one environment per file and process, so datasets of the same file share theirs.
-_environments: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}  # (device, inode) -> (pid, environment)
+# LMDB allows one environment per file and process, so datasets of the same file share theirs; the last
+# one to go closes it. A forked child must close what it inherited before it can open the file anew.
+_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()  # by (device, inode)
+
+
+def _close_inherited() -> None:
+    for environment in list(_environments.values()):
+        environment.close()
+    _environments.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _open_for_reading(path: Path) -> lmdb.Environment:
@@ -220,29 +232,14 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
     if not file.is_file():
         raise DataError(f"no dataset at {path}" + (" (no data.mdb in it)" if path.is_dir() else ""))
     key = (file.stat().st_dev, file.stat().st_ino)
-    pid, environment = _environments.get(key, (None, None))
-    if pid == os.getpid():
-        return environment
-    if environment is not None:  # inherited by fork: LMDB must be opened anew in the child
-        environment.close()
-        del _environments[key]
+    environment = _environments.get(key)
     try:
-        environment = lmdb.open(
-            str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=16
-        )
+        if environment is None:
+            environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise DataError(f"{path} is no LMDB dataset, or being written: {error}") from None
-    _environments[key] = (os.getpid(), environment)
+    _environments[key] = environment
     return environment
-
-
-def _close(path: Path) -> None:
-    """Forget the reading environment of ``path``, if this process has one."""
-    file = path / "data.mdb" if path.is_dir() else path
-    if file.is_file():
-        _, environment = _environments.pop((file.stat().st_dev, file.stat().st_ino), (None, None))
-        if environment is not None:
-            environment.close()
 
 
 # --------------------------------------------------------------------------------------
@@ -264,7 +261,6 @@ class RecordWriter(AbstractContextManager):
     def __init__(self, path: str | Path, layout: Layout = "vfmtok", job: Any = None, map_size: int = 1 << 26):
         """Begin or continue the dataset at ``path``. Raises DataError if it is complete or can't be written."""
         self.path, self.layout = Path(path), layout
-        _close(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._environment = lmdb.open(str(self.path), map_size=map_size, readahead=False)
