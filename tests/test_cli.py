@@ -1,0 +1,35 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vfmtok.cli import COMMANDS, main
+
+
+def test_help_names_every_command_and_imports_none_of_them():
+    code = "import sys; from vfmtok.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted(m for m in sys.modules if m in ('torch', 'lmdb', 'PIL', 'timm', 'pyarrow')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert all(name in result.stdout for name in COMMANDS)
+    assert result.stdout.endswith("[]\n")
+
+
+def test_preparing_imports_neither_torch_nor_pyarrow(tmp_path):
+    code = f"import sys; from vfmtok.cli import main\ncode = main(['prepare', 'sample', {str(tmp_path / 'out')!r}])\n"
+    code += "print(code, sorted(m for m in sys.modules if m in ('torch', 'timm', 'pyarrow')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert result.stdout.endswith("0 []\n"), result.stderr
+
+
+def test_an_error_is_one_line_and_the_exit_code_2(capsys, tmp_path):
+    assert main(["stats", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vfmtok stats: error: no dataset at") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["stats"], ["prepare"]])
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2

@@ -1,0 +1,125 @@
+"""A prepared folder as a whole: its splits, reading every record again, and back to files."""
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vfmtok.data import image_files
+from vfmtok.data.ordered_pool import default_workers, ordered_results
+from vfmtok.data.records import Record, RecordDataset, encode_record
+from vfmtok.errors import DataError
+
+CHUNK = 64  # records per task of a worker
+
+
+def open_splits(path: Path) -> dict[str, RecordDataset]:
+    """The datasets of a prepared folder by split, or the one dataset of an LMDB folder under "".
+
+    Raises:
+        DataError: nothing complete is there.
+    """
+    splits = [split for split in ("train", "val") if (path / f"{split}_lmdb").is_dir()]
+    if splits:
+        return {split: RecordDataset(path / f"{split}_lmdb") for split in splits}
+    return {"": RecordDataset(path)}
+
+
+def verify(path: Path, workers: int | None = None) -> None:
+    """Read every record: stored checksum, decoding, label, and the fingerprint over all of them.
+
+    Raises:
+        DataError: any record is bad; the message counts them and names the first.
+    """
+    for dataset in open_splits(path).values():
+        tasks = [range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK)]
+        chain, bad = b"", []
+        workers_here = default_workers(len(dataset)) if workers is None else workers
+        with tqdm(total=len(dataset), desc=f"verify {dataset.path.name}", unit=" images") as bar:
+            for results in ordered_results(partial(verify_records, dataset), tasks, workers_here):
+                for digest, reason in results:
+                    chain = hashlib.sha256(chain + digest).digest()
+                    bad += [reason] if reason else []
+                bar.update(len(results))
+        if bad:
+            raise DataError(f"{dataset.path}: {len(bad)} of {len(dataset)} records are bad; first: {bad[0]}")
+        said = dataset.metadata.get("fingerprint")
+        if said is not None and said != chain.hex():
+            raise DataError(f"{dataset.path}: the records do not match the dataset's fingerprint")
+        claim = (
+            "checksums, decoding and fingerprint" if said is not None else "decoding (the dataset has no fingerprint)"
+        )
+        print(f"{dataset.path}: {len(dataset)} records verified: {claim}")
+
+
+def verify_records(dataset: RecordDataset, indices: range) -> list[tuple[bytes, str]]:
+    """For each record the SHA-256 of its canonical bytes, and what is wrong with it or ""."""
+    results = []
+    for index in indices:
+        digest, reason = b"", ""
+        try:
+            record = dataset[index]
+            digest = hashlib.sha256(encode_record(record)).digest()
+            image_files.open_image(record.image)
+            if record.label < 0 or (dataset.classes is not None and record.label >= len(dataset.classes)):
+                reason = f"record {index}: label {record.label} is outside the {len(dataset.classes or [])} classes"
+        except image_files.NotAnImage as error:
+            reason = f"record {index}: {error}"
+        except DataError as error:
+            reason = str(error)
+        results.append((digest, reason))
+    return results
+
+
+def export(path: Path, folder: Path) -> None:
+    """Write every image back under its original name; nameless records go to class folders by number.
+
+    Files that are there with the same content are kept, so an interrupted export continues.
+
+    Raises:
+        DataError: a record is damaged, a name leads out of the folder, another file is in the way, or
+            the disk is full.
+    """
+    splits = open_splits(path)
+    for split, dataset in splits.items():
+        reencoded = (dataset.metadata.get("options") or {}).get("format")
+        for index in tqdm(range(len(dataset)), desc=f"export {split or dataset.path.name}", unit=" images"):
+            record = dataset[index]
+            name = record.name or _numbered_name(dataset, index, record, split)
+            if reencoded and Path(name).suffix.lower() not in _suffixes_of(reencoded):
+                name += _suffixes_of(reencoded)[0]
+            _write_file(folder, name, record.image)
+        print(f"{folder}: {len(dataset)} files of {dataset.path}")
+
+
+def _numbered_name(dataset: RecordDataset, index: int, record: Record, split: str) -> str:
+    in_range = dataset.classes is not None and 0 <= record.label < len(dataset.classes)
+    class_name = dataset.classes[record.label] if in_range else str(record.label)
+    try:
+        suffix = image_files.suffix_of(image_files.open_image(record.image))
+    except image_files.NotAnImage as error:
+        raise DataError(f"record {index} of {dataset.path}: {error}") from None
+    return f"{split + '/' if split else ''}{class_name.replace('/', '_')}/{index:08d}{suffix}"
+
+
+def _suffixes_of(image_format: str) -> tuple[str, ...]:
+    return (".jpg", ".jpeg") if image_format == "jpeg" else (f".{image_format}",)
+
+
+def _write_file(folder: Path, name: str, content: bytes) -> None:
+    file = Path(os.path.normpath(folder / name))
+    if os.path.isabs(name) or not file.is_relative_to(os.path.normpath(folder)) or "\0" in name:
+        raise DataError(f"the record name {name!r} leads out of the folder")
+    try:
+        if file.exists():
+            if file.read_bytes() != content:
+                raise DataError(f"{file} is there with other content: export to a new folder")
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_name(file.name + ".part")
+        partial_file.write_bytes(content)
+        os.replace(partial_file, file)
+    except OSError as error:
+        raise DataError(f"cannot write {file}: {error.strerror or error}") from None

@@ -1,0 +1,203 @@
+"""`vfmtok stats DATASET`: what a dataset holds, as text and as a contact sheet."""
+
+import argparse
+import hashlib
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from vfmtok.data import image_files
+from vfmtok.data.contact_sheet import Section, draw_sheet
+from vfmtok.data.dataset_folder import CHUNK, open_splits
+from vfmtok.data.ordered_pool import default_workers, ordered_results
+from vfmtok.data.records import RecordDataset
+from vfmtok.errors import DataError
+
+BARS = 30  # up to this many classes the histogram shows each
+EXAMPLES = 8  # images kept per class for the sheet
+
+
+@dataclass
+class Summary:
+    """What one pass over a dataset finds."""
+
+    labels: Counter = field(default_factory=Counter)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # encoded bytes
+    formats: Counter = field(default_factory=Counter)
+    corrupt: list[str] = field(default_factory=list)  # what is wrong with each bad record
+    examples: dict[int, list[int]] = field(default_factory=dict)  # label -> indices for the sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Decode every image of a dataset, print what is in it and draw a contact sheet."
+    parser.add_argument("dataset", help="a folder made by `vfmtok prepare`, or one LMDB folder")
+    parser.add_argument("--out", metavar="PICTURE", help="the contact sheet (default: contact_sheet.png in DATASET)")
+    parser.add_argument("--headers-only", action="store_true", help="faster: read sizes without decoding the pixels")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: by size, up to the cores)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command. Raises DataError."""
+    path = Path(args.dataset)
+    out = Path(args.out) if args.out else path / "contact_sheet.png"
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise DataError(f"--out must end in .png, .jpg or .webp, got {out}")
+    sections = []
+    for split, dataset in open_splits(path).items():
+        summary = summarize(dataset, args.workers, not args.headers_only)
+        title = split or path.resolve().name
+        print("\n".join(report_lines(title, dataset, summary, decoded=not args.headers_only)))
+        sections.append(_section(title, dataset, summary))
+    try:
+        draw_sheet(sections).save(out)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from None
+    print(f"contact sheet: {out}")
+
+
+def summarize(dataset: RecordDataset, workers: int | None = None, decode: bool = True) -> Summary:
+    """One pass over all records, in parallel."""
+    tasks = [range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK)]
+    workers = default_workers(len(dataset)) if workers is None else workers
+    summary, index = Summary(), 0
+    with tqdm(total=len(dataset), desc=f"read {dataset.path.name}", unit=" images") as bar:
+        for results in ordered_results(partial(_look_at, dataset, decode), tasks, workers):
+            for result in results:
+                _add(summary, index, result)
+                index += 1
+            bar.update(len(results))
+    return summary
+
+
+Look = tuple[int, int, int, int, str] | str  # (label, width, height, bytes, format), or what is wrong
+
+
+def _look_at(dataset: RecordDataset, decode: bool, indices: range) -> list[Look]:
+    results: list[Look] = []
+    for index in indices:
+        try:
+            record = dataset[index]
+            image = image_files.open_image(record.image, decode=decode)
+            results.append((record.label, *image.size, len(record.image), image.format))
+        except image_files.NotAnImage as error:
+            results.append(f"record {index} ({record.name or 'no name'}): {error}")
+        except DataError as error:
+            results.append(str(error))
+    return results
+
+
+def _add(summary: Summary, index: int, result: Look) -> None:
+    if isinstance(result, str):
+        summary.corrupt.append(result)
+        return
+    label, width, height, size, image_format = result
+    summary.labels[label] += 1
+    summary.widths.append(width)
+    summary.heights.append(height)
+    summary.sizes.append(size)
+    summary.formats[image_format] += 1
+    kept = summary.examples.setdefault(label, [])
+    kept.append(index)
+    if len(kept) > EXAMPLES:  # keep those of smallest hash: the same on every run, spread over the class
+        kept.remove(max(kept, key=_spread))
+
+
+def _spread(index: int) -> bytes:
+    return hashlib.sha256(str(index).encode()).digest()
+
+
+# --------------------------------------------------------------------------------------
+# Text
+# --------------------------------------------------------------------------------------
+
+
+def report_lines(title: str, dataset: RecordDataset, summary: Summary, decoded: bool) -> list[str]:
+    """The text of one dataset."""
+    known = f"{len(dataset.classes)} classes" if dataset.classes else f"{len(summary.labels)} labels without names"
+    lines = [f"{title}: {len(dataset)} records, {known}, fingerprint {dataset.fingerprint[:16]}"]
+    if summary.sizes:
+        total = sum(summary.sizes) / 2**20
+        lines += [
+            f"  width      {_spread_of(summary.widths)} px",
+            f"  height     {_spread_of(summary.heights)} px",
+            f"  file size  {_spread_of([size / 1024 for size in summary.sizes])} KiB, {total:.1f} MiB in all",
+            f"  formats    {', '.join(f'{name} {count}' for name, count in summary.formats.most_common())}",
+        ]
+    how = "undecodable or damaged" if decoded else "damaged or without a readable header (pixels were not decoded)"
+    lines.append(f"  corrupt    {len(summary.corrupt)} records are {how}{_skipped(dataset)}")
+    lines += [f"             {reason}" for reason in summary.corrupt[:5]]
+    return lines + _histogram(dataset, summary.labels)
+
+
+def _spread_of(values: list[float]) -> str:
+    return f"min {min(values):.4g}, median {statistics.median(values):.4g}, max {max(values):.4g}"
+
+
+def _skipped(dataset: RecordDataset) -> str:
+    skipped = dataset.metadata.get("skipped")
+    return "" if skipped is None else f"; prepare skipped {skipped} files"
+
+
+def _histogram(dataset: RecordDataset, labels: Counter) -> list[str]:
+    """One bar per class, or a summary where there are many."""
+    everything = sorted({*range(len(dataset.classes or [])), *labels})
+    if not everything:
+        return []
+    counts = [labels[label] for label in everything]
+    lines = [f"  per class  {_spread_of(counts)} images, {counts.count(0)} classes are empty"]
+    if len(everything) > BARS:
+        ranked = sorted(everything, key=lambda label: (-labels[label], label))
+        for word, some in (("most", ranked[:5]), ("fewest", ranked[-5:])):
+            lines.append(f"  {word:10s} {', '.join(f'{_class_name(dataset, i)} {labels[i]}' for i in some)}")
+        return lines
+    names = [_class_name(dataset, label) for label in everything]
+    width = min(30, max(map(len, names)))
+    full, empty = _bar_characters()
+    for name, count in zip(names, counts, strict=True):
+        bar = round(40 * count / max(1, *counts))
+        lines.append(f"  {name[:width]:{width}s} {full * bar}{empty * (40 - bar)} {count}")
+    return lines
+
+
+def _bar_characters() -> tuple[str, str]:
+    try:
+        "█·".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#", "."
+    return "█", "·"
+
+
+def _class_name(dataset: RecordDataset, label: int) -> str:
+    named = dataset.classes is not None and 0 <= label < len(dataset.classes)
+    return dataset.classes[label] if named else f"label {label}"
+
+
+# --------------------------------------------------------------------------------------
+# Picture
+# --------------------------------------------------------------------------------------
+
+
+def _section(title: str, dataset: RecordDataset, summary: Summary) -> Section:
+    """The examples of a dataset for the sheet, by class."""
+    rows = []
+    for label in sorted(summary.examples):
+        images = _decodable(dataset, sorted(summary.examples[label]))
+        rows.append((_class_name(dataset, label), summary.labels[label], images))
+    return Section(f"{title}: {len(dataset)} images, {len(rows)} classes", rows)
+
+
+def _decodable(dataset: RecordDataset, indices: list[int]) -> Iterator[Image.Image]:
+    for index in indices:
+        try:
+            yield image_files.open_image(dataset[index].image)
+        except image_files.NotAnImage:  # only after --headers-only, which did not look
+            continue
