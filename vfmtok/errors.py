@@ -11,3 +11,7 @@ class ConfigError(VFMTokError):
 
 class WeightsError(VFMTokError):
     """Weights that are missing, of another model, or not what their hash says."""
+
+
+class DataError(VFMTokError):
+    """A dataset, record or image source that is missing, incomplete, damaged or not what it was."""
