@@ -54,7 +54,7 @@ def test_nothing_is_lost_or_repeated_across_a_resume(
     kept = num_samples // global_batch * global_batch if drop_last else num_samples
     assert end == 3 * kept
     for epoch in range(3):
-        seen = sum(uninterrupted[epoch * steps : (epoch + 1) * steps], [])
+        seen = list(itertools.chain(*uninterrupted[epoch * steps : (epoch + 1) * steps]))
         assert len(seen) == len(set(seen)) == kept
         assert set(seen) <= set(range(num_samples))
         sizes = [len(batch) for batch in uninterrupted[epoch * steps : (epoch + 1) * steps]]

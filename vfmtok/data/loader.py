@@ -117,12 +117,16 @@ class ImageLoader:
             DataError: too many bad records, or workers that keep dying.
         """
         start = time.perf_counter()
-        batch = self._next_despite_deaths()
+        try:
+            batch = self._next_despite_deaths()
+            if isinstance(batch, DataError):
+                raise batch
+            self._account(batch)
+        except BaseException:
+            self.close()  # left to the garbage collector, workers may take seconds to stop
+            raise
         self.wait_seconds += time.perf_counter() - start
-        if isinstance(batch, DataError):
-            raise batch
         self.samples_seen = batch.samples_seen
-        self._account(batch)
         return batch
 
     def close(self) -> None:
@@ -151,11 +155,11 @@ class ImageLoader:
                 self._start()
             try:
                 return next(self._iterator)
-            except (RuntimeError, OSError, EOFError) as error:
+            except (RuntimeError, OSError, EOFError):
                 # A killed worker shows as DataLoader's RuntimeError or as a broken pipe or socket.
                 if not self._a_worker_died():
                     raise
-                self._count_death(error)
+            self._count_death()  # out here, where no traceback keeps the broken iterator alive
 
     def _a_worker_died(self) -> bool:
         for _ in range(20):  # its sockets close a little before the process is gone
@@ -164,19 +168,19 @@ class ImageLoader:
             time.sleep(0.05 if self._workers else 0)
         return False
 
-    def _count_death(self, error: Exception) -> None:
-        codes = sorted({str(worker.exitcode) for worker in self._workers if not worker.is_alive()})
+    def _count_death(self) -> None:
+        codes = ", ".join(sorted({str(worker.exitcode) for worker in self._workers if not worker.is_alive()}))
         self.close()
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise DataError(
-                f"data workers died {self.restarts} times (exit codes {', '.join(codes)}; -9 is usually too little "
-                "memory: use fewer workers)"
-            ) from error
+                f"data workers died {self.restarts} times (exit codes {codes}; -9 is usually too little memory: "
+                "use fewer workers)"
+            )
         log.warning(
-            "a data worker died (exit codes %s): all started again at sample %d, restart %d of at most %d",
-            ", ".join(codes), self.samples_seen, self.restarts, self.max_restarts,
-        )  # fmt: skip
+            f"a data worker died (exit codes {codes}): all started again at sample {self.samples_seen}, "
+            f"restart {self.restarts} of at most {self.max_restarts}"
+        )
 
     def _start(self) -> None:
         others = set(multiprocessing.active_children())
@@ -210,8 +214,8 @@ class ImageLoader:
         if len(bad_of_epoch) > allowed:
             last = list(self.bad_records.values())[-1]
             raise DataError(
-                f"{len(bad_of_epoch)} bad records among the {share:.0f} samples of an epoch, more than {BAD_FRACTION:.0%}"
-                f"; the last: record {last.index} {last.name}: {last.reason}"
+                f"{len(bad_of_epoch)} bad records among the {share:.0f} samples of an epoch, more than "
+                f"{BAD_FRACTION:.0%}; the last: record {last.index} {last.name}: {last.reason}"
             )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import get_sampling
 from torch import Tensor
 
@@ -111,6 +111,8 @@ def _as_data_error(what: str) -> Iterator[None]:
     """Damaged files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ..."""
     try:
         yield
+    except UnidentifiedImageError:
+        raise DataError(f"{what}: no format that Pillow reads") from None
     except Exception as error:
         text = str(error).strip()
         raise DataError(f"{what}: {text.splitlines()[0] if text else type(error).__name__}") from None
