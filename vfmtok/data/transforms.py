@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import get_sampling
 from torch import Tensor
 
+from vfmtok.data.image_files import FORMATS
 from vfmtok.errors import DataError
 
 MIN_CROP_FRACTION = 0.8  # a training crop covers at least this fraction of the short side
@@ -65,7 +66,7 @@ class CounterRandom:
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an encoded image. Raises DataError if the bytes are no image."""
     with _as_data_error("not an image"):
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:

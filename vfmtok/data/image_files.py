@@ -1,0 +1,89 @@
+"""Encoded images: which formats come in, whether one really decodes, and re-encoding on request."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+Image.init()
+# Named, because Pillow would also hand EPS files to an external program.
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+    if name in Image.OPEN
+)
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}  # others: the name in lower case
+QUALITY = 95  # of JPEG and WebP written by --resize and --format
+
+
+class NotAnImage(Exception):
+    """Bytes that don't decode; the text is the reason."""
+
+
+def open_image(content: bytes, decode: bool = True) -> Image.Image:
+    """Open an image and decode its first frame. Raises NotAnImage; without ``decode`` only the header can."""
+    if not content:
+        raise NotAnImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF and very large images are no news here
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if decode:
+                image.load()
+    except Image.UnidentifiedImageError:
+        raise NotAnImage("not an image, or of an unsupported format") from None
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise NotAnImage(
+            f"does not decode: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    return image
+
+
+def suffix_of(image: Image.Image) -> str:
+    """The usual file extension of an opened image's format."""
+    return SUFFIXES.get(image.format, f".{image.format.lower()}")
+
+
+def reencode(image: Image.Image, content: bytes, short_side: int | None, target: str | None) -> bytes:
+    """The image with its short side reduced to ``short_side`` and in the format ``target``.
+
+    Bytes that are already small enough and of that format stay as they are; nothing is enlarged. The
+    format stays if it is JPEG, PNG or WebP and becomes PNG otherwise. EXIF (with its orientation,
+    which is not applied) and the colour profile are kept.
+    """
+    shrink = short_side is not None and min(image.size) > short_side
+    current = "JPEG" if image.format == "MPO" else image.format
+    target = target.upper() if target else current
+    if not shrink and target == current:
+        return content
+    target = target if target in ("JPEG", "PNG", "WEBP") else "PNG"
+    kept = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
+    converted = _to_mode_of(target, image)
+    if converted.mode != image.mode:
+        kept.pop("icc_profile", None)  # it describes the old mode's channels
+    if shrink:
+        scale = short_side / min(image.size)
+        size = [max(1, round(side * scale)) for side in image.size]
+        converted = converted.resize(size, Image.Resampling.LANCZOS)
+    options = {"JPEG": {"quality": QUALITY, "subsampling": 0}, "WEBP": {"quality": QUALITY}, "PNG": {}}[target]
+    encoded = io.BytesIO()
+    converted.save(encoded, target, **options, **kept)
+    return encoded.getvalue()
+
+
+def _to_mode_of(target: str, image: Image.Image) -> Image.Image:
+    """The image in the nearest mode that resizes well and that the format can hold."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip them, not scale them
+        values = np.asarray(image, dtype=np.float32)
+        scale = 255 / 65535 if image.mode != "F" else 1.0
+        image = Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    grey = image.mode in ("L", "LA", "La", "1")
+    if target == "JPEG":
+        mode = "CMYK" if image.mode == "CMYK" else "L" if grey else "RGB"
+    elif target == "WEBP":
+        mode = "RGBA" if transparent else "RGB"
+    else:
+        mode = ("LA" if grey else "RGBA") if transparent else ("L" if grey else "RGB")
+    return image if image.mode == mode else image.convert(mode)
