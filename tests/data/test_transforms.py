@@ -87,6 +87,19 @@ def test_a_reduced_decode_is_really_smaller():
     assert transforms.decode_rgb(image).size == (320, 208)
 
 
+def test_simplejpeg_gives_the_same_bytes(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    grey = photographs()[0].convert("L")
+    files = [jpeg(photo, 92, sampling) for photo in photographs() for sampling in (0, 1, 2)] + [jpeg(grey)]
+    damaged = files[0][:9000]
+    fast = [RandomCrop(336)(data, 0, 1) for data in files]
+    with pytest.raises(DataError):
+        RandomCrop(336)(damaged, 0, 1)
+    monkeypatch.setattr(transforms, "simplejpeg", None)
+    for data, crop in zip(files, fast, strict=True):
+        assert torch.equal(RandomCrop(336)(data, 0, 1), crop)
+
+
 def test_a_long_image_is_cut_without_being_resized_whole():
     image = gradient(4, 3000)  # at 336 pixels high, 252,000 wide
     data = encoded(image, "PNG")

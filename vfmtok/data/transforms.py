@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ from torch import Tensor
 
 from vfmtok.data.image_files import FORMATS
 from vfmtok.errors import DataError
+
+try:
+    import simplejpeg  # optional, see _decode_pixels
+except ImportError:
+    simplejpeg = None
 
 MIN_CROP_FRACTION = 0.8  # a training crop covers at least this fraction of the short side
 TEN_CROP_RANGES = (1.05, 1.1)  # short side of the image that the five crops are cut from, in crop sides
@@ -124,12 +130,9 @@ def _as_data_error(what: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ResizePlan:
-    """How an image gets to its resized form; sizes are (width, height)."""
-
+class ResizePlan(NamedTuple):
     halvings: int
-    resized: tuple[int, int]
+    resized: tuple[int, int]  # (width, height)
 
 
 def resize_plan(size: tuple[int, int], short_side: int) -> ResizePlan:
@@ -191,45 +194,43 @@ def cut_exact(image: Image.Image, window: Window) -> np.ndarray:
     if math.prod(plan.resized) > _MAX_RESIZED_PIXELS:  # only the square, equal but for rounding
         x, y = image.width / plan.resized[0], image.height / plan.resized[1]
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
-        return np.asarray(image.resize((side, side), Image.BICUBIC, box=box))
+        return np.array(image.resize((side, side), Image.BICUBIC, box=box))
     image = image.resize(plan.resized, Image.BICUBIC)
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    return np.array(image.crop((left, top, left + side, top + side)))
 
 
-def cut_fast(image: Image.Image, window: Window, original: tuple[int, int]) -> np.ndarray:
-    """RGB image -> (side, side, 3) uint8, within 1/255 on average of ``cut_exact``, several times faster.
+def cut_fast(pixels: np.ndarray, window: Window, original: tuple[int, int]) -> np.ndarray:
+    """(h,w,3) uint8 -> (side, side, 3) uint8, within 1/255 on average of ``cut_exact``, several times faster.
 
     Args:
-        image: the image, or its JPEG decoded at half the original's size.
+        pixels: of the image, or of its JPEG decoded at half the original's size.
         original: (width, height) the window refers to.
 
     The resize is PyTorch's antialiased uint8 bicubic: the same filter as Pillow's, vectorised. It starts at
-    the top left corner, so what lies right of and below the window is neither read nor computed.
+    the top left corner, so what lies right of and below the window is not computed.
     """
-    plan = resize_plan(original, window.short_side)
-    while min(image.size) >= 2 * window.short_side:  # what reduced decoding left of the halvings
-        image = image.resize((image.width // 2, image.height // 2), Image.BOX)
-    scales = [new / old for new, old in zip(plan.resized, image.size, strict=True)]
+    while min(pixels.shape[:2]) >= 2 * window.short_side:  # what reduced decoding left of the halvings
+        height, width = pixels.shape[:2]
+        pixels = np.array(Image.fromarray(pixels).resize((width // 2, height // 2), Image.BOX))
+    resized = resize_plan(original, window.short_side).resized
+    scales = (resized[0] / pixels.shape[1], resized[1] / pixels.shape[0])
     right, bottom = window.left + window.side, window.top + window.side
     if right * bottom > 8 * window.side**2:  # a long image, cut far from the corner
         box = (window.left / scales[0], window.top / scales[1], right / scales[0], bottom / scales[1])
-        return np.asarray(image.resize((window.side, window.side), Image.BICUBIC, box=box))
-    return _resize_from_corner(image, (right, bottom), scales)[window.top :, window.left :]
+        return np.array(Image.fromarray(pixels).resize((window.side, window.side), Image.BICUBIC, box=box))
+    return _resize_from_corner(pixels, window, scales)
 
 
-def _resize_from_corner(image: Image.Image, part: tuple[int, int], scales: Sequence[float]) -> np.ndarray:
-    """The top left ``part`` (width, height) of ``image`` resized by ``scales`` (x, y): (height, width, 3) uint8."""
+def _resize_from_corner(pixels: np.ndarray, window: Window, scales: Sequence[float]) -> np.ndarray:
+    """The window of pixels (h,w,3) uint8 resized by ``scales`` (x, y): (side, side, 3) uint8."""
+    width, height = window.left + window.side, window.top + window.side
     # The cubic reaches two pixels around its centre, more by the factor of shrinking, and one to be safe.
-    needed = [
-        min(length, math.ceil(count / scale + 2 * max(1 / scale, 1)) + 1)
-        for length, count, scale in zip(image.size, part, scales, strict=True)
-    ]
-    if needed != list(image.size):
-        image = image.crop((0, 0, *needed))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1,3,h,w), channels last in memory
-    resize = torch.ops.aten._upsample_bicubic2d_aa
-    resized = resize(pixels, [part[1], part[0]], False, scales[1], scales[0])  # (1,3,height,width)
-    return resized[0].permute(1, 2, 0).numpy()
+    rows = math.ceil(height / scales[1] + 2 * max(1 / scales[1], 1)) + 1
+    # Added after permuting, the batch axis would hide from PyTorch that channels come last: several times slower.
+    image = torch.from_numpy(pixels[:rows])[None].permute(0, 3, 1, 2)  # (1,3,h,w)
+    resized = torch.ops.aten._upsample_bicubic2d_aa(image, [height, width], False, scales[1], scales[0])
+    lines = resized[0].permute(1, 2, 0).reshape(height, width * 3).numpy()  # pixels as bytes: whole lines are copied
+    return lines[window.top :, window.left * 3 :].copy().reshape(window.side, window.side, 3)
 
 
 # --------------------------------------------------------------------------------------
@@ -276,8 +277,8 @@ class RandomCrop:
         if self.exact:
             crop = cut_exact(decode_rgb(image), window)
         else:
-            _decode_reduced(image, resize_plan(original, window.short_side).halvings)
-            crop = cut_fast(decode_rgb(image), window, original)
+            halvings = resize_plan(original, window.short_side).halvings
+            crop = cut_fast(_decode_pixels(image, data, halvings), window, original)
         return _channels_first(crop, mirrored)
 
 
@@ -312,7 +313,22 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
-def _decode_reduced(image: Image.Image, halvings: int) -> None:
+def _decode_pixels(image: Image.Image, data: bytes, halvings: int) -> np.ndarray:
+    """Decode an opened image to (h,w,3) uint8, at half the size where that changes little.
+
+    Where simplejpeg is installed it decodes ordinary JPEGs: the same library underneath gives the same
+    bytes, with less copying. What it does not like is Pillow's to judge.
+    """
+    full = not _decode_reduced(image, halvings)
+    if simplejpeg is not None and full and image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
+        try:
+            return simplejpeg.decode_jpeg(data)
+        except ValueError:
+            pass
+    return np.array(decode_rgb(image))
+
+
+def _decode_reduced(image: Image.Image, halvings: int) -> bool:
     """Let a JPEG decode at half its size, where libjpeg's reduced transform averages 2x2 pixels as BOX does.
 
     Left out where the two would differ by a level on average: Pillow's BOX rounds halves up, which libjpeg
@@ -320,13 +336,15 @@ def _decode_reduced(image: Image.Image, halvings: int) -> None:
     if BOX follows; and an odd side is spread over the whole by BOX and not by libjpeg.
     """
     if not halvings or image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return
+        return False
     subsampled = image.mode == "RGB" and get_sampling(image) != 0
-    if image.width % 2 == 0 and image.height % 2 == 0 and (halvings > 1 or not subsampled):
+    reduced = image.width % 2 == 0 and image.height % 2 == 0 and (halvings > 1 or not subsampled)
+    if reduced:
         image.draft(image.mode, (image.width // 2, image.height // 2))
+    return reduced
 
 
 def _channels_first(pixels: np.ndarray, mirrored: bool = False) -> Tensor:
     """(S,S,3) uint8 -> (3,S,S), a view with the channels last in memory, mirrored if asked."""
-    crop = torch.from_numpy(np.array(pixels) if not pixels.flags.writeable else pixels).permute(2, 0, 1)
+    crop = torch.from_numpy(pixels).permute(2, 0, 1)
     return crop.flip(2) if mirrored else crop
