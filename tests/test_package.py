@@ -10,8 +10,10 @@ import vfmtok
 PACKAGE = Path(vfmtok.__file__).parent
 # A room may import the rooms of the ranks below its own, and its own. The outermost is last.
 RANKS = [
-    {"config", "errors", "hub", "layers"},
+    {"config", "distributed", "errors", "hub", "layers"},
     {"tokenizer", "generator"},
+    {"data"},
+    {"cli", "__main__"},
 ]
 
 

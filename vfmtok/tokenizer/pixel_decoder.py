@@ -33,7 +33,7 @@ class PixelDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-# Convolutions run up to twice as fast with the channels last. A copy, since a batch of 1 can look
+        # Convolutions run up to twice as fast with the channels last. A copy, since a batch of 1 can look
         # contiguous to ``contiguous`` and not to them.
         z = z.clone(memory_format=torch.channels_last)
         x = self.middle(self.conv_in(z))  # (B,C,g,g)

@@ -1,0 +1,143 @@
+"""Images per second of one core, from LMDB to 336 px random crops.
+
+    python benchmarks/data.py [--seconds 3] [--size 336]
+
+The bound is JPEG decoding alone (Pillow, full size, which these crops need). Ours uses simplejpeg where it is
+installed; the bound stays Pillow's, and simplejpeg's own time is printed too. Beside it stands the published
+path: full decode, BOX halving, bicubic resize of the whole image, crop, flip, float conversion and
+normalisation. The photographs are those that scikit-image and scikit-learn ship, resized to 500x375 or
+375x500, as JPEGs of quality 90 to 95. All paths take turns in one process on one thread, so that what else
+the machine does touches all alike; the median of the turns counts.
+"""
+
+import argparse
+import importlib.util
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from photographs import jpeg, photographs
+from PIL import Image
+from torchvision.transforms import functional
+
+from vfmtok.data.loader import ImageLoader
+from vfmtok.data.order import SampleOrder
+from vfmtok.data.records import Record, RecordDataset, write_records
+from vfmtok.data.transforms import CounterRandom, RandomCrop, decode_rgb, open_image, random_window
+
+BATCH = 32
+TURNS = 9
+
+
+def make_dataset(folder: Path) -> RecordDataset:
+    """96 JPEGs: parts of every photograph, both orientations, 4:2:0 and 4:4:4."""
+    records = []
+    for number, (photo, variant) in enumerate(itertools.product(photographs(), range(12))):
+        size = (500, 375) if variant % 3 else (375, 500)
+        scale = max(new / old for new, old in zip(size, photo.size, strict=True)) * (1 + 0.02 * variant)
+        resized = photo.resize(
+            [max(round(side * scale), s) for side, s in zip(photo.size, size, strict=True)], Image.LANCZOS
+        )
+        image = resized.crop((0, 0, *size))
+        data = jpeg(image, quality=90 + number % 6, subsampling=0 if variant % 4 == 0 else 2)
+        records.append(Record(data, number % 10, f"{number}.jpg"))
+    write_records(folder, records)
+    sizes = [len(record.image) for record in records]
+    print(f"{len(records)} JPEGs of 500x375 or 375x500, quality 90-95, {np.mean(sizes) / 1024:.0f} KiB on average")
+    return RecordDataset(folder)
+
+
+def decode_only(records: RecordDataset, index: int) -> None:
+    decode_rgb(open_image(IMAGES[index]))
+
+
+def published(records: RecordDataset, index: int, size: int) -> torch.Tensor:
+    """The published training transform, written from its description."""
+    image = Image.open(io.BytesIO(IMAGES[index])).convert("RGB")
+    random = CounterRandom(0, 0, index)
+    window = random_window(image.size, size, random)
+    while min(image.size) >= 2 * window.short_side:
+        image = image.resize((image.width // 2, image.height // 2), Image.BOX)
+    scale = window.short_side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC)
+    pixels = np.array(image)[window.top : window.top + size, window.left : window.left + size]
+    image = Image.fromarray(pixels)
+    if random.below(2):
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return functional.normalize(functional.to_tensor(image), [0.5] * 3, [0.5] * 3)
+
+
+IMAGES: list[bytes] = []
+
+
+def measure(paths: dict[str, Callable[[], int]], seconds: float) -> dict[str, float]:
+    """Seconds per image of every path; each call handles and returns some number of images."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(TURNS):
+        for name, call in paths.items():
+            count, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds / TURNS:
+                count += call()
+            times[name].append(elapsed / count)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3, help="for each path (default 3)")
+    parser.add_argument("--size", type=int, default=336)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        records = make_dataset(Path(folder) / "lmdb")
+        IMAGES.extend(records[i].image for i in range(len(records)))
+        report(measure(make_paths(records, args.size), args.seconds))
+
+
+def make_paths(records: RecordDataset, size: int) -> dict[str, Callable[[], int]]:
+    counter = itertools.count()
+
+    def each(function: Callable[[int], object]) -> Callable[[], int]:
+        def call() -> int:
+            function(next(counter) % len(records))
+            return 1
+
+        return call
+
+    def batches(transform: RandomCrop) -> Callable[[], int]:
+        loader = ImageLoader(records, transform, SampleOrder(len(records), BATCH), num_workers=0, pin_memory=False)
+        return lambda: len(next(loader).images)
+
+    paths = {
+        "JPEG decoding alone (Pillow): the bound": each(lambda i: decode_only(records, i)),
+        "published path, from memory": each(lambda i: published(records, i, size)),
+        "ours, LMDB to uint8 batches": batches(RandomCrop(size)),
+        "ours, exact=True (Pillow's resize)": batches(RandomCrop(size, exact=True)),
+        "reading and checking the record alone": each(lambda i: records[i]),
+    }
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        paths["JPEG decoding alone (simplejpeg)"] = each(lambda i: simplejpeg.decode_jpeg(IMAGES[i]))
+    return paths
+
+
+def report(seconds: dict[str, float]) -> None:
+    bound, theirs, ours = list(seconds.values())[:3]
+    print(f"ours decodes with {'simplejpeg' if importlib.util.find_spec('simplejpeg') else 'Pillow'}")
+    print(f"median of {TURNS} turns, one thread, one process; {torch.backends.cpu.get_cpu_capability()}")
+    for name, value in seconds.items():
+        print(f"  {name:42s} {1e3 * value:6.3f} ms  {1 / value:7.0f} images/s  {bound / value:5.0%} of the bound")
+    print(
+        f"ours reaches {bound / ours:.0%} of the bound (target 70%) and {theirs / ours:.2f}x the published path (1.8x)"
+    )
+
+
+if __name__ == "__main__":
+    main()

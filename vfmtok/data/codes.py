@@ -1,0 +1,253 @@
+"""`vfmtok codes DATASET OUT`: run a tokenizer over a dataset once and keep the ids.
+
+Under torchrun the dataset is shared among the processes. Run again after an interruption, it goes on where
+it was. It is finished only when 32 entries have been decoded into OUT/contact_sheet.png and measured.
+
+Shapes: B images of a block, C crops of an image, V views (crops and their mirror images), S side, K tokens.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vfmtok import distributed
+from vfmtok.data import code_cache, round_trip
+from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
+from vfmtok.data.loader import ImageLoader
+from vfmtok.data.order import BlockOrder
+from vfmtok.data.records import RecordDataset
+from vfmtok.data.transforms import TEN_CROP_RANGES, EvaluationCrop, RandomCrops, TenCrop, to_unit_range
+from vfmtok.errors import DataError
+
+CHECKED_ENTRIES = 32  # decoded into the contact sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compute the token ids of a dataset once and keep them in one array. Run the same command again to continue "
+        "after an interruption; start it with torchrun to share the work among GPUs."
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="an LMDB folder, such as prepare's OUT/train_lmdb")
+    parser.add_argument("out", metavar="OUT", help="the folder of the token cache")
+    parser.add_argument("--vq-ckpt", required=True, metavar="FILE", help="tokenizer weights under the released names")
+    parser.add_argument(
+        "--transformer-config-file", required=True, metavar="YAML", help="the tokenizer's configuration"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    parser.add_argument(
+        "--views",
+        choices=("center", "flip", "ten-crop", "random"),
+        default="flip",
+        help="center: the evaluation crop; flip: it and its mirror image (default); ten-crop: five crops and their "
+        f"mirror images of the image enlarged by {' and '.join(map(str, TEN_CROP_RANGES))}, 20 views; "
+        "random: training crops",
+    )
+    parser.add_argument("--num-random-views", type=int, default=10, metavar="R", help="for --views random (default 10)")
+    parser.add_argument("--global-seed", type=int, default=0, help="of --views random (default 0)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
+    parser.add_argument("--num-workers", type=int, default=4, help="loading processes per process (default 4)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    if args.batch_size < 1 or args.num_random_views < 1 or args.num_workers < 0:
+        raise DataError("--batch-size and --num-random-views must be positive, --num-workers not negative")
+    world = distributed.start()
+    try:
+        _extract(args, world)
+    finally:
+        distributed.stop()
+
+
+# --------------------------------------------------------------------------------------
+# Views
+# --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    name: str
+    crop: int  # which of the transform's crops
+    mirrored: bool
+
+
+def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callable, list[View]]:
+    """The transform that makes an image's crops, and the views made of them. The first is never mirrored."""
+    if kind == "center":
+        return EvaluationCrop(size), [View("centre", 0, False)]
+    if kind == "flip":
+        return EvaluationCrop(size), [View("centre", 0, False), View("centre flipped", 0, True)]
+    if kind == "random":
+        return RandomCrops(size, num_random, seed), [View(f"random {i}", i, False) for i in range(num_random)]
+    places = ("top left", "top right", "bottom left", "bottom right", "centre")
+    views = [
+        View(f"{crop_range} {place}{' flipped' if mirrored else ''}", r * len(places) + p, mirrored)
+        for r, crop_range in enumerate(TEN_CROP_RANGES)
+        for mirrored in (False, True)
+        for p, place in enumerate(places)
+    ]
+    return TenCrop(size), views
+
+
+# --------------------------------------------------------------------------------------
+# The work
+# --------------------------------------------------------------------------------------
+
+
+def _extract(args: argparse.Namespace, world: distributed.World) -> None:
+    records = RecordDataset(args.dataset)
+    tokenizer = _load_tokenizer(args).to(world.device)
+    transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
+    precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
+    fingerprint = code_cache.tokenizer_hash(tokenizer)
+    if len(set(distributed.gather(fingerprint))) > 1:
+        raise DataError("the processes built different tokenizers: set encoder.weights, random weights differ")
+    metadata = {
+        "tokenizer_hash": fingerprint,
+        "dataset": str(args.dataset),
+        "dataset_fingerprint": records.fingerprint,
+        "num_samples": len(records),
+        "classes": records.classes,
+        "views": [view.name for view in views],
+        "seed": args.global_seed if args.views == "random" else None,
+        "image_size": tokenizer.config.image_size,
+        "num_tokens": tokenizer.config.sampler.num_tokens,
+        "grid": round(tokenizer.config.sampler.num_tokens**0.5),
+        "codebook_size": tokenizer.config.quantizer.codebook_size,
+        "precision": precision,
+    }
+    unfinished = code_cache.begin(args.out, metadata) if world.is_main else None
+    if not distributed.gather(unfinished)[0]:
+        distributed.print_main(f"{args.out} is already complete: nothing to do")
+        return
+    writer = CodeCacheWriter(args.out)
+    with contextlib.closing(writer):
+        blocks = writer.blocks_to_do(args.batch_size)
+        distributed.barrier()  # all have read the progress before anybody changes it
+        share = blocks[world.rank :: world.size]
+        order = BlockOrder(share, total=len(records), world_size=world.size)
+        loader = ImageLoader(records, transform, order, num_workers=args.num_workers)
+        with (
+            contextlib.closing(loader),
+            tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar,
+        ):
+            _encode_blocks(tokenizer, loader, share, views, writer, world, precision, bar)
+        distributed.barrier()
+        if world.is_main:
+            _finish(tokenizer, records, transform, views, writer, world.device)
+    distributed.barrier()
+
+
+def _load_tokenizer(args: argparse.Namespace) -> nn.Module:
+    import vfmtok
+    from vfmtok.hub import weight_files
+
+    config = vfmtok.load_config(args.transformer_config_file, args.set)
+    weights = weight_files.read(args.vq_ckpt)
+    return vfmtok.load_released(vfmtok.VFMTok(config), weights).eval().requires_grad_(False)
+
+
+def _encode_blocks(
+    tokenizer: nn.Module,
+    loader: ImageLoader,
+    blocks: list[np.ndarray],
+    views: list[View],
+    writer: CodeCacheWriter,
+    world: distributed.World,
+    precision: str,
+    bar: tqdm,
+) -> None:
+    """Fill this process's blocks of the cache, one by one."""
+    for rows, batch in zip(blocks, loader, strict=True):
+        images = batch.images if batch.images.ndim == 5 else batch.images[:, None]  # (B,C,3,S,S)
+        ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision)
+        replaced = batch.indices.numpy() != rows
+        writer.write(int(rows[0]), ids.cpu().numpy(), batch.labels.numpy(), replaced)
+        bar.update(min(len(rows) * world.size, bar.total - bar.n))  # the others are about as far
+
+
+@torch.inference_mode()
+def encode_views(tokenizer: nn.Module, crops: Tensor, views: list[View], precision: str) -> Tensor:
+    """uint8 crops (B,C,3,S,S) -> ids (B,V,K) int64, one view of all images at a time."""
+    ids = []
+    for view in views:
+        images = to_unit_range(crops[:, view.crop])  # (B,3,S,S)
+        images = images.flip(-1) if view.mirrored else images
+        with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            ids.append(tokenizer.encode(images).ids)  # (B,K)
+    return torch.stack(ids, 1)  # (B,V,K)
+
+
+# --------------------------------------------------------------------------------------
+# The check that ends it
+# --------------------------------------------------------------------------------------
+
+
+def _finish(
+    tokenizer: nn.Module,
+    records: RecordDataset,
+    transform: Callable,
+    views: list[View],
+    writer: CodeCacheWriter,
+    device: torch.device,
+) -> None:
+    """Decode entries, draw and measure them, count the codes; then, and only then, the cache is complete."""
+    progress, ids = writer.progress(), writer.read_only_ids()
+    good = np.flatnonzero(progress == code_cache.DONE)
+    if not len(good):
+        raise DataError(f"{writer.path}: no entry to decode")
+    rows = good[np.linspace(0, len(good) - 1, min(CHECKED_ENTRIES, len(good))).round().astype(int)]
+    size = tokenizer.config.image_size
+    originals, decoded, labels = [], [], []
+    for row in rows.tolist():
+        record = records[row]
+        crops = transform(record.image, 0, row)
+        originals.append((crops if crops.ndim == 3 else crops[0]).permute(1, 2, 0).numpy())  # (S,S,3), view 0
+        entry = torch.from_numpy(ids[row, :1].astype(np.int64)).to(device)  # (1,K)
+        decoded.append(tokenizer.decode_to_uint8(entry, size)[0].cpu().numpy())
+        labels.append(record.label)
+    originals, decoded = np.stack(originals), np.stack(decoded)  # (B,S,S,3)
+    values = round_trip.psnr(originals, decoded)
+    protocol = (
+        f"mean over {len(rows)} entries of view '{views[0].name}' of the PSNR of uint8 RGB at {size} px, peak 255, "
+        "decoded in float32"
+    )
+    names = [_class_name(records.classes, label) for label in labels]
+    captions = [(name, f"{value:.1f} dB") for name, value in zip(names, values, strict=True)]
+    title = (
+        f"Original and decoded, {len(rows)} of {len(records):,} entries: mean PSNR {values.mean():.2f} dB at {size} px"
+    )
+    round_trip.draw_pairs(originals, decoded, captions, title).save(writer.path / "contact_sheet.png")
+    usage = round_trip.codebook_usage(ids, tokenizer.config.quantizer.codebook_size)
+    writer.finish(
+        round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
+        codebook_usage=asdict(usage),
+    )
+    _report(CodeCache(writer.path))
+
+
+def _class_name(classes: list[str] | None, label: int) -> str:
+    return classes[label] if classes is not None and 0 <= label < len(classes) else f"class {label}"
+
+
+def _report(cache: CodeCache) -> None:
+    found = cache.metadata
+    usage, check = found["codebook_usage"], found["round_trip"]
+    print(f"{cache.path}: {len(cache):,} records x {cache.num_views} views x {cache.num_tokens} tokens")
+    if found["replaced_rows"]:
+        print(
+            f"bad records, replaced by the next good one: {len(found['replaced_rows'])} (replaced_rows in cache.json)"
+        )
+    print(f"round-trip PSNR {check['psnr_db']:.2f} dB ({check['protocol']})")
+    print(
+        f"codebook usage {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes occur, counted "
+        f"over all records and views; perplexity {usage['perplexity']:.1f})"
+    )
+    print(f"contact sheet {cache.path / 'contact_sheet.png'}", flush=True)

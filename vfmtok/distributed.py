@@ -1,0 +1,72 @@
+"""One process or several: what torchrun says about this one, and the few things processes do together."""
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: str | None = None) -> World:
+    """Join the processes that torchrun started; alone, without torchrun, there is nothing to join.
+
+    Tensors on GPUs travel by NCCL, everything else by gloo.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where it is there.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    on_cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    return World(rank, size, torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu"))
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here. It waits on the CPU, so no GPU stands still for it."""
+    gather(None)
+
+
+def gather(value: Any) -> list[Any]:
+    """The (picklable) value of every process, in the order of ranks, in every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor summed over all processes, in place, and returned."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def print_main(*values: Any, file=None) -> None:
+    """Print in the first process only, and at once."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(*values, file=file or sys.stdout, flush=True)
