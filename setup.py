@@ -43,6 +43,7 @@ setup(
             "pyarrow>=14",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",  # a formatter of another version formats otherwise
+            "simplejpeg>=1.7",
             "scikit-image>=0.22",
             "scikit-learn>=1.3",
             "webdataset>=0.2",

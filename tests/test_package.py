@@ -22,12 +22,14 @@ def _imports(path: Path) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "vfmtok" else [f"vfmtok.{alias.name}" for alias in node.names]
+            names = [node.module]
+            if node.module == "vfmtok":  # a room, or a public name that lives in one
+                names = [vfmtok._HOME.get(alias.name, f"vfmtok.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("vfmtok.")}
+        rooms |= {name.split(".")[1] for name in names if name.startswith("vfmtok.") and name != "vfmtok.__version__"}
     return rooms
 
 

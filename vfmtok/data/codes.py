@@ -8,6 +8,7 @@ Shapes: B images of a block, C crops of an image, V views (crops and their mirro
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -51,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-random-views", type=int, default=10, metavar="R", help="for --views random (default 10)")
     parser.add_argument("--global-seed", type=int, default=0, help="of --views random (default 0)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
-    parser.add_argument("--num-workers", type=int, default=4, help="loading processes per process (default 4)")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument(
+        "--num-workers", type=int, default=workers, help="loading processes per process (default: the cores, at most 4)"
+    )
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
 
 
