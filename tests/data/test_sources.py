@@ -10,6 +10,7 @@ import pytest
 from image_makers import class_files, encoded, write_tree
 
 from vfmtok.data import source_files
+from vfmtok.data.scratch import Scratch
 from vfmtok.data.sources import list_sources
 from vfmtok.errors import DataError
 
@@ -62,7 +63,7 @@ def as_shard(files: dict[str, bytes], label_member) -> dict[str, bytes]:
 
 def test_every_container_of_the_same_images_gives_the_same_records(tmp_path):
     files = {f"{n.split('/')[0]}/{n.replace('/', '-')}": c for n, c in class_files().items()}
-    expected = contents(list_sources([str(write_tree(tmp_path / "folder", files))], tmp_path))
+    expected = contents(list_sources([str(write_tree(tmp_path / "folder", files))], Scratch(tmp_path)))
     assert [label for _, label, _ in expected["train"]] == [0] * 4 + [1] * 4 + [2] * 4
     assert {name: content for name, _, content in expected["train"]} == files
     backwards = dict(reversed(files.items()))
@@ -80,7 +81,7 @@ def test_every_container_of_the_same_images_gives_the_same_records(tmp_path):
         make_parquet(tmp_path / "b.parquet", [(Path(n).name, c, label) for n, c, label in rows], names),
     ]
     for source in sources:
-        listing = list_sources([str(source)], tmp_path / "scratch")
+        listing = list_sources([str(source)], Scratch(tmp_path / "scratch"))
         assert contents(listing) == expected, source.name
         assert listing.classes == names
         assert listing.ignored == {}, source.name
@@ -104,18 +105,18 @@ def test_webdataset_numbers_stay_labels(tmp_path):
         "      t.write({'__key__': f'{i:04d}', 'jpg': bytes.fromhex(sys.argv[2]), 'cls': 10 * s + i})\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), encoded(1).hex()], check=True)
-    listing = list_sources([str(tmp_path / "train-{000..002}.tar")], tmp_path)
+    listing = list_sources([str(tmp_path / "train-{000..002}.tar")], Scratch(tmp_path))
     assert sorted(e.label for e in listing.splits["train"]) == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
     assert listing.classes == [str(i) for i in range(24)] and set(listing.splits) == {"train"}
-    same = list_sources([str(tmp_path / f"train-00{i}.tar") for i in range(3)], tmp_path)
+    same = list_sources([str(tmp_path / f"train-00{i}.tar") for i in range(3)], Scratch(tmp_path))
     assert contents(same) == contents(listing)
-    assert contents(list_sources([str(tmp_path)], tmp_path)) == contents(listing)  # the folder of shards
+    assert contents(list_sources([str(tmp_path)], Scratch(tmp_path))) == contents(listing)  # the folder of shards
 
 
 def test_shards_named_after_splits_and_repeated_keys(tmp_path):
     for name in ("train-0", "train-1", "val-0", "test-0"):
         make_tar(tmp_path / f"{name}.tar", {"0.jpg": encoded(len(name)), "0.cls": b"3"})
-    listing = list_sources([str(tmp_path / "{train-{0,1},val-0,test-0}.tar")], tmp_path)
+    listing = list_sources([str(tmp_path / "{train-{0,1},val-0,test-0}.tar")], Scratch(tmp_path))
     assert [e.name for e in listing.splits["train"]] == ["train/3/0.jpg", "train/3/0-2.jpg"]
     assert [e.name for e in listing.splits["val"]] == ["val/3/0.jpg"]
     assert listing.left_out == 1
@@ -124,14 +125,14 @@ def test_shards_named_after_splits_and_repeated_keys(tmp_path):
 def test_parquet_with_unsorted_names_keeps_its_labels(tmp_path):
     rows = [(None, encoded(i), i % 2) for i in range(12)]
     source = make_parquet(tmp_path / "x.parquet", rows, ["zebra, horse", "ant"], with_path=False)
-    listing = list_sources([str(source)], tmp_path)
+    listing = list_sources([str(source)], Scratch(tmp_path))
     assert listing.classes == ["zebra, horse", "ant"]
     assert [(label, content) for _, label, content in contents(listing)["train"]] == [(r[2], r[1]) for r in rows]
     assert listing.splits["train"][1].name == "ant/x-00000001"
     text = make_parquet(
         tmp_path / "y.parquet", [("a.jpg", encoded(0), "b"), ("c.jpg", encoded(1), "a")], None, "string"
     )
-    assert [e.label for e in list_sources([str(text)], tmp_path).splits["train"]] == [1, 0]
+    assert [e.label for e in list_sources([str(text)], Scratch(tmp_path)).splits["train"]] == [1, 0]
 
 
 def test_split_folders_share_their_labels(tmp_path):
@@ -139,28 +140,28 @@ def test_split_folders_share_their_labels(tmp_path):
     write_tree(
         tmp_path / "s", {"train/a/1.jpg": one, "train/c/1.jpg": one, "validation/b/1.jpg": one, "test/c/1.jpg": one}
     )
-    listing = list_sources([str(tmp_path / "s")], tmp_path)
+    listing = list_sources([str(tmp_path / "s")], Scratch(tmp_path))
     assert listing.classes == ["a", "b", "c"] and listing.left_out == 1
     assert {s: [(e.name, e.label) for e in entries] for s, entries in listing.splits.items()} == {
         "train": [("train/a/1.jpg", 0), ("train/c/1.jpg", 2)],
         "val": [("validation/b/1.jpg", 1)],
     }
-    pair = list_sources([str(tmp_path / "s/train"), str(tmp_path / "s/validation")], tmp_path)
+    pair = list_sources([str(tmp_path / "s/train"), str(tmp_path / "s/validation")], Scratch(tmp_path))
     assert {s: [e.name for e in x] for s, x in pair.splits.items()} == {
         "train": ["train/a/1.jpg", "train/c/1.jpg"],
         "val": ["validation/b/1.jpg"],
     }
     write_tree(tmp_path / "vehicles", {"train/1.jpg": one, "bus/1.jpg": one})  # a class may be called train
-    assert list_sources([str(tmp_path / "vehicles")], tmp_path).classes == ["bus", "train"]
+    assert list_sources([str(tmp_path / "vehicles")], Scratch(tmp_path)).classes == ["bus", "train"]
     with pytest.raises(DataError, match="leave out --val-fraction"):
-        list_sources([str(tmp_path / "s")], tmp_path, 0.1)
+        list_sources([str(tmp_path / "s")], Scratch(tmp_path), 0.1)
 
 
 def test_flat_sources_are_one_class_each(tmp_path):
     write_tree(tmp_path / "cats", {"1.jpg": encoded(0), "2.jpg": encoded(1)})
     write_tree(tmp_path / "ants", {"1.jpg": encoded(2)})
-    assert list_sources([str(tmp_path / "cats")], tmp_path).classes == ["cats"]
-    both = list_sources([str(tmp_path / "cats"), str(tmp_path / "ants")], tmp_path)
+    assert list_sources([str(tmp_path / "cats")], Scratch(tmp_path)).classes == ["cats"]
+    both = list_sources([str(tmp_path / "cats"), str(tmp_path / "ants")], Scratch(tmp_path))
     assert [(e.name, e.label) for e in both.splits["train"]] == [
         ("ants/1.jpg", 0),
         ("cats/1.jpg", 1),
@@ -168,39 +169,39 @@ def test_flat_sources_are_one_class_each(tmp_path):
     ]
     write_tree(tmp_path / "cats", {"more/3.jpg": encoded(3)})
     with pytest.raises(DataError, match="beside the class folders"):
-        list_sources([str(tmp_path / "cats")], tmp_path)
+        list_sources([str(tmp_path / "cats")], Scratch(tmp_path))
 
 
 def test_val_fraction_is_stable_and_about_right(tmp_path):
     one = encoded(0)
     folder = write_tree(tmp_path / "s", {f"{c}/{i}.jpg": one for c in "abcde" for i in range(80)})
-    before = list_sources([str(folder)], tmp_path, 0.2)
+    before = list_sources([str(folder)], Scratch(tmp_path), 0.2)
     assert 50 < len(before.splits["val"]) < 110
     per_class = [sum(e.label == label for e in before.splits["val"]) for label in range(5)]
     assert len(set(per_class)) > 1  # equal numbers in different classes do not move together
     write_tree(folder, {f"a/new{i}.jpg": one for i in range(50)})
-    after = list_sources([str(folder)], tmp_path, 0.2)
+    after = list_sources([str(folder)], Scratch(tmp_path), 0.2)
     for split in ("train", "val"):
         assert {e.name for e in before.splits[split]} <= {e.name for e in after.splits[split]}
 
 
 def test_the_fingerprint_follows_the_sources(tmp_path):
     folder = write_tree(tmp_path / "s", class_files())
-    prints = {list_sources([str(folder)], tmp_path).fingerprint}
-    assert list_sources([str(folder)], tmp_path).fingerprint in prints
+    prints = {list_sources([str(folder)], Scratch(tmp_path)).fingerprint}
+    assert list_sources([str(folder)], Scratch(tmp_path)).fingerprint in prints
     (folder / "cat/new.jpg").write_bytes(b"12345")
-    prints.add(list_sources([str(folder)], tmp_path).fingerprint)
+    prints.add(list_sources([str(folder)], Scratch(tmp_path)).fingerprint)
     (folder / "cat/new.jpg").write_bytes(b"123456")
-    prints.add(list_sources([str(folder)], tmp_path).fingerprint)
+    prints.add(list_sources([str(folder)], Scratch(tmp_path)).fingerprint)
     (folder / "cat/new.jpg").rename(folder / "dog/new.jpg")
-    prints.add(list_sources([str(folder)], tmp_path).fingerprint)
+    prints.add(list_sources([str(folder)], Scratch(tmp_path)).fingerprint)
     assert len(prints) == 4
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):
     extra = ["labels.txt", "cat/meta.json", "cat/.DS_Store", "__MACOSX/cat/._000.jpg", "cat/movie.mp4", "run.YAML"]
     folder = write_tree(tmp_path / "s", class_files() | dict.fromkeys(extra, b"x"))
-    listing = list_sources([str(folder)], tmp_path)
+    listing = list_sources([str(folder)], Scratch(tmp_path))
     assert len(listing) == 12 and sum(listing.ignored.values()) == len(extra)
     assert listing.ignored[".txt"] == 1 and listing.ignored[".DS_Store"] == 1
 
@@ -210,7 +211,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     write_tree(tmp_path / "elsewhere", {"1.jpg": encoded(3)})
     (folder / "dog").symlink_to(tmp_path / "elsewhere")
     (folder / "cat/loop").symlink_to(folder)
-    assert len(list_sources([str(folder)], tmp_path)) == 5
+    assert len(list_sources([str(folder)], Scratch(tmp_path))) == 5
 
 
 def test_sources_that_cannot_be_used(tmp_path):
@@ -230,15 +231,15 @@ def test_sources_that_cannot_be_used(tmp_path):
     }  # fmt: skip
     for name, message in cases.items():
         with pytest.raises(DataError, match=message):
-            list_sources([str(tmp_path / name)], tmp_path / "scratch")
+            list_sources([str(tmp_path / name)], Scratch(tmp_path / "scratch"))
     write_tree(tmp_path / "folder", class_files())
     make_tar(tmp_path / "numbers.tar", {"1.jpg": encoded(0), "1.cls": b"1"})
     with pytest.raises(DataError, match="by number and some by name"):
-        list_sources([str(tmp_path / "folder"), str(tmp_path / "numbers.tar")], tmp_path)
+        list_sources([str(tmp_path / "folder"), str(tmp_path / "numbers.tar")], Scratch(tmp_path))
 
 
 def test_the_sample_set_ships_with_its_notice(tmp_path):
-    listing = list_sources(["sample"], tmp_path)
+    listing = list_sources(["sample"], Scratch(tmp_path))
     assert {split: len(entries) for split, entries in listing.splits.items()} == {"train": 1704, "val": 188}
     assert len(listing.classes) == 9
     from vfmtok.data.sources import SAMPLE

@@ -9,7 +9,6 @@ continues after any interruption and ends with the same records.
 import argparse
 import json
 import os
-import shutil
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from vfmtok.data import image_files, source_files
 from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import Record, RecordDataset, RecordWriter
+from vfmtok.data.scratch import Scratch
 from vfmtok.data.sources import Entry, Listing, list_sources
 from vfmtok.errors import DataError
 
@@ -99,10 +99,10 @@ def prepare(
         DataError: the sources can't be listed or have changed since the dataset was begun, the disk is
             full, or more than 1% of the files are corrupt (after report.json was written).
     """
-    out, scratch = Path(out), Path(out) / "unpacked"
+    out = Path(out)
     _check_place(sources, out)
     options = {"resize": resize, "format": image_format, "layout": layout, "val_fraction": val_fraction}
-    try:
+    with Scratch(out) as scratch:
         listing = list_sources(sources, scratch, val_fraction)
         _print_listing(listing, val_fraction)
         job = {"source_fingerprint": listing.fingerprint, "options": options}
@@ -111,8 +111,6 @@ def prepare(
             print(f"{out} is complete: its {len(listing)} files were prepared before")
         else:
             _write_splits(out, listing, job, complete, default_workers(len(listing)) if workers is None else workers)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _print_listing(listing: Listing, val_fraction: float | None) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from vfmtok.data.scratch import Scratch
 from vfmtok.errors import DataError
 
 COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".tbz2": bz2.open, ".xz": lzma.open}
@@ -93,7 +94,7 @@ def walk_zip(archive: Path) -> Iterator[Found]:
             yield Found(_clean(member.filename), member.file_size, f"{member.CRC:08x}", place)
 
 
-def walk_tar(archive: Path, scratch: Path) -> Iterator[Found]:
+def walk_tar(archive: Path, scratch: Scratch) -> Iterator[Found]:
     """Every file of a tar. A compressed one is unpacked into ``scratch`` first (a plain tar of its
     own): compressed tars can only be read from the start."""
     opener = COMPRESSED.get(archive.suffix.lower())
@@ -111,10 +112,9 @@ def walk_tar(archive: Path, scratch: Path) -> Iterator[Found]:
         raise DataError(f"cannot read {archive}, it may be cut short: {error}") from None
 
 
-def _unpack(archive: Path, opener, scratch: Path) -> Path:
-    plain = scratch / f"{zlib.crc32(str(archive.resolve()).encode()):08x}-{archive.stem}.tar"
+def _unpack(archive: Path, opener, scratch: Scratch) -> Path:
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        plain = scratch.folder() / f"{zlib.crc32(str(archive.resolve()).encode()):08x}-{archive.stem}.tar"
         with opener(archive, "rb") as packed, open(plain, "wb") as file:
             shutil.copyfileobj(packed, file, 1 << 20)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vfmtok.data import parquet, source_files, webdataset
+from vfmtok.data.scratch import Scratch
 from vfmtok.data.source_files import Found
 from vfmtok.errors import DataError
 
@@ -59,12 +60,12 @@ class _Image(NamedTuple):
     found: Found
 
 
-def list_sources(sources: list[str], scratch: Path, val_fraction: float | None = None) -> Listing:
+def list_sources(sources: list[str], scratch: Scratch, val_fraction: float | None = None) -> Listing:
     """List every image of the sources.
 
     Args:
         sources: paths, a brace pattern such as ``shard-{000..127}.tar``, or ``sample``.
-        scratch: folder for unpacked tars, made when needed.
+        scratch: where compressed tars are unpacked; it must outlive the reading.
         val_fraction: the share of images that go to the validation split, by a hash of class folder
             and file name, so an image's split does not depend on the other images.
 
@@ -133,7 +134,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [text for c in choices for text in _expand_braces(pattern[: match.start()] + c + pattern[match.end() :])]
 
 
-def _walk(path: Path, scratch: Path) -> Iterable[Found]:
+def _walk(path: Path, scratch: Scratch) -> Iterable[Found]:
     if path.is_dir():
         return source_files.walk_folder(path)
     return source_files.walk_zip(path) if path.suffix.lower() == ".zip" else source_files.walk_tar(path, scratch)
