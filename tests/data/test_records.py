@@ -9,7 +9,7 @@ import lmdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_makers import encoded, environment
+from image_makers import encoded, environment, vfmtok
 
 from vfmtok.data.records import Record, RecordDataset, RecordWriter, decode_record, encode_record, write_records
 from vfmtok.errors import DataError
@@ -227,3 +227,14 @@ def test_pickling_leaves_the_environment_behind(tmp_path):
     pickle.dump(dataset, buffer)
     assert len(buffer.getvalue()) < 2000  # no key list, no records
     assert pickle.loads(buffer.getvalue())[7] == RECORDS[7]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_dataset_cut_short_is_named(tmp_path, share):
+    write_records(tmp_path / "d", (Record(bytes(40_000), 0, f"{i}") for i in range(100)))
+    file = tmp_path / "d/data.mdb"
+    os.truncate(file, int(file.stat().st_size * share))
+    for command in ("stats", "prepare --verify"):  # in a process of their own: a missing page is a SIGBUS
+        result = vfmtok(*command.split(), tmp_path / "d")
+        assert result.returncode == 2, result
+        assert f"{tmp_path / 'd'} is cut short" in result.stderr and result.stderr.count("\n") == 1

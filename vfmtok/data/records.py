@@ -13,7 +13,6 @@ through an unpickler that can build nothing but built-in values, so reading neve
 """
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -30,6 +29,7 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
+from vfmtok.data.published_records import unpickle_builtins
 from vfmtok.errors import DataError
 
 Layout = Literal["vfmtok", "published"]
@@ -92,37 +92,6 @@ def _decode_published(blob: bytes) -> Record:
     if type(image) is not bytes or type(label) is not int:
         raise DataError("not a record: expected a dict with 'image' bytes and a 'label' int")
     return Record(image, label, "")
-
-
-def unpickle_builtins(blob: bytes) -> Any:
-    """Unpickle dicts, lists, text, bytes and numbers. Raises DataError for everything else."""
-    try:
-        return _BuiltinUnpickler(io.BytesIO(blob)).load()
-    except Exception as error:  # unpickling damaged bytes raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"refused or damaged pickle: {reason}") from None
-
-
-class _BuiltinUnpickler(pickle.Unpickler):
-    """Containers, text and numbers have opcodes of their own and need no lookup by name. Only bytes
-    written with protocol 2 or lower do, as ``_codecs.encode(text, "latin1")`` or ``bytes()``."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):
-            return _no_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # the real encode() would import a codec of any name
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:  # the real bytes() would allocate any number of them
-    return b""
 
 
 # --------------------------------------------------------------------------------------
@@ -236,6 +205,10 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
     try:
         if environment is None:
             environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if file.stat().st_size < needed:  # reading beyond the end of a mapped file kills the process
+                environment.close()
+                raise DataError(f"{path} is cut short: {file.stat().st_size} of {needed} bytes, copy it again")
     except lmdb.Error as error:
         raise DataError(f"{path} is no LMDB dataset, or being written: {error}") from None
     _environments[key] = environment
