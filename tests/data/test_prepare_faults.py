@@ -47,6 +47,14 @@ def test_more_than_one_percent_is_an_error_after_the_report(tmp_path):
             RecordDataset(tmp_path / "out/train_lmdb")
 
 
+def test_an_image_that_the_format_cannot_hold_is_skipped(tmp_path):
+    files = {f"c/{i:03d}.png": noise(i, 8) for i in range(100)} | {"c/long.png": encoded(1, (20000, 3), "PNG")}
+    prepare([str(write_tree(tmp_path / "in", files))], tmp_path / "out", image_format="webp")
+    skipped = json.loads((tmp_path / "out/report.json").read_text())["skipped"]
+    assert [entry["name"] for entry in skipped] == ["c/long.png"]
+    assert skipped[0]["reason"].startswith("cannot be written as WEBP: ")
+
+
 def test_a_member_damaged_inside_a_zip_is_skipped(tmp_path):
     from test_sources import make_zip
 

@@ -51,6 +51,9 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
     Bytes that are already small enough and of that format stay as they are; nothing is enlarged. The
     format stays if it is JPEG, PNG or WebP and becomes PNG otherwise. EXIF (with its orientation,
     which is not applied) and the colour profile are kept.
+
+    Raises:
+        NotAnImage: the format can't hold the image, such as a side of more than 16383 pixels in WebP.
     """
     shrink = short_side is not None and min(image.size) > short_side
     current = "JPEG" if image.format == "MPO" else image.format
@@ -68,7 +71,11 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
         converted = converted.resize(size, Image.Resampling.LANCZOS)
     options = {"JPEG": {"quality": QUALITY, "subsampling": 0}, "WEBP": {"quality": QUALITY}, "PNG": {}}[target]
     encoded = io.BytesIO()
-    converted.save(encoded, target, **options, **kept)
+    try:
+        converted.save(encoded, target, **options, **kept)
+    except Exception as error:  # encoders raise as freely as decoders
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NotAnImage(f"cannot be written as {target}: {reason}") from None
     return encoded.getvalue()
 
 

@@ -210,13 +210,14 @@ def _check_entry(entry: Entry, resize: int | None, image_format: str | None) -> 
     try:
         content = source_files.read(entry.place)
         image = image_files.open_image(content)
+        suffix = image_files.suffix_of(image)
+        if resize is not None or image_format is not None:
+            content = image_files.reencode(image, content, resize, image_format)
     except (source_files.CorruptFile, image_files.NotAnImage) as error:
         return {"name": entry.name, "reason": str(error)}
     name = entry.name
     if entry.place[0] == "parquet" and not PurePosixPath(name).suffix:
-        name += image_files.suffix_of(image)
-    if resize is not None or image_format is not None:
-        content = image_files.reencode(image, content, resize, image_format)
+        name += suffix
     return Record(content, entry.label, name)
 
 
