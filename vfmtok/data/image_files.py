@@ -62,16 +62,16 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
         return content
     target = target if target in ("JPEG", "PNG", "WEBP") else "PNG"
     kept = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
-    converted = _to_mode_of(target, image)
-    if converted.mode != image.mode:
-        kept.pop("icc_profile", None)  # it describes the old mode's channels
-    if shrink:
-        scale = short_side / min(image.size)
-        size = [max(1, round(side * scale)) for side in image.size]
-        converted = converted.resize(size, Image.Resampling.LANCZOS)
     options = {"JPEG": {"quality": QUALITY, "subsampling": 0}, "WEBP": {"quality": QUALITY}, "PNG": {}}[target]
     encoded = io.BytesIO()
     try:
+        converted = _to_mode_of(target, image)
+        if converted.mode != image.mode:
+            kept.pop("icc_profile", None)  # it describes the old mode's channels
+        if shrink:
+            scale = short_side / min(image.size)
+            size = [max(1, round(side * scale)) for side in image.size]
+            converted = converted.resize(size, Image.Resampling.LANCZOS)
         converted.save(encoded, target, **options, **kept)
     except Exception as error:  # encoders raise as freely as decoders
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -79,18 +79,36 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
     return encoded.getvalue()
 
 
+def as_rgb(image: Image.Image, keep_alpha: bool = False) -> Image.Image:
+    """A decoded image in 8-bit RGB, as training sees it, whatever its mode.
+
+    16-bit greyscale keeps its upper byte; 32-bit integers are read as 16-bit values, floats as [0,1]
+    where they fit in it, else as [0,255]. Transparency lies on white, or stays as RGBA with ``keep_alpha``.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        values = values * 255 if values.max(initial=0) <= 1 else values
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return image if keep_alpha else Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
 def _to_mode_of(target: str, image: Image.Image) -> Image.Image:
-    """The image in the nearest mode that resizes well and that the format can hold."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip them, not scale them
-        values = np.asarray(image, dtype=np.float32)
-        scale = 255 / 65535 if image.mode != "F" else 1.0
-        image = Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
-    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-    grey = image.mode in ("L", "LA", "La", "1")
-    if target == "JPEG":
-        mode = "CMYK" if image.mode == "CMYK" else "L" if grey else "RGB"
-    elif target == "WEBP":
-        mode = "RGBA" if transparent else "RGB"
-    else:
-        mode = ("LA" if grey else "RGBA") if transparent else ("L" if grey else "RGB")
-    return image if image.mode == mode else image.convert(mode)
+    """The image in the nearest mode that resizes well and that the format can hold: what ``as_rgb``
+    shows, in fewer channels where it is grey."""
+    if target == "JPEG" and image.mode == "CMYK":
+        return image
+    grey = image.mode in ("L", "LA", "La", "1", "I", "F") or image.mode.startswith("I;16")
+    if image.mode == "L" and target != "WEBP" and not image.has_transparency_data:
+        return image
+    converted = as_rgb(image, keep_alpha=target != "JPEG")
+    if grey and target != "WEBP":
+        return converted.convert("LA" if converted.mode == "RGBA" else "L")
+    return converted

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import get_sampling
 from torch import Tensor
 
-from vfmtok.data.image_files import FORMATS
+from vfmtok.data.image_files import FORMATS, as_rgb
 from vfmtok.errors import DataError
 
 try:
@@ -76,10 +76,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:
-    """Decode to 8-bit RGB, upright: EXIF orientation applied, transparency on white, first frame.
-
-    16-bit greyscale keeps its upper byte; 32-bit integers are read as 16-bit values, floats as [0,1]
-    where they fit in it, else as [0,255].
+    """Decode to 8-bit RGB, upright: EXIF orientation applied, first frame, other modes as ``as_rgb`` says.
 
     Raises:
         DataError: the file is truncated or damaged, or would decode to an absurd size.
@@ -88,23 +85,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
         image.load()
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-        return image if image.mode == "RGB" and "transparency" not in image.info else _as_rgb(image)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        values = values * 255 if values.max(initial=0) <= 1 else values
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return image if image.mode == "RGB" and "transparency" not in image.info else as_rgb(image)
 
 
 def _orientation(image: Image.Image) -> int:
