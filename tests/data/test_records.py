@@ -238,3 +238,12 @@ def test_a_dataset_cut_short_is_named(tmp_path, share):
         result = vfmtok(*command.split(), tmp_path / "d")
         assert result.returncode == 2, result
         assert f"{tmp_path / 'd'} is cut short" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("metadata", [b"[1]", b"3", b'"text"', b"null"])
+def test_metadata_that_is_no_object_is_damaged(tmp_path, metadata):
+    write_records(tmp_path, RECORDS[:2])
+    with lmdb.open(str(tmp_path)) as opened, opened.begin(write=True) as transaction:
+        transaction.put(b"metadata", metadata)
+    with pytest.raises(DataError, match="damaged metadata"):
+        RecordDataset(tmp_path)

@@ -247,3 +247,22 @@ def test_the_sample_set_ships_with_its_notice(tmp_path):
     with zipfile.ZipFile(SAMPLE) as opened:
         notice = opened.read("NOTICE.txt")
     assert (SAMPLE.parent / "NOTICE.txt").read_bytes() == notice
+
+
+@pytest.mark.parametrize("label", ["1" + "0" * 20, "2147483648", "10000000", "9" * 5000])
+def test_absurd_label_numbers_are_refused(tmp_path, label):
+    shard = make_tar(tmp_path / "a.tar", {"1.png": encoded(1), "1.cls": label.encode()})
+    with pytest.raises(DataError, match=r"too large|more than 10000000 classes") as caught:
+        list_sources([str(shard)], Scratch(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.5, [1, 2], True])
+def test_parquet_labels_of_other_types_are_refused(tmp_path, value):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"image": [{"bytes": encoded(1), "path": "a.jpg"}], "label": [value]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="whole numbers or text"):
+        list_sources([str(tmp_path / "a.parquet")], Scratch(tmp_path))

@@ -127,6 +127,8 @@ class RecordDataset:
             self.metadata: dict[str, Any] = json.loads(self._get("metadata") or b"{}")
         except ValueError as error:
             raise DataError(f"damaged metadata in {path}: {error}") from None
+        if not isinstance(self.metadata, dict):
+            raise DataError(f"damaged metadata in {path}: not a JSON object")
         self.classes: list[str] | None = self.metadata.get("classes")
         self.fingerprint: str = self.metadata.get("fingerprint") or self._sampled_fingerprint()
 

@@ -25,6 +25,7 @@ from vfmtok.data.source_files import Found
 from vfmtok.errors import DataError
 
 SAMPLE = Path(__file__).parent / "samples" / "emoji64.zip"
+MAX_CLASSES = 10_000_000  # without names; every one gets an entry in the metadata
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
 
@@ -191,6 +192,10 @@ def _folder_images(source: Path, files: list[Found], prefix: str) -> list[_Image
 def _shard_image(shard: Path, found: Found, names: list[str] | None) -> _Image:
     """An image of a WebDataset or parquet shard: named by its class folder and key."""
     label = found.label
+    if type(label) not in (int, str):
+        raise DataError(f"{shard}: '{found.path}' has label {label!r:.80}: labels must be whole numbers or text")
+    if isinstance(label, int) and label >= 2**31:
+        raise DataError(f"{shard}: '{found.path}' has label {label}, which is too large for a class")
     if isinstance(label, int) and (label < 0 or (names is not None and label >= len(names))):
         if _split_of_source(shard) != "test":  # unlabelled test sets hold -1
             raise DataError(f"{shard}: '{found.path}' has label {label}, outside the {len(names or [])} class names")
@@ -249,6 +254,8 @@ def _labels(images: list[_Image], names: list[str] | None) -> tuple[list[str], d
     if numbers != found:
         raise DataError("some sources label their images by number and some by name")
     if names is None:
+        if max(numbers) >= MAX_CLASSES:
+            raise DataError(f"label {max(numbers)} would mean more than {MAX_CLASSES} classes: number them from 0")
         names = [str(number) for number in range(max(numbers) + 1)]
     return names, {number: number for number in numbers}
 

@@ -68,4 +68,4 @@ def _json_label(member: Found) -> int | str | None:
 
 
 def _number_or_text(text: str) -> int | str | None:
-    return int(text) if text.isdecimal() else text or None
+    return int(text.lstrip("0")[:20] or "0") if text.isdecimal() else text or None
