@@ -185,6 +185,8 @@ def _decode_count(blob: bytes, path: Path) -> int:
 
 # LMDB allows one environment per file and process, so datasets of the same file share theirs; the last
 # one to go closes it. A forked child must close what it inherited before it can open the file anew.
+_UNWRITTEN_PAGES = 64
+
 _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()  # by (device, inode)
 
 
@@ -207,10 +209,11 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
     try:
         if environment is None:
             environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
-            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            # LMDB may leave the last pages it counted unwritten: only a longer tail is a cut file.
+            needed = (environment.info()["last_pgno"] + 1 - _UNWRITTEN_PAGES) * environment.stat()["psize"]
             if file.stat().st_size < needed:  # reading beyond the end of a mapped file kills the process
                 environment.close()
-                raise DataError(f"{path} is cut short: {file.stat().st_size} of {needed} bytes, copy it again")
+                raise DataError(f"{path} is cut short: {file.stat().st_size} of {needed} bytes or more, copy it again")
     except lmdb.Error as error:
         raise DataError(f"{path} is no LMDB dataset, or being written: {error}") from None
     _environments[key] = environment
