@@ -229,7 +229,7 @@ def test_pickling_leaves_the_environment_behind(tmp_path):
     assert pickle.loads(buffer.getvalue())[7] == RECORDS[7]
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])  # of 4 MB: more than the tail LMDB may leave unwritten
 def test_a_dataset_cut_short_is_named(tmp_path, share):
     write_records(tmp_path / "d", (Record(bytes(40_000), 0, f"{i}") for i in range(100)))
     file = tmp_path / "d/data.mdb"
