@@ -108,6 +108,22 @@ def test_a_cache_of_another_tokenizer_is_an_error(tmp_path):
         code_cache.check_tokenizer(cache, "ba" * 32)
 
 
+def test_bad_records_are_counted_over_the_whole_cache(tmp_path):
+    for count, allowed in ((50, 1), (300, 3)):
+        path = tmp_path / str(count)
+        code_cache.begin(path, metadata(count=count))
+        for row in range(count):  # each from another process
+            if row == allowed:
+                CodeCacheWriter(path).check_replaced()
+            writer = CodeCacheWriter(path)
+            writer.write(row, np.ones((1, 3, 4), int), np.zeros(1), np.array([row <= allowed]))
+            writer.close()
+        for _ in range(2):
+            with pytest.raises(DataError, match=rf"{allowed + 1} of the {count} records .* more than 1%"):
+                CodeCacheWriter(path).finish()
+        assert (path / "progress.bin").exists()
+
+
 def test_damage_is_noticed_on_opening(tmp_path):
     path = tmp_path / "cache"
     with pytest.raises(DataError, match="no token cache at"):

@@ -177,6 +177,23 @@ def test_a_bad_record_gets_its_neighbours_ids(place, tmp_path, capsys):
     assert "bad records, replaced by the next good one: 1" in capsys.readouterr().out
 
 
+def test_too_many_bad_records_stay_an_error(place, tmp_path, capsys):
+    good = [RecordDataset(place.data)[i] for i in range(COUNT)]
+    bad = (30, 60)  # the loader of every new run alone would count one of them only
+    records = [Record(b"junk" if i in bad else r.image, r.label, f"{i}") for i, r in enumerate(good)]
+    write_records(tmp_path / "lmdb", records)
+    out, lines = tmp_path / "cache", []
+    arguments = place.arguments(out, "--views", "center")
+    arguments[1] = str(tmp_path / "lmdb")
+    for _ in range(3):
+        assert cli.main(arguments) == 2
+        lines.append(capsys.readouterr().err.splitlines()[-1])
+        with pytest.raises(vfmtok.errors.DataError, match="not complete"):
+            CodeCache(out)
+    assert "2 of the 90 records" in lines[0] and "(rows 30, 60), more than 1%" in lines[0]
+    assert len(set(lines)) == 1
+
+
 def test_errors_are_one_line(place, tmp_path, capsys):
     out = tmp_path / "cache"
     cases = {

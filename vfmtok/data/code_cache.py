@@ -25,6 +25,7 @@ from vfmtok.errors import DataError
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2
+BAD_FRACTION = 0.01  # of all records; a cache with more bad ones is never complete
 
 # What makes ids what they are: a cache is continued, or found to be there already, only if all are equal.
 IDENTITY = (
@@ -177,8 +178,22 @@ class CodeCacheWriter:
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}; what was written before is intact") from None
 
+    def check_replaced(self) -> None:
+        """Raise DataError if more than 1% of the records (and more than one) were bad.
+
+        Counted are all rows of the cache, whoever wrote them in whichever run, so starting again does not help.
+        """
+        replaced = np.flatnonzero(self.progress() == REPLACED)
+        if len(replaced) > max(1, BAD_FRACTION * self._count):
+            rows = ", ".join(map(str, replaced[:5])) + (", ..." if len(replaced) > 5 else "")
+            raise DataError(
+                f"{len(replaced)} of the {self._count} records for {self.path} are bad (rows {rows}), more than "
+                f"{BAD_FRACTION:.0%}: mend the dataset and begin in another folder"
+            )
+
     def finish(self, **metadata: Any) -> None:
-        """Declare the cache complete. Raises DataError if rows are missing."""
+        """Declare the cache complete. Raises DataError if rows are missing or too many records were bad."""
+        self.check_replaced()
         progress = self.progress()
         if (progress == TO_DO).any():
             raise DataError(f"{(progress == TO_DO).sum()} of {self._count} rows of {self.path} are not written")

@@ -133,11 +133,12 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         return
     writer = CodeCacheWriter(args.out)
     with contextlib.closing(writer):
+        writer.check_replaced()
         blocks = writer.blocks_to_do(args.batch_size)
         distributed.barrier()  # all have read the progress before anybody changes it
         share = blocks[world.rank :: world.size]
-        order = BlockOrder(share, total=len(records), world_size=world.size)
-        loader = ImageLoader(records, transform, order, num_workers=args.num_workers)
+        workers = args.num_workers
+        loader = ImageLoader(records, transform, BlockOrder(share), num_workers=workers, max_bad_fraction=None)
         with (
             contextlib.closing(loader),
             tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar,
@@ -145,6 +146,7 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
             _encode_blocks(tokenizer, loader, share, views, writer, world, precision, bar)
         distributed.barrier()
         if world.is_main:
+            writer.check_replaced()
             _finish(tokenizer, records, transform, views, writer, world.device)
     distributed.barrier()
 
@@ -174,6 +176,8 @@ def _encode_blocks(
         ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision)
         replaced = batch.indices.numpy() != rows
         writer.write(int(rows[0]), ids.cpu().numpy(), batch.labels.numpy(), replaced)
+        if replaced.any():
+            writer.check_replaced()
         bar.update(min(len(rows) * world.size, bar.total - bar.n))  # the others are about as far
 
 

@@ -68,6 +68,7 @@ class ImageLoader:
         prefetch: batches each worker prepares ahead.
         pin_memory: None: where CUDA is there.
         max_restarts: how often dead workers are replaced before the run stops.
+        max_bad_fraction: of an epoch's samples; None leaves it to the caller to count bad records.
 
     Attributes:
         samples_seen: of the batches handed out.
@@ -88,8 +89,10 @@ class ImageLoader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
         max_restarts: int = 5,
+        max_bad_fraction: float | None = BAD_FRACTION,
     ):
         self.samples_seen, self.order, self.max_restarts = samples_seen, order, max_restarts
+        self.max_bad_fraction = max_bad_fraction
         self.bad_records: dict[int, BadRecord] = {}
         self.restarts = 0
         self._source = _BatchSource(records, transform)
@@ -207,15 +210,17 @@ class ImageLoader:
             if bad.index not in self.bad_records:
                 log.warning("bad record %d%s: %s", bad.index, f" ({bad.name})" if bad.name else "", bad.reason)
                 self.bad_records[bad.index] = bad
+        if self.max_bad_fraction is None:
+            return
         share = self.order.samples_per_epoch / self.order.world_size
-        allowed = BAD_FRACTION * share
+        allowed = self.max_bad_fraction * share
         if self.order.world_size > 1:  # this rank's share may hold a bad record more by chance
             allowed = max(allowed, 1)
         if len(bad_of_epoch) > allowed:
             last = list(self.bad_records.values())[-1]
             raise DataError(
                 f"{len(bad_of_epoch)} bad records among the {share:.0f} samples of an epoch, more than "
-                f"{BAD_FRACTION:.0%}; the last: record {last.index} {last.name}: {last.reason}"
+                f"{self.max_bad_fraction:.0%}; the last: record {last.index} {last.name}: {last.reason}"
             )
 
 

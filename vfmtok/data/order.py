@@ -103,13 +103,11 @@ class BlockOrder:
 
     Args:
         blocks: (b,) int64 arrays; ``samples_seen`` counts their indices.
-        total: samples of the whole work, of which these blocks may be a remainder or one rank's share.
-        world_size: how many share it.
     """
 
-    def __init__(self, blocks: list[np.ndarray], total: int | None = None, world_size: int = 1):
-        self.blocks, self.world_size = blocks, world_size
-        self.samples_per_epoch = sum(map(len, blocks)) if total is None else total
+    def __init__(self, blocks: list[np.ndarray]):
+        self.blocks, self.world_size = blocks, 1
+        self.samples_per_epoch = sum(map(len, blocks))
 
     def batches(self, samples_seen: int = 0) -> Iterator[OrderedBatch]:
         """The blocks that begin at or after ``samples_seen``; then it ends."""
