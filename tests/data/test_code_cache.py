@@ -61,9 +61,9 @@ def test_batches_draw_views_by_seed_epoch_and_index(tmp_path):
     cache = pickle.loads(pickle.dumps(CodeCache(tmp_path / "cache")))
     assert len(pickle.dumps(cache)) < 4000  # no ids in it
     indices = np.array([4, 49, 4, 0])
-    for epoch in range(3):
-        found, found_labels = cache.batch(indices, seed=9, epoch=epoch)
-        for row, index in enumerate(indices):
+    for epochs in ([0, 0, 0, 0], [1, 1, 2, 2], [3, 4, 5, 6]):
+        found, found_labels = cache.batch(indices, seed=9, epochs=epochs)
+        for row, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
             assert found[row].tolist() == ids[index, cache.view_for(9, epoch, index)].tolist()
         assert found_labels.tolist() == labels[indices].tolist()
     drawn = np.array([[cache.view_for(9, epoch, index) for epoch in range(60)] for index in range(50)])

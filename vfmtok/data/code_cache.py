@@ -103,10 +103,12 @@ class CodeCache:
         """The view of record ``index`` to train on: drawn anew every epoch, the same for any workers or ranks."""
         return CounterRandom(seed, epoch, index).below(self.num_views)
 
-    def batch(self, indices: Sequence[int] | np.ndarray, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """ids (B,K) int64 of each record's drawn view, and labels (B,) int64."""
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, seed: int, epochs: Sequence[int] | np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Of records ``indices`` (B,), each in its epoch (B,): ids (B,K) int64 of the drawn view, labels (B,) int64."""
         indices = np.asarray(indices)
-        views = [self.view_for(seed, epoch, int(index)) for index in indices]
+        views = [self.view_for(seed, int(e), int(i)) for e, i in zip(epochs, indices, strict=True)]
         ids = torch.from_numpy(self._ids[indices, views].astype(np.int64))  # (B,K)
         return ids, self.labels[torch.from_numpy(indices)]
 
