@@ -8,6 +8,7 @@
 Shapes: N records, V views of each, K tokens, B batch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -201,7 +202,8 @@ class CodeCacheWriter:
             raise DataError(f"{(progress == TO_DO).sum()} of {self._count} rows of {self.path} are not written")
         replaced = np.flatnonzero(progress == REPLACED).tolist()
         _write_metadata(self.path, {**self.metadata, **metadata, "replaced_rows": replaced, "complete": True})
-        (self.path / "progress.bin").unlink()
+        with contextlib.suppress(OSError):  # complete it is; a progress file left over does no harm
+            (self.path / "progress.bin").unlink()
 
     def close(self) -> None:
         while self._files:
