@@ -61,9 +61,9 @@ def test_batches_draw_views_by_seed_epoch_and_index(tmp_path):
     cache = pickle.loads(pickle.dumps(CodeCache(tmp_path / "cache")))
     assert len(pickle.dumps(cache)) < 4000  # no ids in it
     indices = np.array([4, 49, 4, 0])
-    for epoch in range(3):
-        found, found_labels = cache.batch(indices, seed=9, epoch=epoch)
-        for row, index in enumerate(indices):
+    for epochs in ([0, 0, 0, 0], [1, 1, 2, 2], [3, 4, 5, 6]):
+        found, found_labels = cache.batch(indices, seed=9, epochs=epochs)
+        for row, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
             assert found[row].tolist() == ids[index, cache.view_for(9, epoch, index)].tolist()
         assert found_labels.tolist() == labels[indices].tolist()
     drawn = np.array([[cache.view_for(9, epoch, index) for epoch in range(60)] for index in range(50)])
@@ -106,6 +106,22 @@ def test_a_cache_of_another_tokenizer_is_an_error(tmp_path):
     code_cache.check_tokenizer(cache, "ab" * 32)
     with pytest.raises(DataError, match="was made by another tokenizer"):
         code_cache.check_tokenizer(cache, "ba" * 32)
+
+
+def test_bad_records_are_counted_over_the_whole_cache(tmp_path):
+    for count, allowed in ((50, 1), (300, 3)):
+        path = tmp_path / str(count)
+        code_cache.begin(path, metadata(count=count))
+        for row in range(count):  # each from another process
+            if row == allowed:
+                CodeCacheWriter(path).check_replaced()
+            writer = CodeCacheWriter(path)
+            writer.write(row, np.ones((1, 3, 4), int), np.zeros(1), np.array([row <= allowed]))
+            writer.close()
+        for _ in range(2):
+            with pytest.raises(DataError, match=rf"{allowed + 1} of the {count} records .* more than 1%"):
+                CodeCacheWriter(path).finish()
+        assert (path / "progress.bin").exists()
 
 
 def test_damage_is_noticed_on_opening(tmp_path):

@@ -137,6 +137,45 @@ def test_two_processes_write_what_one_writes(place, ten_crop, tmp_path):
     assert done.stdout.count("round-trip PSNR") == 1  # printed once
 
 
+def test_an_error_of_the_first_of_two_processes_is_one_line(place, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    program = f"""
+import sys
+import vfmtok.cli
+try:
+    code = vfmtok.cli.main({place.arguments(tmp_path / "mine")!r})
+except SystemExit as exit:
+    code = exit.code
+print("exit", code)  # and 0 to torchrun, which would write a report of its own
+"""
+    (tmp_path / "program.py").write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(tmp_path / "program.py")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["exit", "2", "exit", "2"], done.stderr
+    assert done.stderr.count("is not empty (it has thesis.tex)") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["contact_sheet.png", "cache.json.new"])
+def test_what_cannot_be_written_at_the_end_is_one_line(place, tmp_path, monkeypatch, capsys, name):
+    out, finish = tmp_path / "cache", codes._finish
+
+    def finish_with_an_obstacle(*arguments):
+        (out / name).mkdir()
+        finish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codes, "_finish", finish_with_an_obstacle)
+        assert cli.main(place.arguments(out, "--views", "center")) == 2
+    assert f"cannot write {out}" in capsys.readouterr().err.splitlines()[-1]
+    (out / name).rmdir()
+    monkeypatch.setattr(codes, "encode_views", None)  # nothing is encoded again
+    assert cli.main(place.arguments(out, "--views", "center")) == 0
+    assert len(CodeCache(out)) == COUNT
+
+
 def test_running_a_complete_cache_again_changes_nothing(place, ten_crop, capsys):
     before = content(ten_crop)
     assert cli.main(place.arguments(ten_crop, "--views", "ten-crop")) == 0
@@ -175,6 +214,23 @@ def test_a_bad_record_gets_its_neighbours_ids(place, tmp_path, capsys):
     assert torch.equal(cache[50, 0][0], cache[51, 0][0]) and cache[50, 0][1] == records[51].label
     assert 50 not in cache.metadata["round_trip"]["entries"]
     assert "bad records, replaced by the next good one: 1" in capsys.readouterr().out
+
+
+def test_too_many_bad_records_stay_an_error(place, tmp_path, capsys):
+    good = [RecordDataset(place.data)[i] for i in range(COUNT)]
+    bad = (30, 60)  # the loader of every new run alone would count one of them only
+    records = [Record(b"junk" if i in bad else r.image, r.label, f"{i}") for i, r in enumerate(good)]
+    write_records(tmp_path / "lmdb", records)
+    out, lines = tmp_path / "cache", []
+    arguments = place.arguments(out, "--views", "center")
+    arguments[1] = str(tmp_path / "lmdb")
+    for _ in range(3):
+        assert cli.main(arguments) == 2
+        lines.append(capsys.readouterr().err.splitlines()[-1])
+        with pytest.raises(vfmtok.errors.DataError, match="not complete"):
+            CodeCache(out)
+    assert "2 of the 90 records" in lines[0] and "(rows 30, 60), more than 1%" in lines[0]
+    assert len(set(lines)) == 1
 
 
 def test_errors_are_one_line(place, tmp_path, capsys):

@@ -8,6 +8,7 @@
 Shapes: N records, V views of each, K tokens, B batch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from vfmtok.errors import DataError
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2
+BAD_FRACTION = 0.01  # of all records; a cache with more bad ones is never complete
 
 # What makes ids what they are: a cache is continued, or found to be there already, only if all are equal.
 IDENTITY = (
@@ -102,10 +104,12 @@ class CodeCache:
         """The view of record ``index`` to train on: drawn anew every epoch, the same for any workers or ranks."""
         return CounterRandom(seed, epoch, index).below(self.num_views)
 
-    def batch(self, indices: Sequence[int] | np.ndarray, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """ids (B,K) int64 of each record's drawn view, and labels (B,) int64."""
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, seed: int, epochs: Sequence[int] | np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Of records ``indices`` (B,), each in its epoch (B,): ids (B,K) int64 of the drawn view, labels (B,) int64."""
         indices = np.asarray(indices)
-        views = [self.view_for(seed, epoch, int(index)) for index in indices]
+        views = [self.view_for(seed, int(e), int(i)) for e, i in zip(epochs, indices, strict=True)]
         ids = torch.from_numpy(self._ids[indices, views].astype(np.int64))  # (B,K)
         return ids, self.labels[torch.from_numpy(indices)]
 
@@ -177,14 +181,29 @@ class CodeCacheWriter:
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror}; what was written before is intact") from None
 
+    def check_replaced(self) -> None:
+        """Raise DataError if more than 1% of the records (and more than one) were bad.
+
+        Counted are all rows of the cache, whoever wrote them in whichever run, so starting again does not help.
+        """
+        replaced = np.flatnonzero(self.progress() == REPLACED)
+        if len(replaced) > max(1, BAD_FRACTION * self._count):
+            rows = ", ".join(map(str, replaced[:5])) + (", ..." if len(replaced) > 5 else "")
+            raise DataError(
+                f"{len(replaced)} of the {self._count} records for {self.path} are bad (rows {rows}), more than "
+                f"{BAD_FRACTION:.0%}: mend the dataset and begin in another folder"
+            )
+
     def finish(self, **metadata: Any) -> None:
-        """Declare the cache complete. Raises DataError if rows are missing."""
+        """Declare the cache complete. Raises DataError if rows are missing or too many records were bad."""
+        self.check_replaced()
         progress = self.progress()
         if (progress == TO_DO).any():
             raise DataError(f"{(progress == TO_DO).sum()} of {self._count} rows of {self.path} are not written")
         replaced = np.flatnonzero(progress == REPLACED).tolist()
         _write_metadata(self.path, {**self.metadata, **metadata, "replaced_rows": replaced, "complete": True})
-        (self.path / "progress.bin").unlink()
+        with contextlib.suppress(OSError):  # complete it is; a progress file left over does no harm
+            (self.path / "progress.bin").unlink()
 
     def close(self) -> None:
         while self._files:

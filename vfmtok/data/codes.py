@@ -9,7 +9,7 @@ Shapes: B images of a block, C crops of an image, V views (crops and their mirro
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import TEN_CROP_RANGES, EvaluationCrop, RandomCrops, TenCrop, to_unit_range
-from vfmtok.errors import DataError
+from vfmtok.errors import DataError, VFMTokError
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
 
@@ -66,8 +66,29 @@ def run(args: argparse.Namespace) -> None:
     world = distributed.start()
     try:
         _extract(args, world)
+    except SharedError:
+        if world.is_main:
+            raise
+        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
     finally:
         distributed.stop()
+
+
+class SharedError(DataError):
+    """An error of one process that every process raises at the same place."""
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Wait at the end for all processes; if one failed here, all raise its SharedError."""
+    text = None
+    try:
+        yield
+    except VFMTokError as error:
+        text = str(error)
+    failed = [found for found in distributed.gather(text) if found is not None]
+    if failed:
+        raise SharedError(failed[0]) from None
 
 
 # --------------------------------------------------------------------------------------
@@ -106,13 +127,14 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
 
 
 def _extract(args: argparse.Namespace, world: distributed.World) -> None:
-    records = RecordDataset(args.dataset)
-    tokenizer = _load_tokenizer(args).to(world.device)
+    with _together():
+        records = RecordDataset(args.dataset)
+        tokenizer = _load_tokenizer(args).to(world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = code_cache.tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
-        raise DataError("the processes built different tokenizers: set encoder.weights, random weights differ")
+        raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
     metadata = {
         "tokenizer_hash": fingerprint,
         "dataset": str(args.dataset),
@@ -127,26 +149,31 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         "codebook_size": tokenizer.config.quantizer.codebook_size,
         "precision": precision,
     }
-    unfinished = code_cache.begin(args.out, metadata) if world.is_main else None
+    unfinished = None
+    with _together():
+        if world.is_main:
+            unfinished = code_cache.begin(args.out, metadata)
     if not distributed.gather(unfinished)[0]:
         distributed.print_main(f"{args.out} is already complete: nothing to do")
         return
-    writer = CodeCacheWriter(args.out)
-    with contextlib.closing(writer):
-        blocks = writer.blocks_to_do(args.batch_size)
-        distributed.barrier()  # all have read the progress before anybody changes it
+    with contextlib.ExitStack() as stack:
+        with _together():  # all have read the progress before anybody changes it
+            writer = stack.enter_context(contextlib.closing(CodeCacheWriter(args.out)))
+            writer.check_replaced()
+            blocks = writer.blocks_to_do(args.batch_size)
         share = blocks[world.rank :: world.size]
-        order = BlockOrder(share, total=len(records), world_size=world.size)
-        loader = ImageLoader(records, transform, order, num_workers=args.num_workers)
+        workers = args.num_workers
+        loader = ImageLoader(records, transform, BlockOrder(share), num_workers=workers, max_bad_fraction=None)
         with (
             contextlib.closing(loader),
             tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar,
         ):
             _encode_blocks(tokenizer, loader, share, views, writer, world, precision, bar)
         distributed.barrier()
-        if world.is_main:
-            _finish(tokenizer, records, transform, views, writer, world.device)
-    distributed.barrier()
+        with _together():
+            if world.is_main:
+                writer.check_replaced()
+                _finish(tokenizer, records, transform, views, writer, world.device)
 
 
 def _load_tokenizer(args: argparse.Namespace) -> nn.Module:
@@ -174,6 +201,8 @@ def _encode_blocks(
         ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision)
         replaced = batch.indices.numpy() != rows
         writer.write(int(rows[0]), ids.cpu().numpy(), batch.labels.numpy(), replaced)
+        if replaced.any():
+            writer.check_replaced()
         bar.update(min(len(rows) * world.size, bar.total - bar.n))  # the others are about as far
 
 
@@ -228,7 +257,11 @@ def _finish(
     title = (
         f"Original and decoded, {len(rows)} of {len(records):,} entries: mean PSNR {values.mean():.2f} dB at {size} px"
     )
-    round_trip.draw_pairs(originals, decoded, captions, title).save(writer.path / "contact_sheet.png")
+    sheet = writer.path / "contact_sheet.png"
+    try:
+        round_trip.draw_pairs(originals, decoded, captions, title).save(sheet)
+    except OSError as error:
+        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
     usage = round_trip.codebook_usage(ids, tokenizer.config.quantizer.codebook_size)
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},

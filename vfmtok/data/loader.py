@@ -36,6 +36,7 @@ class BadRecord:
     index: int
     name: str  # "" if not even that could be read
     reason: str
+    epoch: int  # in which it was met
 
 
 @dataclass
@@ -45,13 +46,13 @@ class Batch:
     images: Tensor  # (B,3,S,S) or (B,V,3,S,S) uint8
     labels: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64: records read, which are not the ordered ones where those were bad
-    epoch: int
+    epochs: Tensor  # (B,) int64: of each sample; a batch may hold the end of one and the beginning of the next
     samples_seen: int  # by all ranks, once this step is done: what a checkpoint saves
     bad: list[BadRecord] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
         """Called by DataLoader's pinning thread."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "indices")}
+        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "indices", "epochs")}
         return replace(self, **pinned)
 
 
@@ -68,6 +69,7 @@ class ImageLoader:
         prefetch: batches each worker prepares ahead.
         pin_memory: None: where CUDA is there.
         max_restarts: how often dead workers are replaced before the run stops.
+        max_bad_fraction: of an epoch's samples; None leaves it to the caller to count bad records.
 
     Attributes:
         samples_seen: of the batches handed out.
@@ -88,8 +90,10 @@ class ImageLoader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
         max_restarts: int = 5,
+        max_bad_fraction: float | None = BAD_FRACTION,
     ):
         self.samples_seen, self.order, self.max_restarts = samples_seen, order, max_restarts
+        self.max_bad_fraction = max_bad_fraction
         self.bad_records: dict[int, BadRecord] = {}
         self.restarts = 0
         self._source = _BatchSource(records, transform)
@@ -199,23 +203,27 @@ class ImageLoader:
     # ---- bad records -----------------------------------------------------------------------
 
     def _account(self, batch: Batch) -> None:
-        if self._bad_of_epoch[0] != batch.epoch:
-            self._bad_of_epoch = (batch.epoch, set())
-        bad_of_epoch = self._bad_of_epoch[1]
-        bad_of_epoch.update(bad.index for bad in batch.bad)
         for bad in batch.bad:
             if bad.index not in self.bad_records:
                 log.warning("bad record %d%s: %s", bad.index, f" ({bad.name})" if bad.name else "", bad.reason)
                 self.bad_records[bad.index] = bad
+            if bad.epoch != self._bad_of_epoch[0]:  # epochs never fall, also within a batch
+                self._bad_of_epoch = (bad.epoch, set())
+            self._bad_of_epoch[1].add(bad.index)
+            self._check_share(bad)
+
+    def _check_share(self, last: BadRecord) -> None:
+        if self.max_bad_fraction is None:
+            return
         share = self.order.samples_per_epoch / self.order.world_size
-        allowed = BAD_FRACTION * share
+        allowed = self.max_bad_fraction * share
         if self.order.world_size > 1:  # this rank's share may hold a bad record more by chance
             allowed = max(allowed, 1)
-        if len(bad_of_epoch) > allowed:
-            last = list(self.bad_records.values())[-1]
+        count = len(self._bad_of_epoch[1])
+        if count > allowed:
             raise DataError(
-                f"{len(bad_of_epoch)} bad records among the {share:.0f} samples of an epoch, more than "
-                f"{BAD_FRACTION:.0%}; the last: record {last.index} {last.name}: {last.reason}"
+                f"{count} bad records among the {share:.0f} samples of an epoch, more than "
+                f"{self.max_bad_fraction:.0%}; the last: record {last.index} {last.name}: {last.reason}"
             )
 
 
@@ -249,8 +257,8 @@ class _BatchSource(Dataset):
     def _read(self, step: OrderedBatch) -> Batch:
         bad: list[BadRecord] = []
         images, labels, indices = None, [], []
-        for place, index in enumerate(step.indices.tolist()):
-            crop, label, index = self._next_good(step.epoch, index, bad)
+        for place, (epoch, index) in enumerate(zip(step.epochs.tolist(), step.indices.tolist(), strict=True)):
+            crop, label, index = self._next_good(epoch, index, bad)
             if images is None:  # channels last in memory, as decoded
                 *views, channels, height, width = crop.shape
                 images = torch.empty(len(step.indices), *views, height, width, channels, dtype=torch.uint8)
@@ -261,7 +269,7 @@ class _BatchSource(Dataset):
         if images is None:
             images = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
         labels, indices = torch.tensor(labels, dtype=torch.int64), torch.tensor(indices, dtype=torch.int64)
-        return Batch(images, labels, indices, step.epoch, step.samples_seen, bad)
+        return Batch(images, labels, indices, torch.from_numpy(step.epochs), step.samples_seen, bad)
 
     def _next_good(self, epoch: int, index: int, bad: list[BadRecord]) -> tuple[Tensor, int, int]:
         """The crop, label and index of record ``index``, or of the first good one after it."""
@@ -272,6 +280,6 @@ class _BatchSource(Dataset):
                 name = record.name
                 return self.transform(record.image, epoch, index), record.label, index
             except DataError as error:
-                bad.append(BadRecord(index, name, str(error)))
+                bad.append(BadRecord(index, name, str(error), epoch))
             index = (index + 1) % len(self.records)
         raise DataError(f"{MAX_BAD_IN_A_ROW} bad records in a row; the last: {bad[-1].name}: {bad[-1].reason}")

@@ -1,10 +1,10 @@
 """Which samples come next: a function of the seed and of how many samples were seen, nothing else.
 
-Every epoch has its own permutation. A global batch is a slice of it, and a rank's batch a slice of that, so
-a run can stop anywhere and go on with other ranks or workers: ``samples_seen`` is all that is to be saved.
+Every epoch is a permutation of all samples. Laid end to end the epochs are one endless sequence; a global batch
+is the slice of it that begins at ``samples_seen``, and a rank's batch a slice of that. So a run can stop after
+any step and go on with other ranks, workers or another global batch: ``samples_seen`` is all that is to be saved.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from vfmtok.errors import DataError
 class OrderedBatch:
     """What one rank reads for one step."""
 
-    epoch: int
+    epochs: np.ndarray  # (b,) int64: the epoch of each sample, never falling
     indices: np.ndarray  # (b,) int64: this rank's samples of the step, possibly none of a short last batch
     samples_seen: int  # by all ranks, once this step is done
 
@@ -30,15 +30,15 @@ class SampleOrder:
         global_batch: samples of a step, over all ranks.
         seed: of the permutations.
         world_size, rank: how many share a step, and which one this is.
-        drop_last: leave out an epoch's last ``num_samples % global_batch`` samples (others every epoch);
-            otherwise the epoch ends with a short batch, of which some ranks may have fewer or none.
+        across_epochs: batches run on from one epoch into the next, so all are full (for training); otherwise
+            an epoch ends with a short batch, of which some ranks may have fewer or none (for evaluation).
         shuffle: permute; otherwise every epoch is 0, 1, 2, ...
 
-    ``samples_seen`` counts the samples of finished steps from the start of the run. With ``drop_last``, the
-    epoch's length depends on the global batch, so keep the global batch when resuming within an epoch.
+    ``samples_seen`` counts the samples of finished steps from the start of the run; divided by ``num_samples``
+    it gives the epoch and the place in it, whatever the batches were. Every sample comes once per epoch.
 
     Raises:
-        DataError: the ranks can't share a global batch equally, or an epoch would be empty.
+        DataError: the ranks can't share a global batch equally, or there are no samples.
     """
 
     def __init__(
@@ -49,32 +49,33 @@ class SampleOrder:
         *,
         world_size: int = 1,
         rank: int = 0,
-        drop_last: bool = True,
+        across_epochs: bool = True,
         shuffle: bool = True,
     ):
         if global_batch < 1 or global_batch % world_size:
             raise DataError(f"global batch {global_batch} is not divisible by {world_size} processes")
         self.num_samples, self.global_batch, self.seed = num_samples, global_batch, seed
-        self.world_size, self.rank, self.shuffle = world_size, rank, shuffle
-        self.samples_per_epoch = num_samples // global_batch * global_batch if drop_last else num_samples
-        if self.samples_per_epoch < 1:
-            raise DataError(f"{num_samples} samples do not fill one global batch of {global_batch}")
+        self.world_size, self.rank = world_size, rank
+        self.across_epochs, self.shuffle = across_epochs, shuffle
+        self.samples_per_epoch = num_samples
+        if num_samples < 1:
+            raise DataError("the dataset has no samples")
         self._permutation: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.samples_per_epoch / self.global_batch)
 
     def batch(self, samples_seen: int) -> OrderedBatch:
         """This rank's part of the step that follows ``samples_seen`` samples.
 
         The rank's part is contiguous; a short batch is split as evenly as it goes.
         """
-        epoch, start = divmod(samples_seen, self.samples_per_epoch)
-        end = min(start + self.global_batch, self.samples_per_epoch)
-        count = end - start
-        first, last = (start + count * part // self.world_size for part in (self.rank, self.rank + 1))
-        return OrderedBatch(epoch, self.epoch_order(epoch)[first:last], samples_seen + count)
+        count = self.global_batch
+        if not self.across_epochs:
+            count = min(count, self.num_samples - samples_seen % self.num_samples)
+        first, last = (samples_seen + count * part // self.world_size for part in (self.rank, self.rank + 1))
+        epochs, places = np.divmod(np.arange(first, last), self.num_samples)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            indices[epochs == epoch] = self.epoch_order(epoch)[places[epochs == epoch]]
+        return OrderedBatch(epochs, indices, samples_seen + count)
 
     def batches(self, samples_seen: int = 0) -> Iterator[OrderedBatch]:
         """Every following step, without end."""
@@ -103,13 +104,11 @@ class BlockOrder:
 
     Args:
         blocks: (b,) int64 arrays; ``samples_seen`` counts their indices.
-        total: samples of the whole work, of which these blocks may be a remainder or one rank's share.
-        world_size: how many share it.
     """
 
-    def __init__(self, blocks: list[np.ndarray], total: int | None = None, world_size: int = 1):
-        self.blocks, self.world_size = blocks, world_size
-        self.samples_per_epoch = sum(map(len, blocks)) if total is None else total
+    def __init__(self, blocks: list[np.ndarray]):
+        self.blocks, self.world_size = blocks, 1
+        self.samples_per_epoch = sum(map(len, blocks))
 
     def batches(self, samples_seen: int = 0) -> Iterator[OrderedBatch]:
         """The blocks that begin at or after ``samples_seen``; then it ends."""
@@ -117,4 +116,4 @@ class BlockOrder:
         for block in self.blocks:
             start, end = end, end + len(block)
             if start >= samples_seen:
-                yield OrderedBatch(0, block, end)
+                yield OrderedBatch(np.zeros(len(block), np.int64), block, end)
