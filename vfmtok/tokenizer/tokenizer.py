@@ -51,7 +51,7 @@ class VFMTok(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.encoder = Encoder(config.encoder)
-        self._config = config
+        self._config = config  # as given; forward reads it, since resolving it anew is not free
         dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
         feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
         if feature_grid[0] != feature_grid[1]:
@@ -96,9 +96,9 @@ class VFMTok(nn.Module):
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """ids (B,K) int64 -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
-        if ids.ndim != 2 or ids.shape[1] != self.config.sampler.num_tokens:
-            raise ValueError(f"ids must be (B,{self.config.sampler.num_tokens}), got {tuple(ids.shape)}")
-        size = self.config.quantizer.codebook_size
+        if ids.ndim != 2 or ids.shape[1] != self._config.sampler.num_tokens:
+            raise ValueError(f"ids must be (B,{self._config.sampler.num_tokens}), got {tuple(ids.shape)}")
+        size = self._config.quantizer.codebook_size
         if ids.device.type == "cpu" and ids.numel() and not (ids.min() >= 0 and ids.max() < size):  # a sync elsewhere
             raise ValueError(f"ids must be in [0,{size}), got {ids.min()} to {ids.max()}")
         return self.decode(self.quantizer.lookup(ids))
@@ -115,9 +115,9 @@ class VFMTok(nn.Module):
 
         The feature branch runs only in training mode.
         """
-        _check_images(images, self.config.image_size)
+        _check_images(images, self._config.image_size)
         encoding = self.encode(images)
-        with_features = self.training and self.config.decoder.reconstruct_features
+        with_features = self.training and self._config.decoder.reconstruct_features
         image_map, features = self.decoder(encoding.codes, with_features)  # (B,D,g,g), (B,N,C)
         return TokenizerOutput(
             reconstruction=self.pixel_decoder(image_map),  # (B,3,S,S)
