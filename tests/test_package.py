@@ -12,7 +12,8 @@ PACKAGE = Path(vfmtok.__file__).parent
 RANKS = [
     {"config", "distributed", "errors", "hub", "layers"},
     {"tokenizer", "generator"},
-    {"data"},
+    {"data", "discriminators", "losses"},
+    {"training", "evaluation"},
     {"cli", "__main__"},
 ]
 
