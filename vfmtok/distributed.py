@@ -45,6 +45,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def barrier() -> None:
     """Wait until every process is here. It waits on the CPU, so no GPU stands still for it."""
     gather(None)
@@ -63,6 +68,22 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor summed over all processes, in place, and returned."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(n, ...) of every process -> (world * n, ...) in the order of ranks. All must bring equally many."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """The first process's tensor, in place in every process, and returned."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
     return tensor
 
 

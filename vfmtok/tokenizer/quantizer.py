@@ -35,12 +35,16 @@ class CosineQuantizer(nn.Module):
     def __init__(self, config: QuantizerConfig):
         super().__init__()
         self.config = config
+        self.continuous = False  # training may begin without quantization, see training/codebook_care.py
         bound = 1 / config.codebook_size
         start = torch.empty(config.codebook_size, config.code_dim).uniform_(-bound, bound)
         self.codebook = nn.Parameter(F.normalize(start, dim=-1))  # (V,E)
 
     def forward(self, latents: Tensor) -> Quantized:
-        """latents (B,K,E), any length of vectors -> Quantized."""
+        """latents (B,K,E), any length of vectors -> Quantized.
+
+        In training with ``continuous`` set, the codes are the normalised latents themselves and the losses are 0.
+        """
         with torch.autocast(latents.device.type, enabled=False):
             z = F.normalize(latents.to(at_least_float32(self.codebook).dtype), dim=-1)  # (B,K,E)
             ids = self.nearest(z)  # (B,K)
@@ -52,7 +56,10 @@ class CosineQuantizer(nn.Module):
                 if self.config.entropy_weight and self.training
                 else z.new_zeros(()),
             }
-            if self.training:
+            if self.training and self.continuous:
+                codes = z
+                losses = {name: 0 * loss for name, loss in losses.items()}  # the codebook stays in DDP's graph
+            elif self.training:
                 codes = z + (codes - z).detach()  # straight-through
             return Quantized(codes, ids, losses)
 

@@ -40,7 +40,9 @@ class TokenizerOutput:
 
     reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
     feature_reconstruction: Tensor | None  # (B,N,C); None in eval mode or without the feature branch
-    feature_target: Tensor  # (B,N,C)
+    feature_target: Tensor  # (B,N,C): the last of ``features``
+    features: list[Tensor]  # L x (B,N,C) from the encoder
+    latents: Tensor  # (B,K,E) before normalisation and quantization
     ids: Tensor  # (B,K) int64
     losses: dict[str, Tensor]  # of the quantizer: vq, commit, entropy
 
@@ -70,6 +72,11 @@ class VFMTok(nn.Module):
             initial_positions=start,
         )
         self.pixel_decoder = PixelDecoder(config.pixel_decoder, z_channels=dim)
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Parts that training leaves as they are, and that its checkpoints leave out."""
+        return ("encoder",) if self._config.encoder.frozen else ()
 
     @property
     def config(self) -> TokenizerConfig:
@@ -123,6 +130,8 @@ class VFMTok(nn.Module):
             reconstruction=self.pixel_decoder(image_map),  # (B,3,S,S)
             feature_reconstruction=features,
             feature_target=encoding.features[-1],  # (B,N,C)
+            features=encoding.features,
+            latents=encoding.latents,
             ids=encoding.ids,
             losses=encoding.losses,
         )

@@ -1,0 +1,147 @@
+"""How much of the codebook is used, and the cure for its collapse on small data sets.
+
+Small sets drive the published quantizer to a single code within a few hundred steps. Three measures together
+keep nearly all codes in use: first steps without quantization, a codebook that starts as the k-means centres of real
+latents, and codes that nobody uses becoming latents of the batch at hand. All processes do the same to the same
+latents, in the order of the global batch, so their codebooks stay equal and do not depend on their number.
+
+Shapes: B batch, K tokens, V codebook size, E code dimensions, N latents.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfmtok import distributed
+from vfmtok.tokenizer.quantizer import CosineQuantizer
+from vfmtok.training.recipe import CodebookConfig
+
+LATENTS_PER_CODE = 32  # that k-means sees
+KMEANS_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Usage:
+    used: float  # fraction of the codes that occurred in the window
+    perplexity: float  # exp of the entropy of their frequencies
+
+
+class CodebookCare:
+    """Counts codes over windows of tokens, and revives those without use.
+
+    Args:
+        quantizer: whose codebook it is.
+        averages: other copies of the codebook that revived rows are written to as well (the EMA's).
+        optimizer: whose moments of revived rows are cleared.
+        tokens_per_step: over all processes; a window is whole steps.
+    """
+
+    def __init__(
+        self,
+        quantizer: CosineQuantizer,
+        averages: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        config: CodebookConfig,
+        tokens_per_step: int,
+        seed: int,
+    ):
+        self.quantizer, self.averages, self.optimizer = quantizer, averages, optimizer
+        self.config, self.seed = config, seed
+        self.window_steps = math.ceil(config.window / tokens_per_step)
+        size, device = quantizer.config.codebook_size, quantizer.codebook.device
+        self._counts = torch.zeros(size, dtype=torch.int64, device=device)  # of this process
+        self._last = torch.zeros_like(self._counts)  # the last whole window
+        self._last_is_global = True
+
+    def before_step(self, step: int) -> None:
+        self.quantizer.continuous = step < self.config.continuous_steps
+
+    def ends_window(self, step: int) -> bool:
+        """Whether step 0, 1, ... is the last of a window. Counting begins when quantization does."""
+        return (step + 1 - self.config.continuous_steps) % self.window_steps == 0
+
+    @torch.no_grad()
+    def after_step(self, step: int, ids: list[Tensor], latents: list[Tensor]) -> None:
+        """Count this process's ids (B,K) and latents (B,K,E) of the step's micro-batches."""
+        if step < self.config.continuous_steps:
+            return
+        flat = torch.cat([part.flatten() for part in ids])
+        self._counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
+        if not self.ends_window(step):
+            return
+        self._last, self._last_is_global = self._counts.clone(), False
+        self._counts.zero_()
+        if self.config.revive:
+            self._revive(step, torch.cat([part.flatten(0, 1) for part in latents]))
+
+    def usage(self) -> Usage | None:
+        """Of the last whole window, over all processes (each must ask); None before there is one."""
+        counts = self._global_last()
+        total = counts.sum()
+        if int(total) == 0:
+            return None
+        p = counts / total
+        entropy = -torch.special.xlogy(p, p).sum()
+        return Usage(float((counts > 0).float().mean()), float(entropy.exp()))
+
+    def _global_last(self) -> Tensor:
+        if not self._last_is_global:
+            self._last, self._last_is_global = distributed.sum_over_ranks(self._last), True
+        return self._last
+
+    def _revive(self, step: int, latents: Tensor) -> None:
+        """Rows of codes that the last window did not use become latents (N,E), chosen at random."""
+        dead = (self._global_last() == 0)[:, None]  # (V,1)
+        latents = F.normalize(distributed.gather_rows(latents.float()), dim=-1)  # (all N,E)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        chosen = torch.randint(len(latents), (len(dead),), generator=generator).to(latents.device)
+        rows = latents[chosen]  # (V,E): for every code, used or not, so that nobody need know how many are dead
+        codebook = self.quantizer.codebook
+        for table in (codebook, *self.averages):
+            table.copy_(torch.where(dead, rows.to(table.dtype), table))
+        for moment in self.optimizer.state.get(codebook, {}).values():
+            if moment.shape == codebook.shape:
+                moment.masked_fill_(dead, 0)
+
+    @torch.no_grad()
+    def start_codebook(self, latents: Tensor) -> None:
+        """k-means over latents (N,E), the same in every process."""
+        centres = spherical_kmeans(latents, len(self.quantizer.codebook), self.seed)
+        distributed.broadcast(centres)  # sums on a GPU may round differently in every process
+        for table in (self.quantizer.codebook, *self.averages):
+            table.copy_(centres)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors of all processes together; every process must ask."""
+        return {"counts": distributed.sum_over_ranks(self._counts.clone()), "last": self._global_last().clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor], is_main: bool) -> None:
+        self._last.copy_(state["last"])
+        self._last_is_global = True
+        if is_main:  # the sum over processes must be the saved one
+            self._counts.copy_(state["counts"])
+
+
+def spherical_kmeans(latents: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` unit vectors that represent latents (N,E) by cosine: (count,E), float32. Lloyd's iterations.
+
+    A centre nobody is nearest to becomes a random latent.
+    """
+    z = F.normalize(latents.float(), dim=-1)  # (N,E)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        order = torch.randperm(len(z), generator=generator)
+        order = order.repeat(math.ceil(count / len(z)))[:count]
+        return z[order.to(z.device)]  # (count,E)
+
+    centres = draw()
+    for _ in range(KMEANS_ITERATIONS):
+        nearest = torch.cat([(block @ centres.t()).argmax(-1) for block in z.split(4096)])  # (N,)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, z)
+        empty = torch.bincount(nearest, minlength=count)[:, None] == 0
+        centres = torch.where(empty, draw(), F.normalize(sums, dim=-1))
+    return centres

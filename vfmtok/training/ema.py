@@ -1,0 +1,53 @@
+"""The exponential moving average of a model's weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """A running average of the tensors that a model learns, on its device.
+
+    average = decay * average + (1 - decay) * weights; all tensors in a few kernels.
+
+    Args:
+        tensors: name -> the model's own tensor (see ``learned_tensors``), float32.
+        decay: of the average.
+        warmup: use min(decay, (1 + step) / (10 + step)), so that a short run's average forgets its beginning.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], decay: float, warmup: bool = False):
+        self.decay, self.warmup = decay, warmup
+        self.live = tensors
+        self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After step 0, 1, ..."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        floats = [name for name, tensor in self.live.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floats], [self.live[n].detach() for n in floats], 1 - decay)
+        for name, tensor in self.live.items():
+            if not tensor.is_floating_point():
+                self.average[name].copy_(tensor)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The model computes with the average within this context. Storage changes hands, nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, tensor in self.live.items():
+            tensor.data, self.average[name] = self.average[name], tensor.data
+
+
+def learned_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """name -> tensor (shared) of everything a checkpoint keeps: all but the module's ``frozen_parts``."""
+    frozen = tuple(f"{part}." for part in getattr(module, "frozen_parts", ()))
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(frozen)}

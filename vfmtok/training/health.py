@@ -1,0 +1,116 @@
+"""Is the run well? Numbers gathered on the device, looked at now and then, and the lines that raise an alarm."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vfmtok import distributed
+from vfmtok.errors import VFMTokError
+
+MAX_SKIPPED_IN_A_ROW = 10
+LOOK_EVERY = 10  # steps between looks at the count of skipped steps, where looking waits for a GPU
+
+
+class Diverged(VFMTokError):
+    """The loss is not finite and does not recover."""
+
+
+class Meter:
+    """Means of named scalars over the steps since the last ``read``, and over all processes.
+
+    Adding waits for nothing; reading is one all-reduce and one wait for the device.
+    """
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        means = distributed.sum_over_ranks(means) / distributed.world_size()
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+class SkippedSteps:
+    """Counts steps that a non-finite gradient made the optimizer skip, and ends a run that skips too many in a row.
+
+    The norm is that of the all-reduced gradient, so all processes count alike.
+    """
+
+    def __init__(self, device: torch.device):
+        self._every = 1 if device.type == "cpu" else LOOK_EVERY
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
+        self._since_look = 0
+
+    def add(self, norm: Tensor) -> None:
+        skipped = (~norm.isfinite()).long()
+        self._counts = torch.stack([(self._counts[0] + 1) * skipped, self._counts[1] + skipped])
+
+    def check(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Raises Diverged after ``MAX_SKIPPED_IN_A_ROW`` skipped steps in a row, naming the losses of the last."""
+        self._since_look += 1
+        if self._since_look < self._every:
+            return
+        self._since_look = 0
+        if int(self._counts[0]) >= MAX_SKIPPED_IN_A_ROW:
+            values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+            raise Diverged(
+                f"stopped at step {step}: the gradient was not finite for {int(self._counts[0])} steps in a row "
+                f"(losses of the last: {values}). Nothing of these steps is in the weights. Lower the learning rate, "
+                "use --mixed-precision bf16 or none instead of fp16, or look for the images at fault"
+            )
+
+    @property
+    def total(self) -> int:
+        return int(self._counts[1])
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"counts": self._counts.tolist()}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        self._counts = torch.tensor(state["counts"], dtype=torch.int64, device=self._counts.device)
+
+
+@dataclass
+class Alarms:
+    """Conditions that mean trouble, each told when it begins and not again while it lasts."""
+
+    min_usage: float = 0.05  # of the codebook, over its window
+    min_disc_loss: float = 0.02  # hinge and vanilla losses near 0: the discriminator tells all fakes
+    max_data_wait: float = 0.3  # of the time
+
+    def __post_init__(self):
+        self._active: set[str] = set()
+
+    def check(self, values: dict[str, float]) -> list[str]:
+        """The lines of alarms that begin with these values."""
+        found = {}
+        usage = values.get("codebook/usage")
+        if usage is not None and usage < self.min_usage:
+            found["usage"] = (
+                f"only {usage:.2%} of the codes are used: the codebook collapses (codebook.continuous_steps, "
+                "codebook.kmeans and codebook.revive are the cure)"
+            )
+        disc = values.get("loss/discriminator")
+        if disc is not None and disc < self.min_disc_loss:
+            found["discriminator"] = (
+                f"the discriminator's loss is {disc:.3f}: it wins outright and teaches nothing (a later start, "
+                "a smaller adversarial.weight or adversarial.lecam_weight may help)"
+            )
+        wait = values.get("data_wait")
+        if wait is not None and wait > self.max_data_wait:
+            found["data"] = f"{wait:.0%} of the time goes to waiting for data: use more --num-workers"
+        lines = [line for name, line in found.items() if name not in self._active]
+        self._active = set(found)
+        return lines

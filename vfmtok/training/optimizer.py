@@ -1,0 +1,106 @@
+"""Optimizers, gradient clipping, and steps that leave the weights alone when a gradient is not finite.
+
+Nothing here waits for the device: whether a step is taken is decided there.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vfmtok.training.recipe import OptimizerConfig
+
+
+def build_optimizer(config: OptimizerConfig, groups: Iterable[nn.Parameter] | list[dict]) -> torch.optim.Optimizer:
+    """AdamW or Adam over parameters or parameter groups, fused into one kernel per group."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
+    return kind(groups, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: OptimizerConfig, step: int, warmup_steps: int, total_steps: int) -> float:
+    """The rate of step 0, 1, ...: linear from ``warmup_lr`` to ``lr``, then constant or half a cosine."""
+    if step < warmup_steps:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup_steps
+    if config.decay == "constant":
+        return config.lr
+    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Stepper:
+    """An optimizer with its learning rate, clipping and (for fp16) loss scaling.
+
+    Args:
+        parameters: what the optimizer updates, all of it.
+        scaled: scale the loss, as fp16 needs.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        max_grad_norm: float,
+        scaled: bool = False,
+    ):
+        self.optimizer = optimizer
+        self.parameters = list(parameters)
+        self.max_grad_norm = max_grad_norm or math.inf
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> Tensor:
+        """Clip and update, unless the gradient's norm is not finite.
+
+        Returns:
+            the norm before clipping, a float32 scalar on the device.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # The fused kernels skip the update where this is 1: GradScaler's own means, without its scale.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, 1 - norm.isfinite().float()
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> dict:
+        """The scaler's numbers; moments are saved by parameter name (``moments``)."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.scaler.is_enabled() and state:
+            self.scaler.load_state_dict(state)
+
+
+def moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimizer's tensors as "exp_avg/<parameter name>" and so on."""
+    return {
+        f"{kind}/{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for kind, value in state.items()
+    }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of ``moments``; parameters that had not been updated yet begin anew."""
+    by_name = {name: parameter for parameter, name in names.items()}
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        parameter = by_name[name]
+        if kind != "step":
+            value = value.to(parameter.device, parameter.dtype)
+        else:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][kind] = value

@@ -1,0 +1,235 @@
+"""What a training run is: recipes, as typed configurations. The defaults are the published tokenizer's.
+
+A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``); the
+sections that the generator's training shares are ``DataConfig``, ``OptimizerConfig`` and ``RunConfig``.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vfmtok.config import TokenizerConfig
+from vfmtok.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are cropped."""
+
+    path: str = ""  # a folder made by `vfmtok prepare`, or one LMDB
+    val_path: str | None = None  # held-out images; None takes the folder's own val_lmdb, if it has one
+    crop: Literal["random", "center"] = "random"  # random: short side in [size, size/0.8], then a random square
+    flip: bool = True
+    num_workers: int = 4  # processes that read and decode, per training process
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the reconstruction is compared by. Every weight multiplies a mean."""
+
+    pixel: Literal["l2", "l1"] = "l2"
+    pixel_weight: float = 2.0  # the published code adds the mean squared error twice
+    perceptual: Literal["lpips-vgg", "lpips-alex", "lpips-squeeze", "encoder", "none"] = "lpips-vgg"
+    perceptual_weight: float = 1.0
+    perceptual_weights: str | None = None  # file of the LPIPS backbone, instead of torchvision's download
+    codebook_weight: float = 1.0  # of the quantizer's losses, which carry their own weights besides
+    feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
+
+    def __post_init__(self):
+        _require_not_negative(
+            self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight"
+        )
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator and its part in the losses."""
+
+    discriminator: Literal["dinogan", "patchgan", "stylegan", "none"] = "dinogan"
+    weights: str = "hub"  # of dinogan's frozen DINO ViT-S/16: "hub", the path of a file, or "none" (random)
+    loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"  # the discriminator's
+    generator_loss: Literal["hinge", "non-saturating"] = "non-saturating"  # the tokenizer's
+    weight: float = 0.5
+    start: int = 20_000  # the first step at which the tokenizer sees the discriminator
+    update_start: int | None = None  # the first step at which the discriminator learns; None: ``start``
+    adaptive_weight: bool = False  # scale by the ratio of gradient norms at the last layer (VQGAN)
+    lecam_weight: float = 0.0  # LeCam regularisation of the discriminator; 0 leaves it out
+
+    def __post_init__(self):
+        _require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
+        early = self.update_start is None or 0 <= self.update_start <= self.start
+        _require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
+
+    @property
+    def learns_from(self) -> int:
+        """The first step at which the discriminator learns."""
+        return self.start if self.update_start is None else self.update_start
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Care for the codebook of small data sets, where the published quantizer collapses. All off as published."""
+
+    continuous_steps: int = 0  # first steps without quantization: the decoder sees the normalised latents
+    kmeans: bool = False  # at their end the codebook becomes the k-means centres of real latents
+    revive: bool = False  # codes without use in a whole window become latents of the current batch
+    window: int = 65536  # tokens over which usage is counted
+
+    def __post_init__(self):
+        _require_not_negative(self, "codebook", "continuous_steps")
+        _require_positive(self, "codebook", "window")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and how long and how fast it learns."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0  # 0 does not clip
+    epochs: float = 50
+    steps: int | None = None  # the length of the run in steps, instead of ``epochs``
+    warmup_epochs: float = 4
+    warmup_steps: int | None = None  # instead of ``warmup_epochs``
+    warmup_lr: float = 1e-7  # the rate the linear warm-up begins at
+    decay: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at ``final_lr``
+    final_lr: float = 0.0
+
+    def __post_init__(self):
+        _require_positive(self, "optimizer", "epochs")
+        _require_not_negative(
+            self, "optimizer", "lr", "weight_decay", "max_grad_norm", "warmup_epochs", "warmup_lr", "final_lr"
+        )
+        _require(self.steps is None or self.steps > 0, "optimizer.steps", "must be positive", self.steps)
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(fits, "optimizer.betas", "must be two numbers in [0,1)", self.betas)
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """The exponential moving average of the weights, which is what evaluation and generation use."""
+
+    enabled: bool = True
+    decay: float = 0.9999
+    warmup: bool = False  # min(decay, (1 + step) / (10 + step)): a short run's average forgets its beginning
+
+    def __post_init__(self):
+        _require(0 <= self.decay < 1, "ema.decay", "must be in [0,1)", self.decay)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the run is carried out. None of it changes what is learned, but for the seed and rounding."""
+
+    results_dir: str = "results"
+    global_batch: int = 256  # samples of an optimizer step, over all processes and accumulation steps
+    accumulation: int = 1  # forward and backward passes per step
+    precision: Literal["bf16", "fp16", "none"] = "bf16"
+    seed: int = 0
+    compile: bool = False
+    checkpoint_activations: bool = False  # compute activations again in the backward pass instead of keeping them
+    tf32: bool = False  # let float32 products and convolutions round to TF32 on GPUs that have it
+    log_every: int = 100  # steps
+    save_every: int = 5000
+    keep: int = 2  # newest checkpoints; the best one is kept besides
+    validate_every: int = 5000
+    validation_images: int = 1000  # held-out images of a validation, at most
+    tensorboard: bool = True
+    wandb: str | None = None  # the project to log to
+
+    def __post_init__(self):
+        names = ("global_batch", "accumulation", "log_every", "save_every", "keep", "validate_every")
+        _require_positive(self, "run", *names, "validation_images")
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Everything that ``vq_train.py`` needs to know."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        if not self.tokenizer.encoder.frozen and self.loss.perceptual == "encoder":
+            raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
+        if self.codebook.kmeans and not self.codebook.continuous_steps:
+            raise ConfigError("codebook.kmeans needs codebook.continuous_steps, at whose end it runs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a recipe for this data set and these processes."""
+
+    steps: int
+    warmup_steps: int
+    rank_batch: int  # samples of a step per process
+    micro_batch: int  # of a forward pass
+
+    @staticmethod
+    def of(optimizer: OptimizerConfig, run: RunConfig, num_samples: int, world_size: int) -> "Plan":
+        """Raises ConfigError if the global batch does not divide."""
+        shares = world_size * run.accumulation
+        if run.global_batch % shares:
+            raise ConfigError(
+                f"run.global_batch {run.global_batch} is not divisible by {world_size} processes x "
+                f"{run.accumulation} accumulation steps"
+            )
+        per_epoch = num_samples / run.global_batch
+        steps = optimizer.steps or math.ceil(optimizer.epochs * per_epoch)
+        warmup = optimizer.warmup_steps
+        if warmup is None:
+            warmup = round(optimizer.warmup_epochs * per_epoch)
+        rank_batch = run.global_batch // world_size
+        return Plan(steps, warmup, rank_batch, rank_batch // run.accumulation)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Keys ("a.b") whose values differ between two plain configurations: key -> (old, new)."""
+    changes = {}
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes |= changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes[f"{prefix}{key}"] = (before, after)
+    return changes
+
+
+def with_key(recipe: Any, key: str, value: Any) -> Any:
+    """``recipe`` with the field at "a.b.c" replaced."""
+    name, _, rest = key.partition(".")
+    if rest:
+        value = with_key(getattr(recipe, name), rest, value)
+    return dataclasses.replace(recipe, **{name: value})
+
+
+def resolve_path(path: str) -> Path:
+    """A path of a recipe, with ~ for the home folder."""
+    return Path(path).expanduser()
+
+
+def _require_positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"{section}.{name}", "must be positive", value)
+
+
+def _require_not_negative(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < math.inf, f"{section}.{name}", "must be a number from 0", value)
+
+
+def _require(condition: bool, key: str, rule: str, value: Any) -> None:
+    if not condition:
+        raise ConfigError(f"{key} {rule}, got {value}")
