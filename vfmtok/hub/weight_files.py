@@ -50,8 +50,10 @@ def sha256(path: str | Path) -> str:
         raise WeightsError(f"no weight file at {path}: {error.strerror}") from None
 
 
-def download_timm(pretrained_cfg: dict, name: str) -> Path:
+def download_timm(pretrained_cfg: dict, name: str, setting: str = "encoder.weights") -> Path:
     """The Hub file of a timm model, from the local cache or downloaded into it.
+
+    ``setting`` is what a user sets to name a file instead, for the message.
 
     Raises:
         WeightsError: no file is published, or the Hub can't be reached and nothing is cached.
@@ -60,7 +62,7 @@ def download_timm(pretrained_cfg: dict, name: str) -> Path:
 
     repository = pretrained_cfg.get("hf_hub_id")
     if not repository:
-        raise WeightsError(f"timm knows no Hub repository for '{name}': set encoder.weights to a file")
+        raise WeightsError(f"timm knows no Hub repository for '{name}': set {setting} to a file")
     filename = pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
     try:
         return Path(hf_hub_download(repository, filename))
@@ -68,7 +70,7 @@ def download_timm(pretrained_cfg: dict, name: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"weights of '{name}' are neither in the Hub cache nor reachable at {repository}/{filename} ({reason}): "
-            "download them elsewhere and set encoder.weights to the file"
+            f"download them elsewhere and set {setting} to the file"
         ) from None
 
 

@@ -143,6 +143,10 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             return self._read_levels(self._normalise(images))
 
+    def with_gradient(self, images: Tensor) -> list[Tensor]:
+        """``forward`` with the graph to the images kept even if frozen: for losses measured in these features."""
+        return self._read_levels(self._normalise(images))
+
     def _normalise(self, images: Tensor) -> Tensor:
         size = self.config.image_size
         if images.shape[-2:] != (size, size):

@@ -1,0 +1,1 @@
+"""What training minimises: pixel, feature, perceptual and adversarial terms, each a float32 scalar."""

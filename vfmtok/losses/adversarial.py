@@ -1,0 +1,123 @@
+"""Adversarial terms: what the discriminator and the generator minimise, and two ways to keep them in balance.
+
+Logits come in any shape, larger meaning more real. Every loss is a float32 scalar, not yet weighted.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmtok.distributed import sum_over_ranks
+from vfmtok.errors import ConfigError
+from vfmtok.layers.precision import at_least_float32
+
+
+def _hinge(real: Tensor, fake: Tensor) -> Tensor:
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+# The discriminator's side of the non-saturating game is the plain ("vanilla") cross entropy: the
+# published code's variant takes the sigmoid twice, which is not offered.
+DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hinge": _hinge,
+    "vanilla": _cross_entropy,
+    "non-saturating": _cross_entropy,
+}
+GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "hinge": lambda fake: -fake.mean(),
+    "non-saturating": lambda fake: F.softplus(-fake).mean(),
+    "softplus": lambda fake: F.softplus(-fake).mean(),  # the same under its other name
+}
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor:
+    """What the discriminator minimises.
+
+    hinge: (mean relu(1 - real) + mean relu(1 + fake)) / 2;
+    vanilla, non-saturating: (mean softplus(-real) + mean softplus(fake)) / 2.
+
+    Raises:
+        ConfigError: ``kind`` is none of these.
+    """
+    loss = _choose(DISCRIMINATOR_LOSSES, kind, "discriminator")
+    return loss(at_least_float32(real_logits), at_least_float32(fake_logits))
+
+
+def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
+    """What the generator minimises. hinge: -mean fake; non-saturating, softplus: mean softplus(-fake).
+
+    Raises:
+        ConfigError: ``kind`` is none of these.
+    """
+    return _choose(GENERATOR_LOSSES, kind, "generator")(at_least_float32(fake_logits))
+
+
+def _choose(losses: dict[str, Callable], kind: str, side: str) -> Callable:
+    if kind not in losses:
+        raise ConfigError(f"the {side}'s loss must be one of {', '.join(losses)}, got '{kind}'")
+    return losses[kind]
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation (Tseng et al., 2021) against a discriminator that wins outright.
+
+    mean relu(real - anchor_fake)^2 + mean relu(anchor_real - fake)^2, the anchors being moving
+    averages of the mean logits: real images may not score far above what fakes used to, nor fakes
+    far below what real images used to.
+
+    ``forward`` reads the anchors and notes the logits; ``step``, once per optimizer step, moves the
+    anchors by the mean of all logits noted since, over micro-batches and ranks. So the anchors
+    depend on the global batch alone. Until the first step there are none and the term is zero.
+    """
+
+    def __init__(self, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("anchors", torch.zeros(2))  # real, fake
+        self.register_buffer("started", torch.zeros(()))  # 1 once there are anchors
+        self.register_buffer("noted", torch.zeros(4), persistent=False)  # sums of real, fake; their counts
+
+    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """The discriminator's logits on real and fake images, any shapes -> float32 scalar, to be weighted."""
+        real, fake = at_least_float32(real_logits), at_least_float32(fake_logits)
+        with torch.no_grad():
+            for index, (logits, total) in enumerate(((real, real.sum()), (fake, fake.sum()))):
+                self.noted[index] += total
+                self.noted[index + 2] += logits.numel()
+        anchor_real, anchor_fake = self.anchors.clone()  # step() overwrites them, perhaps before backward
+        term = F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
+        return term * self.started.clone()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the anchors. All ranks must call it together; logits that are not finite change nothing."""
+        sums, counts = sum_over_ranks(self.noted).chunk(2)
+        means = sums / counts
+        usable = means.isfinite().all()
+        moved = torch.where(self.started > 0, self.anchors.lerp(means, 1 - self.decay), means)
+        self.anchors.copy_(torch.where(usable, moved, self.anchors))
+        self.started.copy_(torch.where(usable, 1.0, self.started))
+        self.noted.zero_()
+
+
+def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor) -> Tensor:
+    """VQGAN's weight of the generator loss (Esser et al., 2021): |d reconstruction| / (|d generator| + 1e-4).
+
+    Both gradients are those of the decoder's last weight, summed over ranks, so that the ratio is
+    that of the global batch; all ranks must call it together. Returns a scalar in [0,1e4], detached;
+    the graph of both losses stays. Under a gradient scaler pass the unscaled losses.
+    """
+    gradients = torch.stack(
+        [
+            at_least_float32(torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0]).flatten()
+            for loss in (reconstruction_loss, generator_loss)
+        ]
+    )  # (2,P)
+    reconstruction, generator = sum_over_ranks(gradients).norm(dim=1)
+    return (reconstruction / (generator + 1e-4)).clamp(0, 1e4).detach()

@@ -1,0 +1,182 @@
+"""Perceptual distances: how different two images look to a network that was trained on others.
+
+``LPIPS`` is the field's (Zhang et al., 2018) and needs torchvision's weights. ``EncoderPerceptual``
+measures in the features of the tokenizer's own frozen encoder, for machines without them.
+
+Shapes: B batch, N cells, C channels, L levels.
+"""
+
+import functools
+import re
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.hub import weight_files
+from vfmtok.hub.released import check_tensors
+from vfmtok.layers.frozen import Frozen
+from vfmtok.layers.precision import at_least_float32
+from vfmtok.tokenizer.encoder import Encoder
+
+# --------------------------------------------------------------------------------------
+# LPIPS
+# --------------------------------------------------------------------------------------
+
+BACKBONES = {  # torchvision's weights that the linear heads in the lpips package were fitted to
+    "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
+    "alex": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
+    "squeeze": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+}
+
+
+class LPIPS(nn.Module):
+    """LPIPS 0.1 with the heads of the ``lpips`` package: frozen, float32 under autocast, not in state dicts.
+
+    Args:
+        network: "vgg" (the published loss), "alex" or "squeeze".
+        weights: torchvision's file of that network; None takes it from torch hub's cache or downloads it.
+
+    Raises:
+        WeightsError: the backbone's weights can't be found or are of another network.
+        ConfigError: the package lpips is not installed, or there is no such network.
+    """
+
+    def __init__(self, network: Literal["vgg", "alex", "squeeze"] = "vgg", weights: str | Path | None = None):
+        super().__init__()
+        if network not in BACKBONES:
+            raise ConfigError(f"LPIPS knows the networks {', '.join(BACKBONES)}, got '{network}'")
+        state_dict = _read_backbone(network, weights)  # first: a file that is not there is found out at once
+        model = _build_lpips(network)
+        _load_backbone(model.net, state_dict, network)
+        self.model = Frozen(model)
+
+    def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Images (B,3,H,W), the target in [-1,1] -> mean distance over the batch, float32 scalar.
+
+        Raises:
+            ValueError: the target is out of range. On the CPU only: to look would stall a GPU.
+        """
+        check_range(target)
+        with torch.autocast(target.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._features(target)
+            found = self._features(reconstruction)
+            lpips = self.model.network
+            distances = [
+                head((a - b).square()).mean(dim=(1, 2, 3))  # (B,C,h,w) -> (B,1,h,w) -> (B,)
+                for head, a, b in zip(lpips.lins, found, wanted, strict=True)
+            ]
+            return torch.stack(distances).sum(dim=0).mean()
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """images (B,3,H,W) -> L maps (B,C,h,w) of unit vectors."""
+        lpips = self.model.network
+        return [_unit(level, dim=1) for level in lpips.net(lpips.scaling_layer(at_least_float32(images)))]
+
+
+def _unit(x: Tensor, dim: int) -> Tensor:
+    """Unit vectors along ``dim``; zero stays zero.
+
+    A cell where every channel is off is no rarity behind a ReLU. The package's own square root has
+    an infinite slope there, which makes the whole gradient NaN; this one's is zero.
+    """
+    return x / x.square().sum(dim=dim, keepdim=True).clamp_min(1e-20).sqrt()
+
+
+def check_range(images: Tensor) -> None:
+    """Raise ValueError unless images are about in [-1,1], as far as can be told for free."""
+    if images.device.type == "cpu" and images.numel() and not images.detach().abs().amax() <= 1.05:  # a sync elsewhere
+        low, high = images.min(), images.max()
+        raise ValueError(f"images must be in [-1,1], got values from {low:.3g} to {high:.3g}")
+
+
+def _build_lpips(network: str) -> nn.Module:
+    try:
+        import lpips
+    except ImportError:
+        raise ConfigError("LPIPS needs the package lpips: pip install 'vfmtok[train]'") from None
+    # The random backbone built here is overwritten; it must not use up the run's random numbers.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by an outdated keyword
+        return lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+
+
+def _read_backbone(network: str, path: str | Path | None) -> dict[str, Tensor]:
+    if path is not None:
+        return weight_files.read(path)
+    url = BACKBONES[network].url
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except Exception as error:  # network, file and unpickling errors are of all kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"LPIPS: the weights of '{network}' are neither in torch hub's cache ({cached}) nor to be had from {url} "
+            f"({reason}): put the file there, name it in the configuration, or use perceptual: encoder"
+        ) from None
+
+
+def _load_backbone(net: nn.Module, state_dict: dict[str, Tensor], network: str) -> None:
+    """Copy torchvision's tensors into lpips' slices, which keep torchvision's numbers, strictly."""
+    published = {re.sub(r"^slice\d+", "features", name): tensor for name, tensor in net.state_dict().items()}
+    features = {name: tensor for name, tensor in state_dict.items() if not name.startswith("classifier.")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
+    check_tensors(features, shapes, f"torchvision's network for LPIPS '{network}'")
+    with torch.no_grad():
+        for name, tensor in published.items():
+            tensor.copy_(features[name])
+
+
+# --------------------------------------------------------------------------------------
+# The frozen encoder
+# --------------------------------------------------------------------------------------
+
+
+class EncoderPerceptual(nn.Module):
+    """LPIPS' distance without learned heads, on the levels of a frozen encoder.
+
+    mean over levels of mean over cells of |a/|a| - b/|b||^2, a and b being the features of the two
+    images at a cell: between 0 and 4. Patch tokens and convolutional maps are compared alike.
+
+    The encoder belongs to the tokenizer: it is not a submodule here, moves and is saved there, and
+    runs in the precision it runs in there (the distance is float32). It clamps its input to [-1,1]:
+    where the reconstruction is beyond, this distance has no gradient and the pixel loss alone pulls.
+
+    Raises:
+        ConfigError: the encoder is not frozen, so that the measure would be trained with the model.
+    """
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        if not encoder.config.frozen:
+            raise ConfigError("perceptual: encoder needs a frozen encoder, encoder.frozen is false")
+        self._encoder = [encoder]  # in a list, to stay out of the module tree
+
+    def forward(self, reconstruction: Tensor, target: Tensor, target_features: list[Tensor] | None = None) -> Tensor:
+        """Images (B,3,H,W), the target in [-1,1] -> float32 scalar.
+
+        ``target_features``, L tensors (B,N,C), are ``encoder(target)`` where the tokenizer's own pass
+        has them already. Raises ValueError as ``LPIPS`` does.
+        """
+        check_range(target)
+        encoder = self._encoder[0]
+        if target_features is None:
+            with torch.no_grad():
+                target_features = encoder(target)  # L x (B,N,C)
+        features = encoder.with_gradient(reconstruction)  # L x (B,N,C)
+        distances = [_level_distance(a, b.detach()) for a, b in zip(features, target_features, strict=True)]
+        return torch.stack(distances).mean()
+
+
+def _level_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(B,N,C) both -> scalar."""
+    unit = functools.partial(_unit, dim=-1)
+    return F.mse_loss(unit(at_least_float32(a)), unit(at_least_float32(b)), reduction="sum") / a[..., 0].numel()
