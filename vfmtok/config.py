@@ -208,8 +208,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), kind: type[Conf
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
     for override in overrides:
-        _apply_override(tree, override)
+        _set_key(tree, *_parse_override(override))
     return config_from_dict(tree, kind, source=str(path))
+
+
+def with_overrides(
+    config: Config, overrides: Iterable[str] = (), values: Mapping[str, Any] = types.MappingProxyType({})
+) -> Config:
+    """``config`` changed by ``values`` ("a.b" -> value) and then by ``overrides`` (see ``load_config``).
+
+    Raises ConfigError as ``load_config`` does.
+    """
+    tree = config_to_dict(config)
+    for key, value in [*values.items(), *map(_parse_override, overrides)]:
+        _set_key(tree, key, value)
+    return config_from_dict(tree, type(config))
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -295,16 +308,20 @@ def _closest(word: str, choices: Iterable[Any], prefix: str = "") -> str:
     return f" (closest match: '{prefix}{match[0]}')" if match else ""
 
 
-def _apply_override(tree: dict, override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.strip().split(".")):
         raise ConfigError(f"--set takes key=value such as sampler.num_tokens=64, got '{override}'")
-    for depth, key in enumerate(keys[:-1]):
-        tree = tree.setdefault(key, {})
+    return key.strip(), _parse_yaml(text, f"--set {override}")
+
+
+def _set_key(tree: dict, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections, start=1):
+        tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: '{'.'.join(keys[: depth + 1])}' is a value, not a section")
-    tree[keys[-1]] = _parse_yaml(text, f"--set {override}")
+            raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
+    tree[name] = value
 
 
 def _parse_yaml(text: str, source: str) -> Any:

@@ -1,12 +1,16 @@
 """One process or several: what torchrun says about this one, and the few things processes do together."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from vfmtok.errors import SharedError, VFMTokError
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,42 @@ def start(device: str | None = None) -> World:
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     return World(rank, size, torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def program(name: str) -> Iterator[World]:
+    """The world of a script, from its start to its end.
+
+    An error that the user can mend becomes one line on stderr and exit code 2; where all processes raise it
+    together, the first one speaks for them.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        yield start()
+    except VFMTokError as error:
+        if rank == 0 or not isinstance(error, SharedError):
+            where = f" (process {rank})" if rank else ""
+            print(f"{name}: error{where}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        stop()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Wait at the end for all processes; if one met a VFMTokError here, all raise it as a SharedError."""
+    text = None
+    try:
+        yield
+    except VFMTokError as error:
+        if world_size() == 1:
+            raise
+        text = str(error)
+    failed = [found for found in gather(text) if found is not None]
+    if failed:
+        raise SharedError(failed[0]) from None
 
 
 def stop() -> None:

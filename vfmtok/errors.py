@@ -15,3 +15,7 @@ class WeightsError(VFMTokError):
 
 class DataError(VFMTokError):
     """A dataset, record or image source that is missing, incomplete, damaged or not what it was."""
+
+
+class SharedError(VFMTokError):
+    """An error that every process of a run raises at the same place; the first one tells it."""

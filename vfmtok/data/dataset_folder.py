@@ -27,6 +27,29 @@ def open_splits(path: Path) -> dict[str, RecordDataset]:
     return {"": RecordDataset(path)}
 
 
+def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordDataset, RecordDataset | None]:
+    """The training images and the held-out ones.
+
+    Args:
+        path: a prepared folder, or one LMDB.
+        held_out: a prepared folder (its validation split) or LMDB; None takes the validation split beside the
+            training one, if there is one.
+
+    Raises:
+        DataError: nothing complete is there.
+    """
+    if path.name == "train_lmdb" and (path.parent / "val_lmdb").is_dir():
+        path = path.parent
+    splits = open_splits(path)
+    train = splits.get("train", splits.get(""))
+    if train is None:
+        raise DataError(f"{path} has no training split (train_lmdb)")
+    if held_out is None:
+        return train, splits.get("val")
+    splits = open_splits(held_out)
+    return train, splits.get("val") or splits.get("") or splits["train"]
+
+
 def verify(path: Path, workers: int | None = None) -> None:
     """Read every record: stored checksum, decoding, label, and the fingerprint over all of them.
 

@@ -238,6 +238,7 @@ class RandomCrop:
     Args:
         seed: with epoch and index, what the crop is a function of.
         flip: mirror half of the crops.
+        centred: the centre square at the target size (the evaluation crop's), so that only flips are random.
         exact: Pillow's resize of the full decode, instead of the fast path (see ``cut_fast``). The
             fast path gives the same bytes on machines with the same vector instructions and may differ by
             one level elsewhere.
@@ -246,6 +247,7 @@ class RandomCrop:
     size: int
     seed: int = 0
     flip: bool = True
+    centred: bool = False
     exact: bool = False
 
     def __call__(self, data: bytes, epoch: int, index: int) -> Tensor:
@@ -253,7 +255,7 @@ class RandomCrop:
         image = open_image(data)
         original = _upright_size(image)
         random = CounterRandom(self.seed, epoch, index)
-        window = random_window(original, self.size, random)
+        window = centre_window(original, self.size) if self.centred else random_window(original, self.size, random)
         mirrored = self.flip and random.below(2) == 1
         if self.exact:
             crop = cut_exact(decode_rgb(image), window)

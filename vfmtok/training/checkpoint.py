@@ -112,7 +112,9 @@ class CheckpointFolder:
             except WeightsError as error:
                 log.warning("%s: passed over, falling back to the checkpoint before", error)
         if steps:
-            raise WeightsError(f"{self.folder}: none of its {len(steps)} checkpoints is whole; remove them to begin anew")
+            raise WeightsError(
+                f"{self.folder}: none of its {len(steps)} checkpoints is whole; remove them to begin anew"
+            )
         return None
 
     def best_step(self) -> int | None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.errors import VFMTokError
+from vfmtok.errors import SharedError
 
 MAX_SKIPPED_IN_A_ROW = 10
 LOOK_EVERY = 10  # steps between looks at the count of skipped steps, where looking waits for a GPU
 
 
-class Diverged(VFMTokError):
+class Diverged(SharedError):
     """The loss is not finite and does not recover."""
 
 

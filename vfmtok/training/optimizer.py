@@ -90,9 +90,7 @@ def moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) ->
     }
 
 
-def load_moments(
-    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, Tensor]
-) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, Tensor]) -> None:
     """The inverse of ``moments``; parameters that had not been updated yet begin anew."""
     by_name = {name: parameter for parameter, name in names.items()}
     optimizer.state.clear()

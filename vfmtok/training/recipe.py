@@ -4,10 +4,8 @@ A recipe is read, checked, changed by flags and written back like any configurat
 sections that the generator's training shares are ``DataConfig``, ``OptimizerConfig`` and ``RunConfig``.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from vfmtok.config import TokenizerConfig
@@ -38,9 +36,7 @@ class LossConfig:
     feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
 
     def __post_init__(self):
-        _require_not_negative(
-            self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight"
-        )
+        _require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
 
 
 @dataclass(frozen=True)
@@ -203,19 +199,6 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         elif before != after:
             changes[f"{prefix}{key}"] = (before, after)
     return changes
-
-
-def with_key(recipe: Any, key: str, value: Any) -> Any:
-    """``recipe`` with the field at "a.b.c" replaced."""
-    name, _, rest = key.partition(".")
-    if rest:
-        value = with_key(getattr(recipe, name), rest, value)
-    return dataclasses.replace(recipe, **{name: value})
-
-
-def resolve_path(path: str) -> Path:
-    """A path of a recipe, with ~ for the home folder."""
-    return Path(path).expanduser()
 
 
 def _require_positive(config: Any, section: str, *names: str) -> None:

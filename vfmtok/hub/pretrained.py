@@ -1,0 +1,142 @@
+"""Tokenizers from what is on disk: a run's folder, one of its checkpoints, or a file of weights.
+
+Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may take a part (``load_matching``).
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
+from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.hub import weight_files
+from vfmtok.hub.released import TOKENIZER_NAMES, check_tensors, load_released, rename
+
+
+@dataclass
+class TokenizerWeights:
+    """Weights without the frozen encoder's, and what is known of them."""
+
+    tensors: dict[str, Tensor]
+    config: TokenizerConfig | None  # None: the file does not say
+    source: str  # for messages
+
+
+def load_tokenizer(path: str | Path, config_file: str | Path | None = None, overrides: Iterable[str] = ()) -> nn.Module:
+    """A tokenizer in eval mode, without gradients.
+
+    Args:
+        path: a run's folder (its best checkpoint), a checkpoint's folder, or a file of weights under our names or
+            the released ones. Where there is an average of the weights (EMA), it is taken.
+        config_file: the tokenizer's configuration, for files that do not bring it.
+        overrides: ``"a.b=value"`` changes of the configuration.
+
+    Raises:
+        ConfigError: no configuration is known, or it can't be used.
+        WeightsError: nothing is there, or the weights are of another model.
+    """
+    import vfmtok  # the public names, which rooms above this one hold
+
+    weights = read_tokenizer_weights(path)
+    if config_file is not None:
+        config = load_config(config_file, overrides)
+    elif weights.config is not None:
+        config = with_overrides(weights.config, overrides)
+    else:
+        raise ConfigError(f"{weights.source} does not bring its configuration: name it (--transformer-config-file)")
+    tokenizer = vfmtok.VFMTok(config)
+    own = _own_tensors(tokenizer)
+    if weights.tensors.keys() == own.keys():
+        check_tensors(weights.tensors, {name: tuple(t.shape) for name, t in own.items()}, weights.source)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(weights.tensors[name])
+    else:
+        load_released(tokenizer, weights.tensors)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
+    """What ``load_tokenizer`` reads. Raises WeightsError."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return TokenizerWeights(weight_files.read(path), None, str(path))
+    folder = newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    files = [folder / f"{name}.safetensors" for name in ("ema", "model")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None or not (folder / "config.yaml").is_file():
+        raise WeightsError(
+            f"{path} holds no tokenizer: expected config.yaml beside model.safetensors or ema.safetensors"
+        )
+    return TokenizerWeights(weight_files.read(file), _read_config(folder / "config.yaml"), str(file))
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run's folder. Raises WeightsError if there is none."""
+    found = sorted(path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", path.name))
+    if not found:
+        raise WeightsError(f"{run} has no finished checkpoint yet")
+    return found[-1]
+
+
+def load_matching(tokenizer: nn.Module, weights: TokenizerWeights) -> list[str]:
+    """Copy every tensor that fits by name and shape, for fine-tuning, and tell all the others.
+
+    Returns:
+        lines for people: how many tensors came from the file, which begin anew, which were not used.
+
+    Raises:
+        WeightsError: nothing fits.
+    """
+    own = _own_tensors(tokenizer)
+    tensors = weights.tensors
+    if not tensors.keys() & own.keys():
+        published = _published_names(tokenizer)
+        tensors = {published.get(name, name): tensor for name, tensor in tensors.items()}
+    fitting = [name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape]
+    if not fitting:
+        raise WeightsError(f"no tensor of {weights.source} fits this tokenizer")
+    with torch.no_grad():
+        for name in fitting:
+            own[name].copy_(tensors[name])
+    new = [
+        f"{name} (its shape is {tuple(own[name].shape)}, the file's {tuple(tensors[name].shape)})"
+        if name in tensors
+        else name
+        for name in own
+        if name not in fitting
+    ]
+    unused = [name for name in tensors if name not in own]
+    lines = [f"fine-tuning from {weights.source}: {len(fitting)} of {len(own)} tensors loaded"]
+    lines += [f"  begins anew: {name}" for name in new] + [f"  not used: {name}" for name in unused]
+    return lines
+
+
+def _own_tensors(tokenizer: nn.Module) -> dict[str, Tensor]:
+    frozen = tuple(f"{part}." for part in tokenizer.frozen_parts)
+    return {name: tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith(frozen)}
+
+
+def _published_names(tokenizer: nn.Module) -> dict[str, str]:
+    """The published name -> ours, for the tensors that have one."""
+    names = {}
+    for name in _own_tensors(tokenizer):
+        with contextlib.suppress(WeightsError):  # a part that was never published
+            names[rename(name, TOKENIZER_NAMES)] = name
+    return names
+
+
+def _read_config(path: Path) -> TokenizerConfig:
+    """The tokenizer's configuration of a recipe, or of a file that holds nothing else."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    tree = tree.get("tokenizer", tree) if isinstance(tree, dict) else tree
+    return config_from_dict(tree, TokenizerConfig, source=str(path))

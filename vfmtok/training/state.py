@@ -1,0 +1,138 @@
+"""One object that is the whole run at a step: what a checkpoint keeps, and what it brings back."""
+
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vfmtok
+from vfmtok import distributed
+from vfmtok.config import config_to_dict, dump_config
+from vfmtok.errors import WeightsError
+from vfmtok.hub.released import check_tensors
+from vfmtok.training.checkpoint import Checkpoint
+from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.optimizer import Stepper, load_moments, moments
+from vfmtok.training.recipe import changed_keys
+
+
+@dataclass
+class RunState:
+    """
+    Attributes:
+        recipe: the recipe, resolved.
+        identity: the section of the recipe that can't change on the way: "tokenizer" or "gpt".
+        modules: by name; "<name>" has its optimizer in ``steppers`` under the same name, if it learns by one.
+        tensors: further parts with ``state_dict()`` of tensors and ``load_state_dict(state, is_main)``.
+        numbers: further parts with ``state_dict()`` of plain values and ``load_state_dict(state)``.
+        step, samples_seen: finished, over all processes.
+        metrics: of the last validation.
+    """
+
+    recipe: Any
+    identity: str
+    modules: dict[str, nn.Module]
+    steppers: dict[str, Stepper]
+    ema: EMA | None
+    tensors: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    samples_seen: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that is to be saved. Every process must call it; tensors are shared, not copied."""
+        parts: dict[str, dict[str, Tensor]] = {name: learned_tensors(module) for name, module in self.modules.items()}
+        for name, stepper in self.steppers.items():
+            parts[f"{name}_optimizer"] = moments(stepper.optimizer, _parameter_names(self.modules[name]))
+        if self.ema is not None:
+            parts["ema"] = self.ema.average
+        for name, part in self.tensors.items():
+            parts[name] = part.state_dict()
+        numbers = {
+            "samples_seen": self.samples_seen,
+            "metrics": self.metrics,
+            "world_size": distributed.world_size(),
+            "versions": {"vfmtok": vfmtok.__version__, "commit": _commit(), "torch": torch.__version__},
+            "recipe": config_to_dict(self.recipe),
+            "parts": {name: part.state_dict() for name, part in (self.numbers | self.steppers).items()},
+        }
+        return Checkpoint(self.step, parts, numbers, dump_config(self.recipe))
+
+    def restore(self, checkpoint: Checkpoint, is_main: bool) -> list[str]:
+        """Become what was saved.
+
+        Returns:
+            lines for people: what differs from the run that was saved.
+
+        Raises:
+            WeightsError: the checkpoint is of another model; nothing is changed then.
+        """
+        lines = self._check(checkpoint)
+        for name, module in self.modules.items():
+            if name in checkpoint.parts:
+                _copy(learned_tensors(module), checkpoint.parts[name])
+        for name, stepper in self.steppers.items():
+            if name in checkpoint.parts:
+                names = _parameter_names(self.modules[name])
+                load_moments(stepper.optimizer, names, checkpoint.parts[f"{name}_optimizer"])
+        if self.ema is not None:
+            _copy(self.ema.average, checkpoint.parts.get("ema", learned_tensors(next(iter(self.modules.values())))))
+        for name, part in self.tensors.items():
+            if name in checkpoint.parts:
+                part.load_state_dict(checkpoint.parts[name], is_main)
+        saved = checkpoint.numbers["parts"]
+        for name, part in (self.numbers | self.steppers).items():
+            if name in saved:
+                part.load_state_dict(saved[name])
+        self.step, self.samples_seen = checkpoint.step, checkpoint.numbers["samples_seen"]
+        self.metrics = checkpoint.numbers["metrics"]
+        return lines
+
+    def _check(self, checkpoint: Checkpoint) -> list[str]:
+        changes = changed_keys(checkpoint.numbers["recipe"], config_to_dict(self.recipe))
+        # Where the encoder's file lies may change; its hash may not.
+        changes.pop(f"{self.identity}.encoder.weights", None)
+        fixed = [key for key in changes if key.startswith(f"{self.identity}.")]
+        if fixed:
+            told = ", ".join(f"{key} is {changes[key][1]}, was {changes[key][0]}" for key in fixed[:3])
+            raise WeightsError(
+                f"{checkpoint.path} is of another model: {told}. Give another --results-dir, or the same settings"
+            )
+        for name, module in self.modules.items():
+            if name in checkpoint.parts:
+                shapes = {key: tuple(tensor.shape) for key, tensor in learned_tensors(module).items()}
+                check_tensors(checkpoint.parts[name], shapes, f"this run's {name}")
+        lines = [f"changed since the checkpoint: {key} {old} -> {new}" for key, (old, new) in changes.items()]
+        lines += [
+            f"not in the checkpoint, begins anew: {name}" for name in self.modules if name not in checkpoint.parts
+        ]
+        return lines
+
+
+def _parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
+    return {tensor: name for name, tensor in learned_tensors(module).items() if isinstance(tensor, nn.Parameter)}
+
+
+@torch.no_grad()
+def _copy(into: dict[str, Tensor], source: dict[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(source[name])
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, with a + if it was changed; None elsewhere."""
+    folder = Path(vfmtok.__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(folder, "status", "--porcelain", "-uno", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,205 @@
+"""Training a tokenizer: the one visible loop behind ``vq_train.py``.
+
+Run the same command again and it goes on where the last checkpoint was taken, to the same weights: every random number
+is a function of (seed, step, rank), every sample of (seed, samples seen). One process and many take the same way.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vfmtok import distributed
+from vfmtok.config import config_to_dict, save_config
+from vfmtok.data.transforms import to_unit_range
+from vfmtok.errors import ConfigError
+from vfmtok.training.checkpoint import seed_step
+from vfmtok.training.health import Alarms, Meter
+from vfmtok.training.interruption import StopRequest
+from vfmtok.training.objective import discriminator_terms
+from vfmtok.training.optimizer import learning_rate
+from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.run_log import RunLog
+from vfmtok.training.tokenizer_run import TokenizerRun
+
+
+def train_tokenizer(
+    recipe: TokenizerRecipe,
+    world: distributed.World,
+    start_from: Path | None = None,
+    finetune_from: Path | None = None,
+) -> None:
+    """Train from the last checkpoint in ``recipe.run.results_dir``, or from the beginning, to the end.
+
+    Args:
+        world: this process among the others.
+        start_from: another run's checkpoint to continue from, if this run has none of its own.
+        finetune_from: weights to begin with, ours or released.
+
+    Raises:
+        VFMTokError: whatever is wrong with the recipe, the data or the weights; or the run diverged.
+    """
+    with distributed.together():
+        run = TokenizerRun(recipe, world, start_from, finetune_from)
+        if world.is_main:
+            _prepare_folder(run)
+    log = RunLog(
+        run.folder,
+        recipe.run,
+        active=world.is_main,
+        step=run.state.step,
+        total_steps=run.plan.steps,
+        samples_per_step=recipe.run.global_batch,
+        recipe=config_to_dict(run.state.recipe),
+    )
+    with contextlib.closing(log), contextlib.closing(run.loader()) as loader, StopRequest() as stop:
+        for line in [_summary(run), *run.notes]:
+            log.say(line)
+        _train(run, log, loader, stop)
+
+
+def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
+    recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
+    tokenizer_stepper, judge_stepper = state.steppers["model"], state.steppers.get("discriminator")
+    meter, alarms, last_log = Meter(), Alarms(), (state.step, time.perf_counter())
+
+    while state.step < plan.steps:
+        step = state.step
+        seed_step(recipe.run.seed, step, world.rank)
+        if recipe.codebook.kmeans and step == recipe.codebook.continuous_steps:
+            run.start_codebook()
+        run.care.before_step(step)
+        judged = run.judge is not None and step >= recipe.adversarial.start
+        judge_learns = run.judge is not None and step >= recipe.adversarial.learns_from
+        lr = learning_rate(recipe.optimizer, step, plan.warmup_steps, plan.steps)
+        batch = next(loader)
+
+        ids, latents = [], []
+        for last, part in _micro_batches(batch.images, plan.micro_batch):
+            images = to_unit_range(part.to(world.device, non_blocking=True))  # (b,3,S,S)
+            with _synced(run.model, last):
+                with run.autocast():
+                    out = run.model(images)
+                    terms = run.objective(images, out, judged)
+                    loss = sum(terms.values())
+                tokenizer_stepper.backward(loss / recipe.run.accumulation)
+            if judge_learns:
+                with _synced(run.judge, last):
+                    with run.autocast():
+                        real, fake = run.judge(images, out.reconstruction.detach())
+                        judge_terms = discriminator_terms(recipe.adversarial, real, fake, run.lecam)
+                    judge_stepper.backward(sum(judge_terms.values()) / recipe.run.accumulation)
+                terms |= judge_terms
+            meter.add({f"loss/{name}": term for name, term in {**terms, "total": loss}.items()})
+            ids.append(out.ids)
+            latents.append(out.latents.detach())
+
+        norms = {"grad_norm/model": tokenizer_stepper.step(lr)}
+        if judge_learns:
+            norms["grad_norm/discriminator"] = judge_stepper.step(lr)
+            if run.lecam is not None:
+                run.lecam.step()
+        if state.ema is not None:
+            state.ema.update(step)
+        run.care.after_step(step, ids, latents)
+        run.skipped.add(sum(norms.values()))
+        meter.add(norms)
+        state.step, state.samples_seen = step + 1, batch.samples_seen
+        log.advance()
+        run.skipped.check(step, terms)
+
+        stopping = stop()
+        at_end = state.step == plan.steps
+        if state.step % recipe.run.log_every == 0 or at_end or stopping:
+            last_log = _report(run, log, loader, meter, alarms, lr, last_log)
+        if state.step % recipe.run.validate_every == 0 or at_end:
+            run.validate(log)
+        if state.step % recipe.run.save_every == 0 or at_end or stopping:
+            _save(run, log, must=at_end or stopping)
+        if stopping and not at_end:
+            log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
+            return
+    log.say(f"finished {plan.steps} steps; the run is in {run.folder}")
+
+
+def _micro_batches(images: torch.Tensor, size: int):
+    """(is the last, images) of a step's passes."""
+    parts = images.split(size)
+    return [(number == len(parts), part) for number, part in enumerate(parts, start=1)]
+
+
+def _synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Gradients travel between processes in a step's last pass only."""
+    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
+
+
+def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms, lr: float, last_log):
+    """Numbers since the last report. Every process takes part; the first one writes."""
+    step, now = run.state.step, time.perf_counter()
+    values = meter.read()
+    usage = run.care.usage()
+    if usage is not None:
+        values |= {"codebook/usage": usage.used, "codebook/perplexity": usage.perplexity}
+    values |= {
+        "lr": lr,
+        "epoch": run.state.samples_seen / len(run.records),
+        "images_per_second": (step - last_log[0]) * run.recipe.run.global_batch / (now - last_log[1]),
+        "data_wait": loader.wait_share,
+        "memory_gib": _peak_memory(run.world.device) / 2**30,
+        "skipped_steps": run.skipped.total,
+        "bad_records": len(loader.bad_records),
+    }
+    loader.reset_timing()
+    used = f" codes {usage.used:.0%}" if usage is not None else ""
+    log.scalars(step, values, shown=f"loss {values['loss/total']:.4f} pixel {values['loss/pixel']:.4f}{used}")
+    for line in alarms.check(values):
+        log.alarm(step, line)
+    return step, now
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _save(run: TokenizerRun, log: RunLog, must: bool) -> None:
+    """Write a checkpoint in the first process. A failure ends the run only if nothing comes after it."""
+    saved = run.state.checkpoint()
+    if not run.world.is_main:
+        return
+    try:
+        path = run.checkpoints.save(saved)
+        log.say(f"saved {path}")
+    except OSError as error:
+        text = (
+            f"the checkpoint of step {saved.step} could not be written ({error.strerror or error}); the last one stays"
+        )
+        if must:
+            raise ConfigError(text) from None
+        log.alarm(saved.step, text)
+
+
+def _prepare_folder(run: TokenizerRun) -> None:
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_config(run.state.recipe, run.folder / "recipe.yaml")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run.folder}: {error.strerror}") from None
+
+
+def _summary(run: TokenizerRun) -> str:
+    recipe, plan, world = run.recipe, run.plan, run.world
+    trained = sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in run.tokenizer.parameters() if not p.requires_grad)
+    return (
+        f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen) on {len(run.records)} images: "
+        f"{plan.steps} steps of {recipe.run.global_batch} = {world.size} process(es) x {recipe.run.accumulation} pass(es) "
+        f"x {plan.micro_batch}; {recipe.run.precision} on {world.device}; validated on {run.held_out.count} "
+        f"{run.held_out_name} images"
+    )

@@ -1,0 +1,112 @@
+"""Held-out images during training: PSNR, the perceptual distance, and a picture one wants to look at.
+
+Shapes: B batch, S image side.
+"""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vfmtok import distributed
+from vfmtok.data.loader import ImageLoader
+from vfmtok.data.order import BlockOrder
+from vfmtok.data.records import RecordDataset
+from vfmtok.data.round_trip import psnr
+from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.tokenizer.tokenizer import VFMTok
+
+SHOWN = 8  # images of the picture
+MIN_CELL = 128  # pixels per image side in the picture
+
+
+class HeldOut:
+    """Up to ``count`` images, evenly spaced over a dataset and shared among processes, decoded once.
+
+    Args:
+        batch: images per pass.
+    """
+
+    def __init__(
+        self, records: RecordDataset, size: int, count: int, batch: int, world: distributed.World, num_workers: int
+    ):
+        self.records, self.size, self.batch, self.world, self.num_workers = records, size, batch, world, num_workers
+        self.count = min(count, len(records))
+        self._images: Tensor | None = None  # this process's share
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (n,3,S,S): every world-size-th of the chosen images."""
+        if self._images is None:
+            chosen = np.linspace(0, len(self.records) - 1, self.count).round().astype(np.int64)
+            share = chosen[self.world.rank :: self.world.size]
+            self._images = read_images(self.records, EvaluationCrop(self.size), share, self.num_workers)
+        return self._images
+
+    @torch.no_grad()
+    def measure(self, tokenizer: VFMTok, perceptual, autocast) -> dict[str, float]:
+        """PSNR in dB on uint8 pixels, the mean over images, and the perceptual distance if there is one.
+
+        The tokenizer is in eval mode and quantizes. Every process must call it.
+        """
+        sums = torch.zeros(3, dtype=torch.float64)  # of PSNR, of the distance, of images
+        for part in self.images.split(self.batch):
+            images = to_unit_range(part.to(self.world.device))  # (B,3,S,S)
+            with autocast():
+                out = tokenizer(images)
+                distance = perceptual(out.reconstruction, images) if perceptual is not None else torch.zeros(())
+            decibels = psnr(_channels_last(part), to_pixels(out.reconstruction))
+            sums += torch.tensor([decibels.sum(), float(distance) * len(part), len(part)], dtype=torch.float64)
+        total_psnr, total_distance, count = distributed.sum_over_ranks(sums.to(self.world.device)).tolist()
+        values = {"psnr": total_psnr / count}
+        return values | ({"perceptual": total_distance / count} if perceptual is not None else {})
+
+    @torch.no_grad()
+    def reconstruct(self, tokenizer: VFMTok, autocast) -> np.ndarray:
+        """The first shown images of this process, reconstructed: (n,S,S,3) uint8."""
+        with autocast():
+            out = tokenizer(to_unit_range(self.images[:SHOWN].to(self.world.device)))
+        return to_pixels(out.reconstruction)
+
+    def originals(self) -> np.ndarray:
+        """(n,S,S,3) uint8."""
+        return _channels_last(self.images[:SHOWN])
+
+
+def read_images(records: RecordDataset, transform, indices: np.ndarray, num_workers: int) -> Tensor:
+    """Crops (n,3,S,S) uint8 of the records at ``indices``, in their order."""
+    if not len(indices):
+        return torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
+    blocks = [indices[start : start + 64] for start in range(0, len(indices), 64)]
+    loader = ImageLoader(records, transform, BlockOrder(blocks), num_workers=min(num_workers, len(blocks)))
+    try:
+        return torch.cat([batch.images.contiguous() for batch in loader])
+    finally:
+        loader.close()
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """(B,3,S,S) in [-1,1] -> (B,S,S,3) uint8 as ``decode_to_uint8`` does: x * 127.5 + 128, clamp, truncate."""
+    return _channels_last((images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
+
+
+def _channels_last(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def draw_columns(columns: dict[str, np.ndarray], title: str) -> Image.Image:
+    """Columns of images (n,S,S,3) uint8 side by side under their names; small images are enlarged unsmoothed."""
+    margin, gap, header = 16, 4, 60
+    count, side = next(iter(columns.values())).shape[:2]
+    cell = side * max(1, -(-MIN_CELL // side))
+    width = max(2 * margin + len(columns) * (cell + gap) - gap, 420)
+    sheet = Image.new("RGB", (width, header + count * (cell + gap) - gap + margin), "#ffffff")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, 10), title, "#1f2328", ImageFont.load_default(15))
+    for number, (name, images) in enumerate(columns.items()):
+        left = margin + number * (cell + gap)
+        draw.text((left, header - 22), name, "#6e7781", ImageFont.load_default(13))
+        for row, pixels in enumerate(images):
+            image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (left, header + row * (cell + gap)))
+    return sheet
