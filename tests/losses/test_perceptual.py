@@ -61,7 +61,7 @@ def lpips_by_hand(features: torch.nn.Module, network: str, a: Tensor, b: Tensor)
     x = torch.cat([a, b]).double()
     x = (x - shift.view(1, 3, 1, 1)) / scale.view(1, 3, 1, 1)
     total, level = 0.0, 0
-    for number, layer in enumerate(features.double()):
+    for number, layer in enumerate(features.double()[: READ_AFTER[network][-1] + 1]):
         x = layer(x)
         if number in READ_AFTER[network]:
             p, q = F.normalize(x, dim=1).chunk(2)
