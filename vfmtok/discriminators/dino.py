@@ -50,7 +50,8 @@ class DinoDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images (B,3,H,W) in [-1,1], any size -> float32 logits (B, 5*196)."""
         images = self._to_side(images)  # (B,3,224,224)
-        readouts = self.read(((images + 1) / 2 - self.mean) / self.std)  # 5 x (B,C,N)
+        scale = self.std.reciprocal()  # a new tensor: DDP overwrites buffers, which the graph must not hold
+        readouts = self.read(((images + 1) / 2 - self.mean) * scale)  # 5 x (B,C,N)
         logits = [head(readout) for head, readout in zip(self.heads, readouts, strict=True)]  # 5 x (B,N)
         return at_least_float32(torch.cat(logits, dim=1))  # (B,5*N)
 

@@ -109,7 +109,7 @@ class LeCam(nn.Module):
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor) -> Tensor:
     """VQGAN's weight of the generator loss (Esser et al., 2021): |d reconstruction| / (|d generator| + 1e-4).
 
-    Both gradients are those of the decoder's last weight, summed over ranks, so that the ratio is
+    Both gradients are those of the decoder's last weight, averaged over ranks, so that the ratio is
     that of the global batch; all ranks must call it together. Returns a scalar in [0,1e4], detached;
     the graph of both losses stays. Under a gradient scaler pass the unscaled losses.
     """
@@ -119,5 +119,6 @@ def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_la
             for loss in (reconstruction_loss, generator_loss)
         ]
     )  # (2,P)
-    reconstruction, generator = sum_over_ranks(gradients).norm(dim=1)
+    total = sum_over_ranks(torch.cat([gradients.flatten(), gradients.new_ones(1)]))  # the last counts the ranks
+    reconstruction, generator = (total[:-1] / total[-1]).view(2, -1).norm(dim=1)
     return (reconstruction / (generator + 1e-4)).clamp(0, 1e4).detach()

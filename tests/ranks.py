@@ -1,0 +1,22 @@
+"""Several gloo processes on this machine, for what ranks do together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def run(program: Callable[[int], Any], folder: Path, size: int = 2) -> list[Any]:
+    """What ``program(rank)``, a function of a test file that returns tensors, gives in each of ``size`` processes."""
+    torch.multiprocessing.spawn(_join, (program, str(folder), size), nprocs=size)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def _join(rank: int, program: Callable[[int], Any], folder: str, size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=size)
+    torch.save(program(rank), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
