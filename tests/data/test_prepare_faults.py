@@ -216,9 +216,8 @@ def test_files_that_cannot_be_read_are_skipped_and_do_not_hang(tmp_path):
     }
     (source / "c/link.png").unlink()
     (source / "c/link.png").write_bytes(encoded(1))  # mended: another source
-    assert (
-        "the sources have changed" in subprocess.run(command, capture_output=True, text=True, env=environment()).stderr
-    )
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode == 2 and "the sources have changed" in result.stderr
 
 
 def test_a_pipe_or_a_broken_link_among_shards_is_one_line(tmp_path):
@@ -231,9 +230,8 @@ def test_a_pipe_or_a_broken_link_among_shards_is_one_line(tmp_path):
 
 
 def test_a_script_without_the_guard_gets_a_line_instead_of_tracebacks(tmp_path):
-    (tmp_path / "script.py").write_text(
-        "from vfmtok.data.prepare import prepare\nprepare(['sample'], 'out', workers=2)\n"
-    )
+    script = "from vfmtok.data.prepare import prepare\nprepare(['sample'], 'out', workers=2)\n"
+    (tmp_path / "script.py").write_text(script)
     command = [sys.executable, "script.py"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=100)
     assert result.returncode == 1 and "this script needs `if __name__ == '__main__':`" in result.stderr

@@ -288,16 +288,12 @@ def test_a_tar_of_class_tars_is_read_as_the_folder_it_stands_for(tmp_path):
             assert (listing.classes, listing.fingerprint) == (folder.classes, folder.fingerprint)
             assert listing.ignored == {}
         unpacked = [path.name for path in (tmp_path / "scratch").rglob("*.tar")]
-        assert len(unpacked) == 1 and unpacked[0].endswith(
-            "b.tar.tar"
-        )  # only the compressed one, and nothing inside it
+        assert len(unpacked) == 1 and unpacked[0].endswith("b.tar.tar")  # the compressed one, nothing inside it
 
 
 def test_tars_in_tars_follow_splits_and_hide_what_is_hidden(tmp_path):
-    inner = make_tar(
-        tmp_path / "inner", {"./deep/1.jpg": encoded(1), "2.jpg": encoded(2), "more.tar": b"x", "a.txt": b""}
-    )
-    whole = inner.read_bytes()
+    members = {"./deep/1.jpg": encoded(1), "2.jpg": encoded(2), "more.tar": b"x", "a.txt": b""}
+    whole = make_tar(tmp_path / "inner", members).read_bytes()
     without_end = whole[: whole.rindex(b"a.txt") + 512]  # the last header, of an empty file
     outer = {"train/a.tar": whole, "val/a.TAR": without_end, "__MACOSX/train/._a.tar": b"shadow", "train/.b.tar": b""}
     listing = list_sources([str(make_tar(tmp_path / "o.tar", outer))], Scratch(tmp_path))

@@ -46,7 +46,8 @@ class Found(NamedTuple):
 def is_candidate(path: str) -> bool:
     """Whether a file may be an image by its name. Hidden files, macOS' shadow files and well-known
     other types are not; an unknown or missing extension is worth a try."""
-    return not _is_hidden(path) and _may_be_image(PurePosixPath(path).suffix.lower())
+    pure = PurePosixPath(path)
+    return not _is_hidden(pure) and _may_be_image(pure.suffix.lower())
 
 
 @lru_cache(maxsize=1024)
@@ -55,8 +56,8 @@ def _may_be_image(suffix: str) -> bool:
     return suffix not in _NEVER_IMAGES and (mime is None or mime.startswith("image/"))
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def kind_of_ignored(path: str) -> str:
@@ -129,11 +130,12 @@ def walk_tar(archive: Path, scratch: Scratch) -> Iterator[Found]:
     try:
         with tarfile.open(plain, "r:") as opened:
             for member in opened:
-                if member.isreg() and member.name.lower().endswith(".tar") and not _is_hidden(_clean(member.name)):
+                path = PurePosixPath(_clean(member.name))
+                if member.isreg() and path.suffix.lower() == ".tar" and not _is_hidden(path):
                     yield from _walk_inner_tar(plain, member)
                 elif member.isreg():
                     place = ("tar", str(plain), member.offset_data, member.size)
-                    yield Found(_clean(member.name), member.size, "", place)
+                    yield Found(str(path), member.size, "", place)
             _check_end(opened, plain.stat().st_size)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {archive}, it may be cut short: {error}") from None
