@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -332,4 +333,7 @@ def test_one_row_group_of_a_parquet_file_is_kept(tmp_path):
     before = pyarrow.total_allocated_bytes()
     for entry, (_, content, _) in zip(entries, rows, strict=True):
         assert source_files.read(entry.place) == content
-    assert pyarrow.total_allocated_bytes() - before < 8 << 20
+    deadline = time.monotonic() + 10
+    while pyarrow.total_allocated_bytes() - before >= 8 << 20:  # pyarrow's threads let go a little later
+        assert time.monotonic() < deadline, "more than one row group is kept"
+        time.sleep(0.01)
