@@ -27,10 +27,11 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from vfmtok.data import transforms
+from vfmtok.data.image_files import open_image
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import Record, RecordDataset, write_records
-from vfmtok.data.transforms import CounterRandom, RandomCrop, decode_rgb, open_image, random_window
+from vfmtok.data.transforms import CounterRandom, RandomCrop, decode_rgb, random_window
 
 BATCH = 32
 TURNS = 9
@@ -65,7 +66,7 @@ def make_dataset(folder: Path) -> RecordDataset:
 
 
 def decode_only(records: RecordDataset, index: int) -> None:
-    decode_rgb(open_image(IMAGES[index]))
+    decode_rgb(open_image(IMAGES[index], decode=False))
 
 
 def published(records: RecordDataset, index: int, size: int) -> torch.Tensor:

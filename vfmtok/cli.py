@@ -1,8 +1,11 @@
 """`vfmtok <command>`: each command is a module with ``add_arguments(parser)`` and ``run(args)``."""
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
+from types import ModuleType
 
 from vfmtok import __version__
 from vfmtok.errors import VFMTokError
@@ -20,16 +23,39 @@ SUMMARIES = {  # shown by --help without importing the modules
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
+    """Run a command. Returns the exit code: 0, 2 for an error the user can mend, 130 for Ctrl-C.
+
+    Options may stand anywhere, also between a command's positional arguments.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names need not be printable
             stream.reconfigure(errors="backslashreplace")
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    parser = _parser(command)
-    args = parser.parse_args(arguments)
+    if command is None:
+        parser = _parser()
+        parser.parse_args(arguments)  # exits: --help, --version or what is wrong
+        parser.error("name the command first")
+    module = importlib.import_module(COMMANDS[command])
+    parser = argparse.ArgumentParser(prog=f"vfmtok {command}")
+    module.add_arguments(parser)
+    args = parser.parse_intermixed_args(arguments[1:])
     try:
-        args.run(args)
+        code = _run(command, module, args)
+        if sys.stdout is not None:  # it was closed before we started
+            sys.stdout.flush()
+    except OSError:
+        error = _output_error()
+        if error is None:
+            raise
+        print(f"vfmtok {command}: error: cannot print the output: {error.strerror}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run(command: str, module: ModuleType, args: argparse.Namespace) -> int:
+    try:
+        module.run(args)
     except VFMTokError as error:
         print(f"vfmtok {command}: error: {error}", file=sys.stderr)
         return 2
@@ -39,15 +65,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; only the module of ``command`` is imported."""
+def _output_error() -> OSError | None:
+    """What is wrong with the standard output, such as a full disk or a reader that left, or None.
+
+    An OSError does not say which file it is about, so an empty line is tried. What is left in the buffer is
+    then sent nowhere, as Python would try, and complain, once more at its end.
+    """
+    try:
+        print(flush=True)
+        return None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser of everything before a command is known; it imports none of them."""
     parser = argparse.ArgumentParser(prog="vfmtok", description="Image tokenizers on frozen vision foundation models.")
     parser.add_argument("--version", action="version", version=f"vfmtok {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module_name in COMMANDS.items():
-        subparser = commands.add_parser(name, help=SUMMARIES[name])
-        if name == command:
-            module = importlib.import_module(module_name)
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+    for name in COMMANDS:
+        commands.add_parser(name, help=SUMMARIES[name])
     return parser

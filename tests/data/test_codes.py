@@ -147,7 +147,7 @@ try:
     code = vfmtok.cli.main({place.arguments(tmp_path / "mine")!r})
 except SystemExit as exit:
     code = exit.code
-print("exit", code)  # and 0 to torchrun, which would write a report of its own
+sys.stdout.write(f"exit {{code}}\\n")  # in one piece; and 0 to torchrun, which would write a report of its own
 """
     (tmp_path / "program.py").write_text(program)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

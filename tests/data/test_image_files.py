@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfmtok.data.image_files import open_image, reencode
+from vfmtok.data import transforms
+from vfmtok.data.image_files import NotAnImage, open_image, reencode
 from vfmtok.data.transforms import decode_rgb
+from vfmtok.errors import DataError
 
 RAMP = np.linspace(0, 1, 32 * 48).reshape(32, 48)
 RED = Image.new("RGB", (48, 32), (200, 0, 0))
@@ -49,3 +51,11 @@ def test_alpha_stays_where_the_format_holds_it():
     _with_alpha("RGBA").save(buffer, "PNG")
     for target, mode in (("webp", "RGBA"), ("jpeg", "RGB")):
         assert open_image(reencode(open_image(buffer.getvalue()), buffer.getvalue(), 16, target)).mode == mode
+
+
+def test_there_is_one_way_to_open_an_image():
+    assert transforms.open_image is open_image
+    for content in (b"", b"no image"):
+        with pytest.raises(DataError) as caught:  # what the loader counts and prepare reports
+            open_image(content, decode=False)
+        assert type(caught.value) is NotAnImage

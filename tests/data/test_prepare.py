@@ -1,11 +1,13 @@
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 from image_makers import class_files, encoded, read_tree, vfmtok, write_tree
 from PIL import Image
 
+from vfmtok.cli import main
 from vfmtok.data.dataset_folder import export, verify
 from vfmtok.data.prepare import prepare
 from vfmtok.data.records import Record, RecordDataset, write_records
@@ -199,3 +201,83 @@ def test_mistakes_give_one_line_and_exit_code_2(tmp_path, arguments, message):
     write_tree(tmp_path / "in", class_files(per_class=1))
     result = vfmtok("prepare", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_exported_names_tell_the_format_that_prepare_wrote(tmp_path):
+    images = {
+        "c/big.gif": encoded(0, (96, 72), "GIF", mode="P"),
+        "c/small.gif": encoded(1, (20, 18), "GIF", mode="P"),
+        "c/big.png": encoded(2, (96, 72), "PNG"),
+        "c/big.JPEG": encoded(3, (96, 72)),
+        "c/big.jpe": encoded(4, (96, 72)),
+        "c/big.tif": encoded(5, (96, 72), "TIFF"),
+        "c/really_a_jpeg.png": encoded(6, (20, 18)),
+        "c/really_a_png.jpg": encoded(7, (20, 18), "PNG"),
+    }
+    source = str(write_tree(tmp_path / "in", images))
+    added = {
+        "resize": {"c/big.gif": ".png", "c/big.tif": ".png"},
+        "jpeg": {name: ".jpg" for name in images if name not in ("c/big.JPEG", "c/big.jpe", "c/really_a_png.jpg")},
+    }
+    for options, resize, image_format in (("resize", 32, None), ("jpeg", None, "jpeg")):
+        prepare([source], tmp_path / options, resize=resize, image_format=image_format)
+        for _ in range(2):
+            export(tmp_path / options, tmp_path / f"{options}-back")
+        stored = {r.name: r.image for r in records(tmp_path / options / "train_lmdb")}
+        expected = {name + added[options].get(name, ""): content for name, content in stored.items()}
+        assert read_tree(tmp_path / f"{options}-back") == expected
+    assert {name for name, content in images.items() if read_tree(tmp_path / "resize-back").get(name) == content} == {
+        name for name in images if "big" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--export", "out", "back", "--resize", "8"], "--resize"),
+        (["--export", "out", "back", "--verify"], "--verify"),
+        (["--export", "out", "back", "--workers", "2"], "--workers"),
+        (["--export", "out", "back", "--layout", "vfmtok"], "--layout"),
+        (["--verify", "out", "--val-fraction", "0.5"], "--val-fraction"),
+        (["--verify", "out", "--format", "png"], "--format"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path, monkeypatch, capsys, arguments, option):
+    monkeypatch.chdir(tmp_path)
+    prepare([str(write_tree(tmp_path / "in", class_files(per_class=1)))], "out")
+    assert main(["prepare", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"has no use for {option}" in error and not (tmp_path / "back").exists()
+    assert main(["prepare", "--verify", "in", "out", "--layout", "vfmtok"]) == 0  # all of it is used
+    assert main(["prepare", "--verify", "out", "--workers", "1"]) == 0
+
+
+def test_options_may_stand_between_the_paths(tmp_path):
+    source = write_tree(tmp_path / "in", class_files(per_class=20))
+    for number, arguments in enumerate(
+        [
+            [source, "--val-fraction", "0.3", "OUT"],
+            ["--val-fraction=0.3", source, "OUT"],
+            [source, "OUT", "--val-fraction", "0.3"],
+        ]
+    ):
+        out = tmp_path / f"out{number}"
+        assert main(["prepare", *(str(out if word == "OUT" else word) for word in arguments)]) == 0
+        assert records(out / "val_lmdb") == records(tmp_path / "out0/val_lmdb")
+    second = write_tree(tmp_path / "more", class_files())
+    assert main(["prepare", str(source), "--workers", "1", str(second), "--verify", str(tmp_path / "both")]) == 0
+    assert len(records(tmp_path / "both/train_lmdb")) == 72
+
+
+def test_report_and_help_say_what_the_fingerprint_covers(tmp_path, capsys):
+    source = write_tree(tmp_path / "in", class_files())
+    prepare([str(source)], tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["source_fingerprint_covers"].startswith("names, labels, splits and sizes")
+    for file in source.rglob("*.*"):  # a copy on another disk, say
+        os.utime(file, (1, 1))
+    prepare([str(source)], tmp_path / "out")
+    assert "by names and sizes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    assert "by names and sizes" in capsys.readouterr().out

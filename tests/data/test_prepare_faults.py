@@ -1,6 +1,9 @@
 import json
+import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -182,3 +185,56 @@ def test_a_full_disk_during_export_leaves_no_partial_file(tmp_path):
     assert there == {"c/0.png": files["c/0.png"], "c/1.png": files["c/1.png"]}
     assert vfmtok("prepare", "--export", tmp_path / "out", tmp_path / "back").returncode == 0
     assert read_tree(tmp_path / "back") == files
+
+
+def test_files_that_cannot_be_read_are_skipped_and_do_not_hang(tmp_path):
+    good = {f"c/{i:04d}.png": encoded(i, (4, 4), "PNG") for i in range(500)}
+    source = write_tree(tmp_path / "in", good | {"c/secret.png": b"x"})
+    (source / "c/link.png").symlink_to(tmp_path / "gone.png")
+    (source / "c/notes.txt").symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(source / "c/pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.path.relpath(source / "c/socket.jpg"))  # a full path would be too long for it
+    (source / "c/secret.png").chmod(0)
+    command = [sys.executable, "-m", "vfmtok", "prepare", source, tmp_path / "out"]
+    if os.geteuid() == 0:  # may read everything, unless it gives that up
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv where root runs the tests")
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", "--inh-caps", rights, "--bounding-set", rights, *command]
+    for _ in range(2):
+        result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+        assert result.returncode == 0, result.stderr
+        assert {r.name: r.image for r in records(tmp_path / "out/train_lmdb")} == good
+    assert "is complete" in result.stdout and "ignored 1 files that are no images: .txt 1" in result.stdout
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert {entry["name"]: entry["reason"] for entry in report["skipped"]} == {
+        "c/link.png": "broken link: No such file or directory",
+        "c/pipe.jpg": "not a regular file but a named pipe",
+        "c/secret.png": "cannot be read: Permission denied",
+        "c/socket.jpg": "not a regular file but a socket",
+    }
+    (source / "c/link.png").unlink()
+    (source / "c/link.png").write_bytes(encoded(1))  # mended: another source
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode == 2 and "the sources have changed" in result.stderr
+
+
+def test_a_pipe_or_a_broken_link_among_shards_is_one_line(tmp_path):
+    for number, make in enumerate([os.mkfifo, lambda path: path.symlink_to(tmp_path / "gone")]):
+        folder = tmp_path / f"shards{number}"
+        folder.mkdir()
+        make(folder / "0.tar")
+        result = vfmtok("prepare", folder, tmp_path / "out")
+        assert result.returncode == 2 and "0.tar" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_script_without_the_guard_gets_a_line_instead_of_tracebacks(tmp_path):
+    script = "from vfmtok.data.prepare import prepare\nprepare(['sample'], 'out', workers=2)\n"
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, "script.py"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=100)
+    assert result.returncode == 1 and "this script needs `if __name__ == '__main__':`" in result.stderr
+    assert result.stderr.count("Traceback") == 1  # of the script itself
+    assert "__main__" in result.stderr.splitlines()[-1] and "DataError" in result.stderr.splitlines()[-1]
+    assert vfmtok("prepare", "sample", tmp_path / "out").returncode == 0  # nothing is in the way

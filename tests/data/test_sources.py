@@ -3,9 +3,11 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_makers import class_files, encoded, write_tree
 
@@ -266,3 +268,72 @@ def test_parquet_labels_of_other_types_are_refused(tmp_path, value):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="whole numbers or text"):
         list_sources([str(tmp_path / "a.parquet")], Scratch(tmp_path))
+
+
+def tar_of_tars(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    """As ImageNet's training archive: class/file.jpg -> class.tar, which holds file.jpg."""
+    inner = {}
+    for name in sorted({name.split("/")[0] for name in files}):
+        members = {n.split("/", 1)[1]: c for n, c in files.items() if n.startswith(f"{name}/")}
+        inner[f"{name}.tar"] = make_tar(path.with_suffix(".inner"), members).read_bytes()
+    return make_tar(path, inner, mode)
+
+
+def test_a_tar_of_class_tars_is_read_as_the_folder_it_stands_for(tmp_path):
+    files = class_files()
+    folder = list_sources([str(write_tree(tmp_path / "folder", files))], Scratch(tmp_path))
+    with Scratch(tmp_path / "scratch") as scratch:
+        for source in (tar_of_tars(tmp_path / "a.tar", files), tar_of_tars(tmp_path / "b.tar.gz", files, "w:gz")):
+            listing = list_sources([str(source)], scratch)
+            assert contents(listing) == contents(folder)
+            assert (listing.classes, listing.fingerprint) == (folder.classes, folder.fingerprint)
+            assert listing.ignored == {}
+        unpacked = [path.name for path in (tmp_path / "scratch").rglob("*.tar")]
+        assert len(unpacked) == 1 and unpacked[0].endswith("b.tar.tar")  # the compressed one, nothing inside it
+
+
+def test_tars_in_tars_follow_splits_and_hide_what_is_hidden(tmp_path):
+    members = {"./deep/1.jpg": encoded(1), "2.jpg": encoded(2), "more.tar": b"x", "a.txt": b""}
+    whole = make_tar(tmp_path / "inner", members).read_bytes()
+    without_end = whole[: whole.rindex(b"a.txt") + 512]  # the last header, of an empty file
+    outer = {"train/a.tar": whole, "val/a.TAR": without_end, "__MACOSX/train/._a.tar": b"shadow", "train/.b.tar": b""}
+    listing = list_sources([str(make_tar(tmp_path / "o.tar", outer))], Scratch(tmp_path))
+    assert {s: [(e.name, e.label) for e in x] for s, x in listing.splits.items()} == {
+        split: [(f"{split}/a/2.jpg", 0), (f"{split}/a/deep/1.jpg", 0)] for split in ("train", "val")
+    }
+    assert listing.classes == ["a"] and listing.ignored == {".tar": 4, ".txt": 2}
+
+
+def test_damage_inside_a_tar_is_not_taken_for_its_end(tmp_path):
+    files = class_files(per_class=6)
+    whole = tar_of_tars(tmp_path / "whole.tar", files).read_bytes()
+    second = whole.index(b"cat.tar")
+    for number, damaged in enumerate(
+        [
+            whole[:second] + b"\xff" * 512 + whole[second + 512 :],  # the header of a class
+            whole[: second + 512] + b"\xff" * 512 + whole[second + 1024 :],  # the first header in it
+            whole.replace(b"003.jpg", b"\xff" * 7, 1),  # one in the midst of the first class
+        ]
+    ):
+        (tmp_path / f"{number}.tar").write_bytes(damaged)
+        with pytest.raises(DataError, match=f"cannot read .*{number}.tar"):
+            list_sources([str(tmp_path / f"{number}.tar")], Scratch(tmp_path))
+    class_tar = make_tar(tmp_path / "class", {"1.jpg": encoded(1), "2.jpg": encoded(2)}).read_bytes()
+    for cut in (0, 512, 700, class_tar.index(b"2.jpg") + 600):
+        source = make_tar(tmp_path / "cut.tar", {"a.tar": class_tar[:cut], "b.tar": class_tar})
+        with pytest.raises(DataError, match=r"'a\.tar'"):
+            list_sources([str(source)], Scratch(tmp_path))
+
+
+def test_one_row_group_of_a_parquet_file_is_kept(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [(f"{i}.png", np.random.default_rng(i).bytes(1 << 20), 0) for i in range(15)]  # 3 groups of 5 MB
+    source = make_parquet(tmp_path / "x.parquet", rows, ["a"])
+    entries = list_sources([str(source)], Scratch(tmp_path)).splits["train"]
+    before = pyarrow.total_allocated_bytes()
+    for entry, (_, content, _) in zip(entries, rows, strict=True):
+        assert source_files.read(entry.place) == content
+    deadline = time.monotonic() + 10
+    while pyarrow.total_allocated_bytes() - before >= 8 << 20:  # pyarrow's threads let go a little later
+        assert time.monotonic() < deadline, "more than one row group is kept"
+        time.sleep(0.01)

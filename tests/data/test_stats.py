@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from image_makers import class_files, encoded, vfmtok, write_tree
 from PIL import Image
 
+from vfmtok.data import contact_sheet
 from vfmtok.data.contact_sheet import CELL, Section, draw_sheet
 from vfmtok.data.prepare import prepare
 from vfmtok.data.records import Record, RecordDataset, write_records
@@ -64,3 +66,15 @@ def test_every_class_of_a_small_set_has_its_own_colour_in_its_row():
     assert tops == sorted(tops) and len({points[:, 1].min() for points in found}) == 1
     many = [(f"klässe {i}", 1, [Image.new("LA", (3, 900))]) for i in range(200)]
     assert draw_sheet([Section("many", many)]).width < 1200
+
+
+def test_names_of_other_alphabets_are_drawn_with_their_letters():
+    if all(contact_sheet._font(name, 12) is None for name in contact_sheet.FONTS):
+        pytest.skip("no TrueType font of the list is installed")
+    sheets = [draw_sheet([Section(name, [(name, 1, [])])]).tobytes() for name in ("ΓΔ", "ΛΞ", "éü", "cats")]
+    boxes = [draw_sheet([Section(name, [(name, 1, [])])]).tobytes() for name in ("\uffff\uffff", "\ufffe\ufffe")]
+    assert len({*sheets, boxes[0]}) == 5 and boxes[0] == boxes[1]
+
+
+def test_plain_names_look_the_same_on_every_machine():
+    assert contact_sheet._font_for("tench, Tinca tinca", 15) is contact_sheet._font(None, 15)

@@ -1,5 +1,6 @@
 import io
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from photographs import jpeg, photographs
 from PIL import Image
 
 from vfmtok.data import transforms
-from vfmtok.data.transforms import CounterRandom, EvaluationCrop, RandomCrop, RandomCrops, TenCrop
+from vfmtok.data.transforms import CounterRandom, EvaluationCrop, RandomCrop, RandomCrops, TenCrop, five_windows
 from vfmtok.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "center_crop.npz"
@@ -82,7 +83,7 @@ def test_fast_crop_is_within_a_level_of_the_exact_one(subsampling):
 
 def test_a_reduced_decode_is_really_smaller():
     data = jpeg(photographs()[-1].crop((0, 0, 640, 416)), subsampling=0)
-    image = transforms.open_image(data)
+    image = transforms.open_image(data, decode=False)
     transforms._decode_reduced(image, halvings=1)
     assert transforms.decode_rgb(image).size == (320, 208)
 
@@ -140,11 +141,20 @@ def test_ten_crop_takes_corners_and_centre():
     views = TenCrop(96)(data)
     assert views.shape == (10, 3, 96, 96)
     for start, crop_range in ((0, 1.05), (5, 1.1)):
-        outer = round(96 * crop_range)
+        outer = math.floor(96 * Fraction(str(crop_range)))  # 100 and 105
         square = EvaluationCrop(outer)(data)
         end, middle = outer - 96, round((outer - 96) / 2)
         for view, (x, y) in enumerate([(0, 0), (end, 0), (0, end), (end, end), (middle, middle)]):
             assert torch.equal(views[start + view], square[:, y : y + 96, x : x + 96])
+
+
+def test_ten_crops_at_336_come_from_352_and_369_pixels():
+    """Truncated as published; at no size does binary rounding push a product below the whole number it is."""
+    windows = {r: five_windows((500, 400), 336, r) for r in (1.05, 1.1)}
+    assert [window.short_side for r in windows for window in windows[r]] == [352] * 5 + [369] * 5
+    for r in windows:
+        for side in range(1, 1100):
+            assert five_windows((9, 9), side, r)[0].short_side == math.floor(side * Fraction(str(r))), (side, r)
 
 
 def test_random_crops_are_the_training_crops_of_as_many_epochs():

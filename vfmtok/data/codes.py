@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vfmtok import distributed
 from vfmtok.data import code_cache, round_trip
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
+from vfmtok.data.contact_sheet import draw_pairs
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
@@ -252,14 +253,14 @@ def _finish(
         f"mean over {len(rows)} entries of view '{views[0].name}' of the PSNR of uint8 RGB at {size} px, peak 255, "
         "decoded in float32"
     )
-    names = [_class_name(records.classes, label) for label in labels]
+    names = [records.class_name(label) for label in labels]
     captions = [(name, f"{value:.1f} dB") for name, value in zip(names, values, strict=True)]
     title = (
         f"Original and decoded, {len(rows)} of {len(records):,} entries: mean PSNR {values.mean():.2f} dB at {size} px"
     )
     sheet = writer.path / "contact_sheet.png"
     try:
-        round_trip.draw_pairs(originals, decoded, captions, title).save(sheet)
+        draw_pairs(originals, decoded, captions, title).save(sheet)
     except OSError as error:
         raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
     usage = round_trip.codebook_usage(ids, tokenizer.config.quantizer.codebook_size)
@@ -268,10 +269,6 @@ def _finish(
         codebook_usage=asdict(usage),
     )
     _report(CodeCache(writer.path))
-
-
-def _class_name(classes: list[str] | None, label: int) -> str:
-    return classes[label] if classes is not None and 0 <= label < len(classes) else f"class {label}"
 
 
 def _report(cache: CodeCache) -> None:

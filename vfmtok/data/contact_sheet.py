@@ -1,9 +1,14 @@
-"""Contact sheets: a picture of many small pictures with their class names."""
+"""Contact sheets: a picture of many small pictures with their class names, or of originals beside decoded images.
+
+Shapes: B images, S side.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import islice
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 96  # pixels per image side
@@ -13,6 +18,17 @@ NAME_WIDTH = 200  # column of class names, where every class has a row
 COLUMNS = 8
 ROW_CLASSES = 16  # up to this many classes get a row of images each; more get one image each
 GRID_CLASSES = 64
+
+PAIR_CELL, PAIR_GAP, PAIR_SPACE, PAIR_MARGIN, PAIR_CAPTION, PAIR_TITLE = 128, 2, 18, 24, 24, 40
+PAIR_COLUMNS = 4
+
+# Fonts for what Pillow's own lacks (nearly all but ASCII), found by name where the system keeps its fonts:
+# those of many alphabets, then those of Chinese, Japanese and Korean, on Linux, macOS and Windows.
+FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "LiberationSans-Regular.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc"),
+    *("DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "malgun.ttf", "YuGothM.ttc"),
+)
 
 _BACKGROUND, _INK, _FAINT, _CELL = "#ffffff", "#1f2328", "#6e7781", "#f0f1f3"
 
@@ -50,8 +66,8 @@ def _draw_rows(section: Section) -> Image.Image:
     sheet, draw, top = _new_part(section.title, width, len(section.rows) * (CELL + GAP))
     for name, count, images in section.rows:
         middle = top + CELL // 2
-        draw.text((MARGIN, middle - 9), _fit(draw, name, NAME_WIDTH - GAP, _font(15)), _INK, _font(15), anchor="lm")
-        draw.text((MARGIN, middle + 11), f"{count} images", _FAINT, _font(12), anchor="lm")
+        _write(draw, (MARGIN, middle - 9), name, 15, NAME_WIDTH - GAP)
+        _write(draw, (MARGIN, middle + 11), f"{count} images", 12, NAME_WIDTH - GAP, _FAINT)
         for column, image in enumerate(islice(images, COLUMNS)):
             _paste(sheet, image, MARGIN + NAME_WIDTH + column * (CELL + GAP), top)
         top += CELL + GAP
@@ -69,9 +85,37 @@ def _draw_grid(title: str, rows: list[tuple[str, int, Iterable[Image.Image]]]) -
         upper = top + number // COLUMNS * (CELL + caption + GAP)
         for image in islice(images, 1):
             _paste(sheet, image, left + (wide - CELL) // 2, upper)
-        text = _fit(draw, name, wide, _font(12))
-        draw.text((left + wide // 2, upper + CELL + caption // 2), text, _INK, _font(12), anchor="mm")
+        _write(draw, (left + wide // 2, upper + CELL + caption // 2), name, 12, wide, anchor="mm")
     return sheet
+
+
+def draw_pairs(originals: np.ndarray, decoded: np.ndarray, captions: list[tuple[str, str]], title: str) -> Image.Image:
+    """Pairs original | decoded, each (B,S,S,3) uint8, in a grid, with a caption on the left and one on the right
+    below each pair.
+
+    Small images are enlarged without smoothing, so that what is seen is what was decoded.
+    """
+    pair = 2 * PAIR_CELL + PAIR_GAP
+    line = PAIR_CELL + PAIR_CAPTION + PAIR_SPACE
+    width = 2 * PAIR_MARGIN + PAIR_COLUMNS * (pair + PAIR_SPACE) - PAIR_SPACE
+    height = 2 * PAIR_MARGIN + PAIR_TITLE + -(-len(originals) // PAIR_COLUMNS) * line - PAIR_SPACE
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), title, 18, width - 2 * PAIR_MARGIN)
+    for number, (left_caption, right_caption) in enumerate(captions):
+        left = PAIR_MARGIN + number % PAIR_COLUMNS * (pair + PAIR_SPACE)
+        top = PAIR_MARGIN + PAIR_TITLE + number // PAIR_COLUMNS * line
+        sheet.paste(_pixels(originals[number]), (left, top))
+        sheet.paste(_pixels(decoded[number]), (left + PAIR_CELL + PAIR_GAP, top))
+        middle = top + PAIR_CELL + PAIR_CAPTION // 2
+        taken = _write(draw, (left + pair, middle), right_caption, 13, pair // 2, _FAINT, anchor="rm")
+        _write(draw, (left, middle), left_caption, 13, pair - 8 - taken)
+    return sheet
+
+
+def _pixels(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image.resize((PAIR_CELL, PAIR_CELL), Image.NEAREST if image.width < PAIR_CELL else Image.LANCZOS)
 
 
 def _new_part(title: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
@@ -79,7 +123,7 @@ def _new_part(title: str, width: int, height: int) -> tuple[Image.Image, ImageDr
     top = MARGIN + 36
     sheet = Image.new("RGB", (width, top + height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN + 12), _fit(draw, title, width - 2 * MARGIN, _font(19)), _INK, _font(19), anchor="lm")
+    _write(draw, (MARGIN, MARGIN + 12), title, 19, width - 2 * MARGIN)
     return sheet, draw, top
 
 
@@ -93,15 +137,60 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
     sheet.paste(cell.convert("RGB"), (left, top))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+# --------------------------------------------------------------------------------------
+# Text
+# --------------------------------------------------------------------------------------
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """``text``, shortened with an ellipsis until it is at most ``width`` pixels wide."""
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    width: float,
+    ink: str = _INK,
+    anchor: str = "lm",
+) -> float:
+    """Write ``text``, shortened with an ellipsis until it is at most ``width`` pixels wide; returns its width."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    font = _font_for(text, size)
+    if draw.textlength(text, font) > width:
+        while text and draw.textlength(text + "…", font) > width:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    draw.text(place, text, ink, font, anchor=anchor)
+    return draw.textlength(text, font)
+
+
+def _font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The first font that holds every character of ``text``, or the one that holds the most of them.
+
+    Pillow's own comes first, so plain names look the same on every machine.
+    """
+    best, most = None, -1
+    characters = {character for character in text if not character.isspace()}
+    for name in (None, *FONTS):
+        font = _font(name, size)
+        held = sum(_holds(name, character) for character in characters) if font else -1
+        if held == len(characters):
+            return font
+        if held > most:
+            best, most = font, held
+    return best
+
+
+@cache
+def _font(name: str | None, size: int) -> ImageFont.FreeTypeFont | None:
+    """A font of the system, or None if it is not there; Pillow's own for the name None."""
+    try:
+        return ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _holds(name: str | None, character: str) -> bool:
+    """Whether a font has a glyph for a character: it does not look like that of U+FFFF, which is none."""
+    font = _font(name, 16)
+    mask, missing = font.getmask(character), font.getmask("\uffff")
+    return mask.size != missing.size or bytes(mask) != bytes(missing)

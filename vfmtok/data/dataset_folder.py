@@ -3,7 +3,8 @@
 import hashlib
 import os
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -99,7 +100,9 @@ def verify_records(dataset: RecordDataset, indices: range) -> list[tuple[bytes, 
 def export(path: Path, folder: Path) -> None:
     """Write every image back under its original name; nameless records go to class folders by number.
 
-    Files that are there with the same content are kept, so an interrupted export continues.
+    An image that prepare wrote in another format gets that format's extension behind its name: "1.gif" comes
+    back as "1.gif.png", which can't be in the way of a "1.png". Files that are there with the same content are
+    kept, so an interrupted export continues.
 
     Raises:
         DataError: a record is damaged, a name leads out of the folder, another file is in the way, or
@@ -107,12 +110,14 @@ def export(path: Path, folder: Path) -> None:
     """
     splits = open_splits(path)
     for split, dataset in splits.items():
-        reencoded = (dataset.metadata.get("options") or {}).get("format")
+        options = dataset.metadata.get("options") or {}
         for index in tqdm(range(len(dataset)), desc=f"export {split or dataset.path.name}", unit=" images"):
             record = dataset[index]
-            name = record.name or _numbered_name(dataset, index, record, split)
-            if reencoded and Path(name).suffix.lower() not in _suffixes_of(reencoded):
-                name += _suffixes_of(reencoded)[0]
+            try:
+                name = record.name or _numbered_name(dataset, index, record, split)
+                name += _added_suffix(PurePosixPath(name).suffix, record.image, options)
+            except image_files.NotAnImage as error:
+                raise DataError(f"record {index} of {dataset.path}: {error}") from None
             _write_file(folder, name, record.image)
         print(f"{folder}: {len(dataset)} files of {dataset.path}")
 
@@ -120,15 +125,22 @@ def export(path: Path, folder: Path) -> None:
 def _numbered_name(dataset: RecordDataset, index: int, record: Record, split: str) -> str:
     in_range = dataset.classes is not None and 0 <= record.label < len(dataset.classes)
     class_name = dataset.classes[record.label] if in_range else str(record.label)
-    try:
-        suffix = image_files.suffix_of(image_files.open_image(record.image))
-    except image_files.NotAnImage as error:
-        raise DataError(f"record {index} of {dataset.path}: {error}") from None
+    suffix = image_files.suffix_of(image_files.open_image(record.image))
     return f"{split + '/' if split else ''}{class_name.replace('/', '_')}/{index:08d}{suffix}"
 
 
-def _suffixes_of(image_format: str) -> tuple[str, ...]:
-    return (".jpg", ".jpeg") if image_format == "jpeg" else (f".{image_format}",)
+def _added_suffix(suffix: str, content: bytes, options: dict[str, Any]) -> str:
+    """What to put behind a name that ends in ``suffix``: "" unless prepare's options changed the image's format.
+
+    A wrong extension that came with an untouched image stays. --resize alone changes formats to PNG only, and
+    only of images that it brought to its short side; under --format anything may have changed.
+    """
+    if options.get("resize") is None and options.get("format") is None:
+        return ""
+    image = image_files.open_image(content, decode=False)
+    if options.get("format") is None and (image.format != "PNG" or min(image.size) != options["resize"]):
+        return ""
+    return "" if image_files.matches_suffix(image, suffix) else image_files.suffix_of(image)
 
 
 def _write_file(folder: Path, name: str, content: bytes) -> None:

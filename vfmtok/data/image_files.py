@@ -2,9 +2,13 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
+
+from vfmtok.errors import DataError
 
 Image.init()
 # Named, because Pillow would also hand EPS files to an external program.
@@ -17,32 +21,45 @@ SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}  
 QUALITY = 95  # of JPEG and WebP written by --resize and --format
 
 
-class NotAnImage(Exception):
+class NotAnImage(DataError):
     """Bytes that don't decode; the text is the reason."""
+
+
+@contextmanager
+def reasons(what: str) -> Iterator[None]:
+    """Turn what decoders and encoders raise, which is nearly anything, into NotAnImage: ``what``, and why."""
+    try:
+        yield
+    except NotAnImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise NotAnImage("not an image, or of an unsupported format") from None
+    except Exception as error:
+        text = str(error).strip()
+        raise NotAnImage(f"{what}: {text.splitlines()[0] if text else type(error).__name__}") from None
 
 
 def open_image(content: bytes, decode: bool = True) -> Image.Image:
     """Open an image and decode its first frame. Raises NotAnImage; without ``decode`` only the header can."""
     if not content:
         raise NotAnImage("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and very large images are no news here
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if decode:
-                image.load()
-    except Image.UnidentifiedImageError:
-        raise NotAnImage("not an image, or of an unsupported format") from None
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise NotAnImage(
-            f"does not decode: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+    with reasons("does not decode"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF and very large images are no news here
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if decode:
+            image.load()
     return image
 
 
 def suffix_of(image: Image.Image) -> str:
     """The usual file extension of an opened image's format."""
     return SUFFIXES.get(image.format, f".{image.format.lower()}")
+
+
+def matches_suffix(image: Image.Image, suffix: str) -> bool:
+    """Whether a file extension, such as ".JPEG", is one of an opened image's format."""
+    formats = Image.registered_extensions()
+    return formats.get(suffix.lower()) == formats.get(suffix_of(image))
 
 
 def reencode(image: Image.Image, content: bytes, short_side: int | None, target: str | None) -> bytes:
@@ -64,7 +81,7 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
     kept = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
     options = {"JPEG": {"quality": QUALITY, "subsampling": 0}, "WEBP": {"quality": QUALITY}, "PNG": {}}[target]
     encoded = io.BytesIO()
-    try:
+    with reasons(f"cannot be written as {target}"):
         converted = _to_mode_of(target, image)
         if converted.mode != image.mode:
             kept.pop("icc_profile", None)  # it describes the old mode's channels
@@ -73,9 +90,6 @@ def reencode(image: Image.Image, content: bytes, short_side: int | None, target:
             size = [max(1, round(side * scale)) for side in image.size]
             converted = converted.resize(size, Image.Resampling.LANCZOS)
         converted.save(encoded, target, **options, **kept)
-    except Exception as error:  # encoders raise as freely as decoders
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NotAnImage(f"cannot be written as {target}: {reason}") from None
     return encoded.getvalue()
 
 

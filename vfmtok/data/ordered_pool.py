@@ -31,6 +31,7 @@ def ordered_results(function: Callable[[Work], Result], tasks: Iterable[Work], w
     Raises:
         DataError: a worker died.
     """
+    end_if_reimported()
     if workers < 2:
         yield from map(function, tasks)
         return
@@ -45,9 +46,23 @@ def ordered_results(function: Callable[[Work], Result], tasks: Iterable[Work], w
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise DataError("a worker process died, perhaps for lack of memory: run the same command to continue") from None
+        raise DataError(
+            "a worker process died, perhaps for lack of memory: run the same command to continue (a script of your own "
+            "must call this below `if __name__ == '__main__':`)"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_if_reimported() -> None:
+    """End a worker that is still importing the main script. Workers import it, so one that calls us without
+    the guard ``if __name__ == "__main__":`` would do the whole work again in each of them.
+
+    Raises:
+        SystemExit: with the line that says so.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself looks at
+        raise SystemExit("vfmtok: this script needs `if __name__ == '__main__':` above what starts worker processes")
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,6 @@
 import json
 import os
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def _rows(file: Path, opened: Any, has_path: bool) -> Iterator[Found]:
 
 
 def read_row(file: str, row_group: int, row: int) -> bytes:
-    """The image bytes of one row. The row group stays in memory for the rows that follow."""
+    """The image bytes of one row. Its row group, and no other, stays in memory for the rows that follow."""
     state = os.stat(file)
     content = _image_column(file, row_group, state.st_size, state.st_mtime_ns)[row].as_py()
     if content is None:
@@ -53,12 +52,18 @@ def read_row(file: str, row_group: int, row: int) -> bytes:
     return content
 
 
-@lru_cache(maxsize=2)
+_kept: dict[tuple, Any] = {}  # at most one column: row groups of images are hundreds of megabytes
+
+
 def _image_column(file: str, row_group: int, size: int, mtime: int) -> Any:  # size and mtime: not of a replaced file
     import pyarrow.compute
 
-    column = _open(Path(file)).read_row_group(row_group, columns=["image.bytes"]).column("image")
-    return pyarrow.compute.struct_field(column, "bytes")
+    key = (file, row_group, size, mtime)
+    if key not in _kept:
+        _kept.clear()  # before reading the next
+        column = _open(Path(file)).read_row_group(row_group, columns=["image.bytes"]).column("image")
+        _kept[key] = pyarrow.compute.struct_field(column, "bytes")
+    return _kept[key]
 
 
 def _open(file: Path) -> Any:

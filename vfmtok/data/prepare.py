@@ -3,7 +3,8 @@
 OUT/train_lmdb and, where there is a validation split, OUT/val_lmdb hold the records, OUT/report.json
 what was skipped and ignored. Encoded files are stored byte for byte unless --resize or --format asks
 for something else. Every transaction commits records together with the progress, so the same command
-continues after any interruption and ends with the same records.
+continues after any interruption and ends with the same records. Whether the sources are still the same is
+told by names and sizes, not by reading the contents (sources.py says why).
 """
 
 import argparse
@@ -18,10 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 from vfmtok.data import image_files, source_files
-from vfmtok.data.ordered_pool import default_workers, ordered_results
+from vfmtok.data.ordered_pool import default_workers, end_if_reimported, ordered_results
 from vfmtok.data.records import Record, RecordDataset, RecordWriter
 from vfmtok.data.scratch import Scratch
-from vfmtok.data.sources import Entry, Listing, list_sources
+from vfmtok.data.sources import FINGERPRINT_COVERS, Entry, Listing, list_sources
 from vfmtok.errors import DataError
 
 MAX_SKIPPED = 0.01  # share of files that may be corrupt
@@ -29,15 +30,19 @@ CHUNK = 16  # images per task of a worker
 COMMIT_BYTES, COMMIT_IMAGES = 32 << 20, 512  # a transaction holds at least one of these
 
 _EPILOG = """\
-sources: a folder of class folders, a flat folder (one class), a .zip or .tar[.gz] of either, WebDataset shards
-(quote a pattern: 'shard-{000..127}.tar'), .parquet files with 'image' and 'label', or the word 'sample' (the
-64x64 images that come with the package; a folder of that name is ./sample).
+sources: a folder of class folders, a flat folder (one class), a .zip or .tar[.gz] of either, a .tar of one .tar per
+class, WebDataset shards (quote a pattern: 'shard-{000..127}.tar'), .parquet files with 'image' and 'label', or the
+word 'sample' (the 64x64 images that come with the package; a folder of that name is ./sample).
 Top-level folders or sources named train, val (validation) and test are splits; test stays out.
 
   vfmtok prepare sample OUT               the embedded sample set
   vfmtok prepare photos/ more.zip OUT     two sources
   vfmtok prepare --verify OUT             read every record again
   vfmtok prepare --export OUT FOLDER      back to files
+
+An interrupted run goes on if the sources are what they were, by names and sizes (and a zip's checksums): an image
+edited to exactly the same size is not noticed. --export keeps the names; an image that --resize or --format wrote
+in another format gets that format's extension behind its name.
 """
 
 
@@ -53,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize", type=int, metavar="SHORT_SIDE", help="shrink larger images to this short side (re-encodes these)"
     )
     parser.add_argument("--format", choices=("jpeg", "png", "webp"), help="re-encode images of other formats")
-    parser.add_argument(
-        "--layout", choices=("vfmtok", "published"), default="vfmtok", help="published: pickled dicts (default: vfmtok)"
-    )
+    parser.add_argument("--layout", choices=("vfmtok", "published"), help="published: pickled dicts (default: vfmtok)")
     parser.add_argument("--workers", type=int, help="processes that check images (default: by size, up to the cores)")
     parser.add_argument("--verify", action="store_true", help="read, check and decode every record of OUT (again)")
     parser.add_argument("--export", action="store_true", help="write the files of a DATASET back into OUT_FOLDER")
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """The command. Raises DataError for everything a user can mend."""
     *sources, out = args.paths
+    _check_options(args, sources)
     if args.export:
         from vfmtok.data.dataset_folder import export
 
@@ -75,13 +79,22 @@ def run(args: argparse.Namespace) -> None:
     if args.resize is not None and args.resize < 1:
         raise DataError(f"--resize must be at least 1 pixel, got {args.resize}")
     if sources:
-        prepare(sources, out, args.val_fraction, args.resize, args.format, args.layout, args.workers)
+        prepare(sources, out, args.val_fraction, args.resize, args.format, args.layout or "vfmtok", args.workers)
     elif not args.verify:
         raise DataError("give one or more sources and then the folder to make")
     if args.verify:
         from vfmtok.data.dataset_folder import verify
 
         verify(Path(out), args.workers)
+
+
+def _check_options(args: argparse.Namespace, sources: list[str]) -> None:
+    """Raises DataError for an option that would be ignored."""
+    mode = "--export" if args.export else "--verify without sources" if args.verify and not sources else None
+    unused = ["val_fraction", "resize", "format", "layout"] + (["workers", "verify"] if args.export else [])
+    given = next((name for name in unused if getattr(args, name) not in (None, False)), None)
+    if mode and given:
+        raise DataError(f"{mode} has no use for --{given.replace('_', '-')}: leave it out")
 
 
 def prepare(
@@ -99,6 +112,7 @@ def prepare(
         DataError: the sources can't be listed or have changed since the dataset was begun, the disk is
             full, or more than 1% of the files are corrupt (after report.json was written).
     """
+    end_if_reimported()
     out = Path(out)
     _check_place(sources, out)
     options = {"resize": resize, "format": image_format, "layout": layout, "val_fraction": val_fraction}
@@ -108,7 +122,7 @@ def prepare(
         job = {"source_fingerprint": listing.fingerprint, "options": options}
         complete = _complete_splits(out, listing, job)
         if complete == set(listing.splits):
-            print(f"{out} is complete: its {len(listing)} files were prepared before")
+            print(f"{out} is complete: its {len(listing)} files, by names and sizes, were prepared before")
         else:
             _write_splits(out, listing, job, complete, default_workers(len(listing)) if workers is None else workers)
 
@@ -226,6 +240,7 @@ def _write_report(out: Path, listing: Listing, job: dict[str, Any], writers: dic
     skipped = [{"split": split, **entry} for split, writer in writers.items() for entry in writer.skipped()]
     report = {
         **job,
+        "source_fingerprint_covers": FINGERPRINT_COVERS,
         "splits": {
             split: {"files": len(listing.splits[split]), "records": writer.progress["count"]}
             for split, writer in writers.items()
@@ -243,7 +258,8 @@ def _write_report(out: Path, listing: Listing, job: dict[str, Any], writers: dic
     if not skipped:
         return
     first = f"{skipped[0]['name']}: {skipped[0]['reason']}"
-    summary = f"{len(skipped)} of {len(listing)} files are corrupt or no images, listed in {path} (first: {first})"
+    what = "files are corrupt, unreadable or no images"
+    summary = f"{len(skipped)} of {len(listing)} {what}, listed in {path} (first: {first})"
     if len(skipped) > MAX_SKIPPED * len(listing):
         raise DataError(
             f"{summary}; more than {MAX_SKIPPED:.0%} is an error: mend or remove them, then use a new folder"

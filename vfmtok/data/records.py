@@ -135,6 +135,10 @@ class RecordDataset:
     def __len__(self) -> int:
         return self._count
 
+    def class_name(self, label: int) -> str:
+        """What to call a label in texts and pictures; "label 7" where it has no name."""
+        return self.classes[label] if self.classes and 0 <= label < len(self.classes) else f"label {label}"
+
     def __getitem__(self, index: int) -> Record:
         """Record ``index``. Raises IndexError out of range and DataError for a damaged record."""
         if not -self._count <= index < self._count:

@@ -6,11 +6,13 @@ import lzma
 import mimetypes
 import os
 import shutil
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +37,7 @@ class Found(NamedTuple):
     """One file of a source."""
 
     path: str  # inside the source, with forward slashes
-    size: int  # bytes; 0 where the listing does not say
+    size: int  # bytes; 0 where the listing does not say, and for files that are no images by their name
     check: str  # what the listing says of the content: a zip's CRC, the shard of a parquet row, or ""
     place: tuple  # argument of ``read``: kind first
     label: int | str | None = None  # None: the class is told by the folder
@@ -45,11 +47,17 @@ def is_candidate(path: str) -> bool:
     """Whether a file may be an image by its name. Hidden files, macOS' shadow files and well-known
     other types are not; an unknown or missing extension is worth a try."""
     pure = PurePosixPath(path)
-    if any(part.startswith(".") or part == "__MACOSX" for part in pure.parts):
-        return False
-    suffix = pure.suffix.lower()
+    return not _is_hidden(pure) and _may_be_image(pure.suffix.lower())
+
+
+@lru_cache(maxsize=1024)
+def _may_be_image(suffix: str) -> bool:
     mime = _MIME.guess_type("file" + suffix, strict=False)[0]
     return suffix not in _NEVER_IMAGES and (mime is None or mime.startswith("image/"))
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def kind_of_ignored(path: str) -> str:
@@ -58,7 +66,12 @@ def kind_of_ignored(path: str) -> str:
 
 
 def walk_folder(folder: Path) -> Iterator[Found]:
-    """Every file below a folder. Links to folders are followed, each folder once."""
+    """Every file below a folder. Links to folders are followed, each folder once.
+
+    A broken link, pipe, socket or device with the name of an image is listed as well, at a place that
+    can't be read: it is skipped, counted and reported like a damaged image, and not opened, because
+    opening a pipe waits for its writer.
+    """
 
     def fail(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
@@ -72,11 +85,21 @@ def walk_folder(folder: Path) -> Iterator[Found]:
         seen.add((identity.st_dev, identity.st_ino))
         for name in files:
             file = os.path.join(current, name)
-            try:
-                size = os.stat(file).st_size
-            except OSError as error:
-                raise DataError(f"cannot read {file}: {error.strerror}") from None
-            yield Found(os.path.relpath(file, folder).replace(os.sep, "/"), size, "", ("file", file))
+            path = os.path.relpath(file, folder).replace(os.sep, "/")
+            size, unusable = _look_at(file) if is_candidate(path) else (0, "")
+            yield Found(path, size, "", ("unusable", file, unusable) if unusable else ("file", file))
+
+
+def _look_at(file: str) -> tuple[int, str]:
+    """The size of a regular file and "", or 0 and why it can't be read."""
+    try:
+        found = os.stat(file)
+    except OSError as error:
+        return 0, f"{'broken link' if os.path.islink(file) else 'cannot be read'}: {error.strerror}"
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size, ""
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return 0, f"not a regular file but {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}"
 
 
 def walk_zip(archive: Path) -> Iterator[Found]:
@@ -96,20 +119,58 @@ def walk_zip(archive: Path) -> Iterator[Found]:
 
 def walk_tar(archive: Path, scratch: Scratch) -> Iterator[Found]:
     """Every file of a tar. A compressed one is unpacked into ``scratch`` first (a plain tar of its
-    own): compressed tars can only be read from the start."""
+    own): compressed tars can only be read from the start.
+
+    The files of a plain tar inside it, such as the ``n01440764.tar`` of ImageNet's training archive, lie in
+    a folder of its name without ".tar", and are read where they are: tars add nothing but headers. Tars
+    inside those, and compressed ones, are not opened.
+    """
     opener = COMPRESSED.get(archive.suffix.lower())
     plain = _unpack(archive, opener, scratch) if opener else archive
     try:
         with tarfile.open(plain, "r:") as opened:
             for member in opened:
-                if member.isreg():
+                path = PurePosixPath(_clean(member.name))
+                if member.isreg() and path.suffix.lower() == ".tar" and not _is_hidden(path):
+                    yield from _walk_inner_tar(plain, member)
+                elif member.isreg():
                     place = ("tar", str(plain), member.offset_data, member.size)
-                    yield Found(_clean(member.name), member.size, "", place)
-            end = opened.offset
-        if plain.stat().st_size < end:  # tarfile takes a file cut between two members for a whole one
-            raise tarfile.ReadError("unexpected end of data")
+                    yield Found(str(path), member.size, "", place)
+            _check_end(opened, plain.stat().st_size)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {archive}, it may be cut short: {error}") from None
+
+
+def _walk_inner_tar(outer: Path, inner: tarfile.TarInfo) -> Iterator[Found]:
+    """Every file of a plain tar that is itself a file of a plain tar."""
+    end = inner.offset_data + inner.size
+    folder = _clean(inner.name)[: -len(".tar")]
+    try:
+        if inner.size < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no tar")
+        with open(outer, "rb") as file:
+            file.seek(inner.offset_data)
+            with tarfile.open(fileobj=file, mode="r:") as opened:  # offsets are those in the outer file
+                for member in opened:
+                    if member.offset >= end:  # a member of the outer tar: this one has no end mark
+                        break
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError("unexpected end of data")
+                    if member.isreg():
+                        place = ("tar", str(outer), member.offset_data, member.size)
+                        yield Found(f"{folder}/{_clean(member.name)}", member.size, "", place)
+                else:
+                    _check_end(opened, end)
+    except tarfile.TarError as error:
+        raise tarfile.ReadError(f"'{inner.name}': {error}") from None
+
+
+def _check_end(opened: tarfile.TarFile, end: int) -> None:
+    """tarfile takes a damaged header for the end of the archive, and a file cut between two members for a
+    whole one. Raises ReadError unless there are zeros, or nothing, where the last member ends."""
+    opened.fileobj.seek(min(opened.offset, end))
+    if opened.offset > end or opened.fileobj.read(min(tarfile.BLOCKSIZE, end - opened.offset)).strip(b"\0"):
+        raise tarfile.ReadError("unexpected end of data")
 
 
 def _unpack(archive: Path, opener, scratch: Scratch) -> Path:
@@ -133,14 +194,14 @@ def _clean(member: str) -> str:
 
 
 class CorruptFile(Exception):
-    """The container says that this one file is damaged."""
+    """This one file can't be read: damaged in its container, no regular file, or not ours to read."""
 
 
 def read(place: tuple) -> bytes:
     """The bytes at a place.
 
     Raises:
-        CorruptFile: this file is damaged inside its container.
+        CorruptFile: this file is damaged inside its container, or none that can be read.
         DataError: the source can't be read now; trying again later may help.
     """
     kind, file, *rest = place
@@ -151,8 +212,15 @@ def read(place: tuple) -> bytes:
 
 
 def _read_file(file: str) -> bytes:
-    with open(file, "rb") as opened:
-        return opened.read()
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except PermissionError as error:
+        raise CorruptFile(f"cannot be read: {error.strerror}") from None
+
+
+def _read_unusable(file: str, reason: str) -> bytes:
+    raise CorruptFile(reason)
 
 
 def _read_tar(file: str, offset: int, size: int) -> bytes:
@@ -180,7 +248,13 @@ def _read_parquet(file: str, row_group: int, row: int) -> bytes:
     return read_row(file, row_group, row)
 
 
-_READERS = {"file": _read_file, "tar": _read_tar, "zip": _read_zip, "parquet": _read_parquet}
+_READERS = {
+    "file": _read_file,
+    "unusable": _read_unusable,
+    "tar": _read_tar,
+    "zip": _read_zip,
+    "parquet": _read_parquet,
+}
 
 
 def _read_span(opened: BinaryIO, offset: int, size: int) -> bytes:

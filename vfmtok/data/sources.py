@@ -8,6 +8,12 @@ shards, parquet files, or the word ``sample`` (the images that come with the pac
 * Labels: the index into the sorted names of the classes of all splits. Shards that hold numbers keep
   them; the names then come from the Hugging Face metadata or are the numbers.
 * Order: by name; rows of parquet files stay in their order, because row groups are read whole.
+* Tars inside a tar are folders of their names: a tar of class tars has a class per tar.
+* Fingerprint: what a listing says without reading the images, see ``FINGERPRINT_COVERS``. Modification
+  times are left out on purpose. They would tell an image edited in place to the very same size, which
+  compressed files hardly ever have; but they change with every copy, and clusters copy the same source to a
+  new scratch disk for each job, which must not forbid to continue. The contents that were stored are in the
+  fingerprint of the dataset itself.
 """
 
 import hashlib
@@ -25,6 +31,10 @@ from vfmtok.data.source_files import Found
 from vfmtok.errors import DataError
 
 SAMPLE = Path(__file__).parent / "samples" / "emoji64.zip"
+FINGERPRINT_COVERS = (
+    "names, labels, splits and sizes of the images, the checksums a zip holds, names and sizes of parquet files; "
+    "not the contents, not modification times"
+)
 MAX_CLASSES = 10_000_000  # without names; every one gets an entry in the metadata
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
@@ -114,10 +124,12 @@ def _expand(source: str) -> list[Path]:
     if path.is_dir():
         shards = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".parquet", *source_files.TAR_SUFFIXES))
         if shards and not any(source_files.is_candidate(found.path) for found in source_files.walk_folder(path)):
-            return shards
+            return [shard for found in shards for shard in _expand(str(found))]
         return [path]
     if not path.name.lower().endswith((".zip", ".parquet", *source_files.TAR_SUFFIXES)):
         raise DataError(f"{source} is no folder, .zip, .tar, .tar.gz, .tgz or .parquet")
+    if not path.is_file():
+        raise DataError(f"{source} is not a regular file")  # opening a pipe would wait for its writer
     return [path]
 
 

@@ -157,9 +157,9 @@ def _histogram(dataset: RecordDataset, labels: Counter) -> list[str]:
     if len(everything) > BARS:
         ranked = sorted(everything, key=lambda label: (-labels[label], label))
         for word, some in (("most", ranked[:5]), ("fewest", ranked[-5:])):
-            lines.append(f"  {word:10s} {', '.join(f'{_class_name(dataset, i)} {labels[i]}' for i in some)}")
+            lines.append(f"  {word:10s} {', '.join(f'{dataset.class_name(i)} {labels[i]}' for i in some)}")
         return lines
-    names = [_class_name(dataset, label) for label in everything]
+    names = [dataset.class_name(label) for label in everything]
     width = min(30, max(map(len, names)))
     full, empty = _bar_characters()
     for name, count in zip(names, counts, strict=True):
@@ -170,15 +170,10 @@ def _histogram(dataset: RecordDataset, labels: Counter) -> list[str]:
 
 def _bar_characters() -> tuple[str, str]:
     try:
-        "█·".encode(sys.stdout.encoding or "ascii")
+        "█·".encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
         return "#", "."
     return "█", "·"
-
-
-def _class_name(dataset: RecordDataset, label: int) -> str:
-    named = dataset.classes is not None and 0 <= label < len(dataset.classes)
-    return dataset.classes[label] if named else f"label {label}"
 
 
 # --------------------------------------------------------------------------------------
@@ -191,7 +186,7 @@ def _section(title: str, dataset: RecordDataset, summary: Summary) -> Section:
     rows = []
     for label in sorted(summary.examples):
         images = _decodable(dataset, sorted(summary.examples[label]))
-        rows.append((_class_name(dataset, label), summary.labels[label], images))
+        rows.append((dataset.class_name(label), summary.labels[label], images))
     return Section(f"{title}: {len(dataset)} images, {len(rows)} classes", rows)
 
 

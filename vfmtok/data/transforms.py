@@ -10,21 +10,18 @@ quarter of the bytes cross the bus and the worker is spared the arithmetic.
 Shapes: B batch, V views, S crop side.
 """
 
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import get_sampling
 from torch import Tensor
 
-from vfmtok.data.image_files import FORMATS, as_rgb
-from vfmtok.errors import DataError
+from vfmtok.data.image_files import as_rgb, open_image, reasons
 
 try:
     import simplejpeg  # optional, see _decode_pixels
@@ -69,19 +66,16 @@ class CounterRandom:
 # --------------------------------------------------------------------------------------
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Read the header of an encoded image. Raises DataError if the bytes are no image."""
-    with _as_data_error("not an image"):
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
 def decode_rgb(image: Image.Image) -> Image.Image:
     """Decode to 8-bit RGB, upright: EXIF orientation applied, first frame, other modes as ``as_rgb`` says.
 
+    Args:
+        image: as ``open_image`` gives it, decoded or not.
+
     Raises:
-        DataError: the file is truncated or damaged, or would decode to an absurd size.
+        NotAnImage: the file is truncated or damaged, or would decode to an absurd size.
     """
-    with _as_data_error("damaged image"):
+    with reasons("damaged image"):
         image.load()
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
@@ -92,18 +86,6 @@ def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info and image.format in ("JPEG", "WEBP"):  # parsing costs more than looking
         return 1
     return image.getexif().get(ORIENTATION, 1)
-
-
-@contextmanager
-def _as_data_error(what: str) -> Iterator[None]:
-    """Damaged files make decoders raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ..."""
-    try:
-        yield
-    except UnidentifiedImageError:
-        raise DataError(f"{what}: no format that Pillow reads") from None
-    except Exception as error:
-        text = str(error).strip()
-        raise DataError(f"{what}: {text.splitlines()[0] if text else type(error).__name__}") from None
 
 
 # --------------------------------------------------------------------------------------
@@ -154,8 +136,12 @@ def random_window(size: tuple[int, int], side: int, random: CounterRandom) -> Wi
 
 def five_windows(size: tuple[int, int], side: int, crop_range: float) -> list[Window]:
     """Corners (top left, top right, bottom left, bottom right) and centre of the evaluation crop of
-    side round(side * crop_range)."""
-    outer = centre_window(size, round(side * crop_range))
+    side int(side * crop_range).
+
+    It is truncated, as published: at 336 the ranges 1.05 and 1.1 give 352 (of 352.8) and 369 (of 369.6).
+    Products that are whole numbers stay what they are: binary 1.05 and 1.1 lie above the decimal ones.
+    """
+    outer = centre_window(size, int(side * crop_range))
     end, middle = outer.side - side, round((outer.side - side) / 2)
     corners = [(0, 0), (end, 0), (0, end), (end, end), (middle, middle)]
     return [Window(outer.short_side, outer.left + x, outer.top + y, side) for x, y in corners]
@@ -227,7 +213,7 @@ class EvaluationCrop:
 
     def __call__(self, data: bytes, epoch: int = 0, index: int = 0) -> Tensor:
         """Encoded image -> uint8 (3,S,S). Raises DataError for a damaged image."""
-        image = decode_rgb(open_image(data))
+        image = decode_rgb(open_image(data, decode=False))
         return _channels_first(cut_exact(image, centre_window(image.size, self.size)))
 
 
@@ -252,7 +238,7 @@ class RandomCrop:
 
     def __call__(self, data: bytes, epoch: int, index: int) -> Tensor:
         """Encoded image -> uint8 (3,S,S). Raises DataError for a damaged image."""
-        image = open_image(data)
+        image = open_image(data, decode=False)
         original = _upright_size(image)
         random = CounterRandom(self.seed, epoch, index)
         window = centre_window(original, self.size) if self.centred else random_window(original, self.size, random)
@@ -273,7 +259,7 @@ class TenCrop:
     ranges: tuple[float, ...] = TEN_CROP_RANGES
 
     def __call__(self, data: bytes, epoch: int = 0, index: int = 0) -> Tensor:
-        image = decode_rgb(open_image(data))
+        image = decode_rgb(open_image(data, decode=False))
         windows = [window for r in self.ranges for window in five_windows(image.size, self.size, r)]
         return torch.stack([_channels_first(cut_exact(image, window)) for window in windows])
 
@@ -292,7 +278,7 @@ class RandomCrops:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    with _as_data_error("damaged image"):  # a PNG is decoded to look for its EXIF
+    with reasons("damaged image"):  # a PNG is decoded to look for its EXIF
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
