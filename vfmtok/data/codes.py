@@ -9,7 +9,7 @@ Shapes: B images of a block, C crops of an image, V views (crops and their mirro
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import TEN_CROP_RANGES, EvaluationCrop, RandomCrops, TenCrop, to_unit_range
-from vfmtok.errors import DataError, VFMTokError
+from vfmtok.errors import DataError, SharedError
+from vfmtok.hub.pretrained import load_tokenizer
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
 
@@ -37,9 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("dataset", metavar="DATASET", help="an LMDB folder, such as prepare's OUT/train_lmdb")
     parser.add_argument("out", metavar="OUT", help="the folder of the token cache")
-    parser.add_argument("--vq-ckpt", required=True, metavar="FILE", help="tokenizer weights under the released names")
     parser.add_argument(
-        "--transformer-config-file", required=True, metavar="YAML", help="the tokenizer's configuration"
+        "--vq-ckpt",
+        required=True,
+        metavar="PATH",
+        help="the tokenizer: a run's folder, a checkpoint, or released weights",
+    )
+    parser.add_argument(
+        "--transformer-config-file", metavar="YAML", help="its configuration, for weights that do not bring their own"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     parser.add_argument(
@@ -50,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"mirror images of the image enlarged by {' and '.join(map(str, TEN_CROP_RANGES))}, 20 views; "
         "random: training crops",
     )
-    parser.add_argument("--num-random-views", type=int, default=10, metavar="R", help="for --views random (default 10)")
-    parser.add_argument("--global-seed", type=int, default=0, help="of --views random (default 0)")
+    parser.add_argument("--num-random-views", type=int, metavar="R", help="for --views random (default 10)")
+    parser.add_argument("--global-seed", type=int, help="of --views random (default 0)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
@@ -62,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
+    if args.views != "random" and (args.num_random_views is not None or args.global_seed is not None):
+        raise DataError("--num-random-views and --global-seed belong to --views random")
+    args.num_random_views = 10 if args.num_random_views is None else args.num_random_views
+    args.global_seed = args.global_seed or 0
     if args.batch_size < 1 or args.num_random_views < 1 or args.num_workers < 0:
         raise DataError("--batch-size and --num-random-views must be positive, --num-workers not negative")
     world = distributed.start()
@@ -73,23 +83,6 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(2) from None  # as the command line does, but the first process prints the line
     finally:
         distributed.stop()
-
-
-class SharedError(DataError):
-    """An error of one process that every process raises at the same place."""
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Wait at the end for all processes; if one failed here, all raise its SharedError."""
-    text = None
-    try:
-        yield
-    except VFMTokError as error:
-        text = str(error)
-    failed = [found for found in distributed.gather(text) if found is not None]
-    if failed:
-        raise SharedError(failed[0]) from None
 
 
 # --------------------------------------------------------------------------------------
@@ -128,9 +121,9 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
 
 
 def _extract(args: argparse.Namespace, world: distributed.World) -> None:
-    with _together():
+    with distributed.together():
         records = RecordDataset(args.dataset)
-        tokenizer = _load_tokenizer(args).to(world.device)
+        tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file, args.set).to(world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = code_cache.tokenizer_hash(tokenizer)
@@ -151,14 +144,14 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         "precision": precision,
     }
     unfinished = None
-    with _together():
+    with distributed.together():
         if world.is_main:
             unfinished = code_cache.begin(args.out, metadata)
     if not distributed.gather(unfinished)[0]:
         distributed.print_main(f"{args.out} is already complete: nothing to do")
         return
     with contextlib.ExitStack() as stack:
-        with _together():  # all have read the progress before anybody changes it
+        with distributed.together():  # all have read the progress before anybody changes it
             writer = stack.enter_context(contextlib.closing(CodeCacheWriter(args.out)))
             writer.check_replaced()
             blocks = writer.blocks_to_do(args.batch_size)
@@ -171,19 +164,10 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         ):
             _encode_blocks(tokenizer, loader, share, views, writer, world, precision, bar)
         distributed.barrier()
-        with _together():
+        with distributed.together():
             if world.is_main:
                 writer.check_replaced()
                 _finish(tokenizer, records, transform, views, writer, world.device)
-
-
-def _load_tokenizer(args: argparse.Namespace) -> nn.Module:
-    import vfmtok
-    from vfmtok.hub import weight_files
-
-    config = vfmtok.load_config(args.transformer_config_file, args.set)
-    weights = weight_files.read(args.vq_ckpt)
-    return vfmtok.load_released(vfmtok.VFMTok(config), weights).eval().requires_grad_(False)
 
 
 def _encode_blocks(

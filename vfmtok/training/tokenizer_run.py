@@ -100,7 +100,9 @@ class TokenizerRun:
 
     def _build_discriminator(self) -> tuple[nn.Module | None, LeCam | None]:
         config = self.recipe.adversarial
-        if config.discriminator == "none" or (config.start >= self.plan.steps and config.learns_from >= self.plan.steps):
+        if config.discriminator == "none" or (
+            config.start >= self.plan.steps and config.learns_from >= self.plan.steps
+        ):
             return None, None  # it would never be asked
         discriminator = build_discriminator(config.discriminator, self.recipe.tokenizer.image_size, config.weights)
         return discriminator, LeCam() if config.lecam_weight else None
