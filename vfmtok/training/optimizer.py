@@ -97,8 +97,4 @@ def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         parameter = by_name[name]
-        if kind != "step":
-            value = value.to(parameter.device, parameter.dtype)
-        else:
-            value = value.to(parameter.device)
-        optimizer.state[parameter][kind] = value
+        optimizer.state[parameter][kind] = value.to(parameter.device)

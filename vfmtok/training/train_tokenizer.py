@@ -198,8 +198,8 @@ def _summary(run: TokenizerRun) -> str:
     trained = sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.tokenizer.parameters() if not p.requires_grad)
     return (
-        f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen) on {len(run.records)} images: "
-        f"{plan.steps} steps of {recipe.run.global_batch} = {world.size} process(es) x {recipe.run.accumulation} pass(es) "
-        f"x {plan.micro_batch}; {recipe.run.precision} on {world.device}; validated on {run.held_out.count} "
+        f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen) on {len(run.records)} "
+        f"images: {plan.steps} steps of {recipe.run.global_batch} = {world.size} process(es) x {recipe.run.accumulation} "
+        f"pass(es) x {plan.micro_batch}; {recipe.run.precision} on {world.device}; validated on {run.held_out.count} "
         f"{run.held_out_name} images"
     )
