@@ -63,7 +63,7 @@ def killed_again_and_again(recipe_file, steps: int, kills: int, seed: int):
         wait_for_step(folder, min(seen + chance.randint(1, 4), steps - 1), process)
         time.sleep(chance.uniform(0, 0.05))  # anywhere within a step, or in the midst of saving
         process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         ends.append(process.returncode)
         assert process.returncode in (0, -signal.SIGKILL), err[-3000:]
     assert "finished" in finish(start(cut))

@@ -64,7 +64,7 @@ class SkippedSteps:
             return
         self._since_look = 0
         if int(self._counts[0]) >= MAX_SKIPPED_IN_A_ROW:
-            values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+            values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in losses.items())
             raise Diverged(
                 f"stopped at step {step}: the gradient was not finite for {int(self._counts[0])} steps in a row "
                 f"(losses of the last: {values}). Nothing of these steps is in the weights. Lower the learning rate, "

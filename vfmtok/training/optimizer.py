@@ -97,4 +97,4 @@ def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         parameter = by_name[name]
-        optimizer.state[parameter][kind] = value.to(parameter.device)
+        optimizer.state[parameter][kind] = value.to(parameter.device, copy=True)

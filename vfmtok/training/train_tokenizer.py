@@ -108,7 +108,7 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         meter.add(norms)
         state.step, state.samples_seen = step + 1, batch.samples_seen
         log.advance()
-        run.skipped.check(step, terms)
+        run.skipped.check(state.step, terms)
 
         stopping = stop()
         at_end = state.step == plan.steps
@@ -197,9 +197,9 @@ def _summary(run: TokenizerRun) -> str:
     recipe, plan, world = run.recipe, run.plan, run.world
     trained = sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.tokenizer.parameters() if not p.requires_grad)
+    shares = f"{world.size} process(es) x {recipe.run.accumulation} pass(es) x {plan.micro_batch}"
     return (
-        f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen) on {len(run.records)} "
-        f"images: {plan.steps} steps of {recipe.run.global_batch} = {world.size} process(es) x {recipe.run.accumulation} "
-        f"pass(es) x {plan.micro_batch}; {recipe.run.precision} on {world.device}; validated on {run.held_out.count} "
-        f"{run.held_out_name} images"
+        f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen), {len(run.records)} images, "
+        f"{plan.steps} steps of {recipe.run.global_batch} = {shares}, {recipe.run.precision} on {world.device}; "
+        f"validated on {run.held_out.count} {run.held_out_name} images"
     )

@@ -1,0 +1,182 @@
+"""What goes wrong in a long run, and what is left then."""
+
+import json
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from training_runs import ROOT, finish, logged, start
+
+from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.training import checkpoint
+from vfmtok.training.health import Diverged
+from vfmtok.training.objective import TokenizerObjective
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Make the loss of some steps not finite: ``poisoned({5, 6}, nan)``."""
+
+    def at(steps: set[int], value: float = float("nan")):
+        honest, calls = TokenizerObjective.__call__, iter(range(10**6))
+
+        def call(self, images, out, with_discriminator):
+            terms = honest(self, images, out, with_discriminator)
+            return {**terms, "pixel": terms["pixel"] * value} if next(calls) in steps else terms
+
+        monkeypatch.setattr(TokenizerObjective, "__call__", call)
+
+    return at
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_recipe, train, caplog):
+    """Truncated, then changed in one byte, then without its state: each time the one before is taken."""
+    whole = train(tiny_recipe(name="whole"))
+    for damage in ("truncate", "flip", "remove"):
+        folder = train(tiny_recipe(name=damage))
+        newest = folder / "checkpoints/step_0000012"
+        if damage == "truncate":
+            with open(newest / "ema.safetensors", "r+b") as file:
+                file.truncate(1000)
+        elif damage == "flip":
+            content = bytearray((newest / "model_optimizer.safetensors").read_bytes())
+            content[-100] ^= 1
+            (newest / "model_optimizer.safetensors").write_bytes(content)
+        else:
+            (newest / "state.json").unlink()
+        caplog.clear()
+        train(tiny_recipe(name=damage))
+        assert "step_0000012" in caplog.text and "falling back" in caplog.text
+        a, b = (checkpoint.load(run / "checkpoints/step_0000012") for run in (whole, folder))
+        assert all(torch.equal(a.parts["model"][name], b.parts["model"][name]) for name in a.parts["model"])
+
+
+def test_state_json_is_sealed(tiny_recipe, train):
+    """A step count changed by hand, or by a bad disk, is no checkpoint."""
+    folder = train(tiny_recipe("optimizer.steps=4")) / "checkpoints/step_0000004"
+    text = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(text.replace('"samples_seen": 16', '"samples_seen": 17'))
+    with pytest.raises(WeightsError, match="cut or changed"):
+        checkpoint.load(folder)
+
+
+def test_full_disk_while_saving(tiny_recipe, train, capsys):
+    """The run goes on and says so; the checkpoint before stays whole."""
+    recipe = tiny_recipe("optimizer.steps=12", "run.save_every=4")
+    train(tiny_recipe("optimizer.steps=4"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(ConfigError, match="could not be written"):  # at the very end it has to be an error
+            train(recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, former)
+    assert "ALARM at step 8: the checkpoint of step 8 could not be written" in capsys.readouterr().out
+    folder = tiny_recipe().run.results_dir
+    assert [path.name for path in checkpoint.CheckpointFolder(ROOT / folder / "checkpoints").folder.iterdir()] == [
+        "step_0000004"
+    ]
+    assert checkpoint.load(checkpoint.CheckpointFolder(ROOT / folder / "checkpoints").path(4)).step == 4
+    train(recipe)  # the same command, with room on the disk
+    assert max(logged(ROOT / folder)) == 12
+
+
+def test_non_finite_steps_are_skipped(tiny_recipe, train, poisoned):
+    """Steps 5 and 6 change nothing: neither weights nor moments nor their step counts."""
+    poisoned({5, 6})
+    folder = train(tiny_recipe("run.save_every=1", "run.keep=12"))
+    at = [checkpoint.load(folder / f"checkpoints/step_{step:07d}").parts for step in (5, 6, 7, 8)]
+    for part in ("model", "model_optimizer"):
+        for name, tensor in at[0][part].items():
+            assert torch.equal(tensor, at[1][part][name]) and torch.equal(tensor, at[2][part][name]), name
+    assert not torch.equal(at[2]["model"]["to_latents.weight"], at[3]["model"]["to_latents.weight"])
+    assert logged(folder, "skipped_steps")[12] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in at[3]["ema"].values())
+
+
+def test_infinite_losses_in_a_row_end_the_run(tiny_recipe, train, poisoned):
+    poisoned(set(range(4, 30)), float("inf"))
+    with pytest.raises(Diverged, match=r"stopped at step 14: .* 10 steps in a row .*pixel (inf|nan)"):
+        train(tiny_recipe("optimizer.steps=30"))
+
+
+def test_fp16_runs_on_the_cpu(tiny_recipe, train):
+    folder = train(tiny_recipe("run.precision=fp16"))
+    scale = checkpoint.load(folder / "checkpoints/step_0000012").numbers["parts"]["model"]["scale"]
+    assert scale > 0 and logged(folder)[12] < logged(folder)[1]
+
+
+def test_resuming_with_other_settings(tiny_recipe, train, capsys):
+    train(tiny_recipe("optimizer.steps=4"))
+    with pytest.raises(WeightsError, match=r"another model: tokenizer\.sampler\.depth is 1, was 2"):
+        train(tiny_recipe("tokenizer.sampler.depth=1"))
+    train(tiny_recipe("optimizer.steps=6", "optimizer.lr=2e-3"))
+    assert "changed since the checkpoint: optimizer.lr 0.001 -> 0.002" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(recipe_file, tmp_path, monkeypatch, capsys):
+    """Exit code 2, one line on stderr, no traceback."""
+    cases = {
+        "--codebook-sise 4": "unknown flag --codebook-sise (closest match: --codebook-size)",
+        "--mixed-precision fp8": "invalid choice: 'fp8'",
+        "--global-batch-size 5 --gradient-accumulation-steps 2": "5 is not divisible by 1 processes x 2",
+        "--data-path /nowhere": "/nowhere",
+        "--set tokenizer.sampler.dept=2": "closest match: 'tokenizer.sampler.depth'",
+        "--image-size 33": "image_size must be a multiple of",
+        "--disc-type dinogan --disc-start 0 --set adversarial.weights=nowhere.pth": "nowhere.pth",
+        "--finetune": "--finetune needs --vq-ckpt",
+        f"--finetune --vq-ckpt {tmp_path}/none.pt": "no weight file at",
+        "--set loss.perceptual=lpips-vgg --set loss.perceptual_weights=none.pth": "none.pth",
+    }
+    for case, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["vq_train.py", "--recipe", str(recipe_file()), *case.split()])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "vq_train.py"), run_name="__main__")
+        error = capsys.readouterr().err
+        assert end.value.code == 2, case
+        assert message in error and len(error.strip().splitlines()) == 1, (case, error)
+
+
+def test_too_many_bad_records(tiny_recipe, train, tmp_path):
+    from vfmtok.data.records import Record, write_records
+
+    write_records(tmp_path / "lmdb", [Record(b"no image", 0, f"{i}.png") for i in range(8)], classes=["a"])
+    with pytest.raises(DataError, match="bad records"):
+        train(tiny_recipe(f"data.path={tmp_path}/lmdb"))
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, train, capsys, tmp_path):
+    (tmp_path / "run/log.jsonl").mkdir(parents=True)
+    folder = train(tiny_recipe("optimizer.steps=4"))
+    assert (folder / "checkpoints/step_0000004").is_dir()
+    assert capsys.readouterr().err.count("logging fails and training goes on") == 1
+
+
+def test_a_second_interrupt_ends_at_once(recipe_file):
+    process = start(recipe_file("optimizer.steps=100000"))
+    folder = recipe_file(name="none").parent / "run"
+    while not (folder / "log.jsonl").exists() and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command continues" in out
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] > 0
+
+
+def test_sigterm_stops_two_processes(recipe_file):
+    """Sent to one of them only, as a scheduler may: both stop after the same step."""
+    recipe = recipe_file("optimizer.steps=100000")
+    process = start(recipe, processes=2)
+    folder = recipe.parent / "run"
+    while not (folder / "log.jsonl").exists() and process.poll() is None:
+        pass
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-TERM", children[-1]], check=True)
+    out = finish(process, timeout=60)
+    assert "the same command continues" in out
