@@ -14,10 +14,12 @@ COMMANDS = {
     "prepare": "vfmtok.data.prepare",
     "stats": "vfmtok.data.stats",
     "codes": "vfmtok.data.codes",
+    "export": "vfmtok.training.export",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
     "stats": "counts, sizes, formats, labels and a contact sheet of a dataset",
+    "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }
 

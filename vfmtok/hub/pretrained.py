@@ -32,8 +32,8 @@ def load_tokenizer(path: str | Path, config_file: str | Path | None = None, over
     """A tokenizer in eval mode, without gradients.
 
     Args:
-        path: a run's folder (its best checkpoint), a checkpoint's folder, or a file of weights under our names or
-            the released ones. Where there is an average of the weights (EMA), it is taken.
+        path: a run's folder (its newest checkpoint), a checkpoint's folder, or a file of weights under the released
+            names. Where there is an average of the weights (EMA), it is taken.
         config_file: the tokenizer's configuration, for files that do not bring it.
         overrides: ``"a.b=value"`` changes of the configuration.
 
@@ -51,15 +51,20 @@ def load_tokenizer(path: str | Path, config_file: str | Path | None = None, over
     else:
         raise ConfigError(f"{weights.source} does not bring its configuration: name it (--transformer-config-file)")
     tokenizer = vfmtok.VFMTok(config)
-    own = _own_tensors(tokenizer)
-    if weights.tensors.keys() == own.keys():
-        check_tensors(weights.tensors, {name: tuple(t.shape) for name, t in own.items()}, weights.source)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(weights.tensors[name])
+    if weights.config is not None:  # a folder of ours
+        copy_strictly(tokenizer, weights.tensors, weights.source)
     else:
         load_released(tokenizer, weights.tensors)
     return tokenizer.eval().requires_grad_(False)
+
+
+def copy_strictly(tokenizer: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy weights under our names, every one of them. Raises WeightsError if names or shapes differ."""
+    own = _own_tensors(tokenizer)
+    check_tensors(tensors, {name: tuple(t.shape) for name, t in own.items()}, f"the configuration ({source})")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:

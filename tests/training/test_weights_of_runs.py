@@ -1,0 +1,92 @@
+"""What comes out of a run and goes into the next: tokenizers, released files, fine-tuning."""
+
+import pytest
+import torch
+
+import vfmtok
+from vfmtok import cli
+from vfmtok.errors import WeightsError
+from vfmtok.hub import pretrained, weight_files
+from vfmtok.hub.released_discriminators import load_released_discriminator
+from vfmtok.training import checkpoint
+
+
+@pytest.fixture
+def run(tiny_recipe, train):
+    return train(tiny_recipe("optimizer.steps=3", "adversarial.discriminator=patchgan", "adversarial.start=1"))
+
+
+def decoded(tokenizer):
+    ids = torch.arange(16)[None] % 64
+    with torch.no_grad():
+        return tokenizer.eval().decode_ids(ids)
+
+
+def test_a_run_is_a_tokenizer(run):
+    """Its average is what is loaded, from the run's folder and from the checkpoint's."""
+    saved = checkpoint.load(run / "checkpoints/step_0000003")
+    for path in (run, run / "checkpoints/step_0000003"):
+        tokenizer = pretrained.load_tokenizer(path)
+        assert torch.equal(tokenizer.to_latents.weight, saved.parts["ema"]["to_latents.weight"])
+        assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+
+
+def test_released_files(run, root, tmp_path):
+    assert cli.main(["export", str(run), str(tmp_path / "inference.pt")]) == 0
+    assert cli.main(["export", str(run), str(tmp_path / "full.pt"), "--kind", "full"]) == 0
+    ours = pretrained.load_tokenizer(run)
+    theirs = pretrained.load_tokenizer(tmp_path / "inference.pt", root / "configs/tiny.yaml")
+    assert torch.equal(decoded(ours), decoded(theirs))
+    assert weight_files.read(tmp_path / "inference.pt").keys() == vfmtok.to_released(ours).keys()
+    full = torch.load(tmp_path / "full.pt", weights_only=True)
+    saved = checkpoint.load(run / "checkpoints/step_0000003")
+    assert full.keys() == {"model", "ema", "discriminator", "steps"} and full["steps"] == 3
+    for part in ("model", "ema"):
+        assert torch.equal(full[part]["pre_slots_quant.weight"], saved.parts[part]["to_latents.weight"])
+    from vfmtok.discriminators.patchgan import PatchGAN
+
+    judge = PatchGAN(32)
+    load_released_discriminator(judge, full["discriminator"])
+    assert all(torch.equal(t, saved.parts["discriminator"][n]) for n, t in judge.state_dict().items())
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_finetuning_says_what_is_new(run, released, tiny_recipe, train, capsys, tmp_path):
+    source = run
+    if released:
+        source = tmp_path / "released.pt"
+        cli.main(["export", str(run), str(source)])
+    capsys.readouterr()
+    recipe = tiny_recipe("optimizer.steps=1", "tokenizer.quantizer.codebook_size=32", name="tuned")
+    train(recipe, finetune_from=source)
+    told = capsys.readouterr().out
+    count = len(pretrained.read_tokenizer_weights(run).tensors)
+    assert f"{count - 1} of {count} tensors loaded" in told
+    assert told.count("begins anew") == 1 and "quantizer.codebook (its shape is (32, 8), the file's (64, 8))" in told
+    unused = told.count("not used")
+    assert unused == (1 if released else 0)  # the release's usage buffer
+    weights = checkpoint.load(tmp_path / "tuned/checkpoints/step_0000001").parts["model"]
+    start = pretrained.read_tokenizer_weights(run).tensors
+    moved = (weights["to_latents.weight"] - start["to_latents.weight"]).abs().max()
+    assert moved < 1e-3  # one step of warm-up away from where it began
+
+
+def test_continuing_another_runs_checkpoint(run, tiny_recipe, train, capsys, tmp_path):
+    settings = ("adversarial.discriminator=patchgan", "adversarial.start=1")
+    train(tiny_recipe("optimizer.steps=6", *settings))  # the run itself goes on
+    newer = tiny_recipe("optimizer.steps=6", *settings, name="other")
+    train(newer, start_from=tmp_path / "run/checkpoints/step_0000006")
+    assert "step 6 of 6" in capsys.readouterr().out
+
+
+def test_what_is_no_tokenizer(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="holds no tokenizer"):
+        pretrained.load_tokenizer(tmp_path / "empty")
+    with pytest.raises(WeightsError, match="no weight file"):
+        pretrained.load_tokenizer(tmp_path / "nowhere.pt")
+    with pytest.raises(WeightsError, match="mis-shaped: sampler"):
+        pretrained.load_tokenizer(run, overrides=["sampler.num_tokens=25"])
+    (tmp_path / "young/checkpoints").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="no finished checkpoint"):
+        pretrained.load_tokenizer(tmp_path / "young")

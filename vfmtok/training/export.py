@@ -1,0 +1,77 @@
+"""`vfmtok export RUN OUT.pt`: a run's tokenizer under the released names, as one torch file.
+
+``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
+average, the discriminator and the step, as published training checkpoints do.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import vfmtok
+from vfmtok.discriminators.build import build_discriminator
+from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.hub import pretrained
+from vfmtok.hub.released_discriminators import to_released_discriminator
+from vfmtok.training import checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__.split("\n\n")[1].replace("``", "")
+    parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
+    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt")
+    parser.add_argument("--kind", choices=("inference", "full"), default="inference")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    folder = Path(args.run).expanduser()
+    if (folder / "checkpoints").is_dir():
+        folder = pretrained.newest_checkpoint(folder)
+    content = released_checkpoint(folder, args.kind)
+    out = Path(args.out).expanduser()
+    temporary = out.with_name(out.name + ".part")
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {out}: {error}") from None
+    print(f"{out}: {args.kind} checkpoint of {folder} ({', '.join(content)})")
+
+
+def released_checkpoint(folder: Path, kind: str) -> dict:
+    """The content of the file, for a checkpoint's folder.
+
+    Raises:
+        WeightsError: the checkpoint is not whole, or has a part without a published name.
+    """
+    saved = checkpoint.load(folder)
+    config = pretrained.read_tokenizer_weights(folder).config
+    tokenizer = vfmtok.VFMTok(config)
+
+    def published(part: str) -> dict:
+        pretrained.copy_strictly(tokenizer, saved.parts[part], str(folder))
+        return {name: tensor.detach().clone() for name, tensor in vfmtok.to_released(tokenizer).items()}
+
+    if kind == "inference":
+        return {"model": published("ema" if "ema" in saved.parts else "model")}
+    content = {"model": published("model")}
+    if "ema" in saved.parts:
+        content["ema"] = published("ema")
+    if "discriminator" in saved.parts:
+        content["discriminator"] = to_released_discriminator(_discriminator(saved, config.image_size))
+    return {**content, "steps": saved.step}
+
+
+def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:
+    kind = saved.numbers["recipe"]["adversarial"]["discriminator"]
+    discriminator = build_discriminator(kind, image_size, weights="none")  # the frozen part is not exported
+    try:
+        discriminator.load_state_dict(saved.parts["discriminator"])
+    except RuntimeError as error:
+        raise WeightsError(f"{saved.path}: {str(error).splitlines()[0]}") from None
+    return discriminator
