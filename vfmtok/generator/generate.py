@@ -94,8 +94,9 @@ def _decode(
     batch, given = prefix.shape
     tokens = gpt.config.num_tokens
     guided = guidance.guided_tokens(tokens)
-    slots = torch.arange(1 + tokens, device=labels.device)
-    uniform = uniforms(seed, samples, slots[:tokens]).t().contiguous()  # (K,B)
+    numbers = torch.arange(tokens, device=labels.device)
+    uniform = uniforms(seed, samples, numbers).t().contiguous()  # (K,B)
+    slots = numbers.split(1)  # on the device already, so that no step has to send its own there
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - given)], dim=1)  # (B,K)
     step = _compiled_step() if compile else GPT.decode_step
     kv_cache, logits = None, None
@@ -109,8 +110,8 @@ def _decode(
             if token == guided:  # the unguided copies have done their work
                 kv_cache = kv_cache.first(batch)
             chosen = ids[:, token - 1].clamp(max=gpt.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
-            filled = slots[: token + 1]  # of the class and tokens 0..token-1
-            logits = step(gpt, torch.cat([chosen, chosen]) if is_guided else chosen, filled, kv_cache)  # (R,V)
+            kv_cache.reserve(1 + token)
+            logits = step(gpt, torch.cat([chosen, chosen]) if is_guided else chosen, slots[token], kv_cache)  # (R,V)
         if is_guided:
             logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
         ids[:, token] = choose(logits, sampling, uniform[token])  # (B,)
@@ -123,17 +124,19 @@ def _empty_cache(gpt: GPT, rows: int) -> KVCache:
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     like = torch.empty(0, dtype=dtype, device=weight.device)
-    return KVCache.empty(config.n_layer, rows, config.n_head, 1 + config.num_tokens, config.head_dim, like)
+    return KVCache(config.n_layer, rows, config.n_head, 1 + config.num_tokens, config.head_dim, like)
 
 
 @cache
 def _compiled_step() -> Callable[[GPT, Tensor, Tensor, KVCache], Tensor]:
-    """``GPT.decode_step`` compiled into one graph for any number of filled slots."""
+    """``GPT.decode_step`` compiled into one graph for caches of any reach."""
     compiled = torch.compile(GPT.decode_step, fullgraph=True)
 
-    def step(gpt: GPT, ids: Tensor, slots: Tensor, kv_cache: KVCache) -> Tensor:
-        torch._dynamo.mark_dynamic(slots, 0)
-        return compiled(gpt, ids, slots, kv_cache)
+    def step(gpt: GPT, ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
+        for layer in kv_cache.layers:
+            torch._dynamo.mark_dynamic(layer.keys, 2)
+            torch._dynamo.mark_dynamic(layer.values, 2)
+        return compiled(gpt, ids, slot, kv_cache)
 
     return step
 

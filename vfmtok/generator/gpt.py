@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from vfmtok.config import config_from_dict
 from vfmtok.errors import ConfigError
 from vfmtok.generator.causal_attention import AttentionPath, cached_attention, causal_attention
-from vfmtok.generator.kv_cache import KVCache
+from vfmtok.generator.kv_cache import KVCache, LayerCache
+from vfmtok.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class GPT(nn.Module):
                 x = checkpoint(layer, x, rotary, use_reentrant=False)  # (B,T,D)
             else:
                 x = layer(x, rotary)  # (B,T,D)
-        logits = self.output(self.norm(x)).float()  # (B,T,V)
+        logits = at_least_float32(self.output(self.norm(x)))  # (B,T,V)
         # Under autocast too, which computes cross entropy in float32.
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss)
@@ -161,23 +162,23 @@ class GPT(nn.Module):
     def prefill(self, labels: Tensor, ids: Tensor, cache: KVCache) -> Tensor:
         """Fill an empty cache with [class, ids]: labels (B,), ids (B,P) -> logits (B,V) float32 of token P."""
         x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)  # (B,1+P,D)
-        slots = torch.arange(x.shape[1], device=x.device)
-        return self._through_cache(x, slots, cache)
+        cache.reserve(x.shape[1])
+        return self._through_cache(x, torch.arange(x.shape[1], device=x.device), cache)  # (B,V)
 
-    def decode_step(self, ids: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
+    def decode_step(self, ids: Tensor, slot: Tensor, cache: KVCache) -> Tensor:
         """One more token: ids (B,), the tokens just chosen -> logits (B,V) float32 of the tokens after them.
 
-        ``slots`` (n,) int64 is 0, 1, ..., n-1: the slots of the cache to attend to, the last of which is
-        that of ``ids`` (the class has slot 0, token n slot n+1).
+        ``slot`` (1,) int64 is theirs in the cache, which must be in its reach: the class has slot 0, token n slot n+1.
         """
-        return self._through_cache(self.token_embedding(ids)[:, None], slots, cache)  # (B,V)
+        return self._through_cache(self.token_embedding(ids)[:, None], slot, cache)  # (B,V)
 
     def _through_cache(self, x: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
-        """x (B,T,D) is of the last T of ``slots`` -> logits (B,V) float32 after the last."""
-        rotary = self.rotary.index_select(1, slots[-x.shape[1] :])  # (2,T,1,E)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, rotary, cache, index, slots)  # (B,T,D)
-        return self.output(self.norm(x[:, -1])).float()  # (B,V)
+        """x (B,T,D) at ``slots`` (T,), whose predecessors the cache holds -> logits (B,V) float32 after the last."""
+        rotary = self.rotary.index_select(1, slots)  # (2,T,1,E)
+        mask = cache.mask(slots[-1:])  # (c,)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, rotary, layer_cache, slots, mask)  # (B,T,D)
+        return at_least_float32(self.output(self.norm(x[:, -1])))  # (B,V)
 
 
 class Layer(nn.Module):
@@ -195,12 +196,12 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         rotary: Tensor,
-        cache: KVCache | None = None,
-        index: int = 0,
+        cache: LayerCache | None = None,
         slots: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """x (B,T,D), rotary (2,T,1,E) -> (B,T,D). With a cache this is its layer ``index``."""
-        x = x + self.drop_path(self.attention(self.attention_norm(x), rotary, cache, index, slots))  # (B,T,D)
+        """x (B,T,D), rotary (2,T,1,E) -> (B,T,D); with a cache, x is at its ``slots`` (see ``Attention``)."""
+        x = x + self.drop_path(self.attention(self.attention_norm(x), rotary, cache, slots, mask))  # (B,T,D)
         return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))  # (B,T,D)
 
 
@@ -218,22 +219,29 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rotary: Tensor, cache: KVCache | None, index: int, slots: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        cache: LayerCache | None = None,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """x (B,T,D) -> (B,T,D). Without a cache, or filling an empty one, T slots attend among
-        themselves; otherwise T is 1 and the slot attends to the cache."""
+        """x (B,T,D) -> (B,T,D), its slots attending among themselves.
+
+        With a cache the keys and values are left in its ``slots`` (T,); a single slot then attends to
+        all of the cache that ``mask`` (c,) lets it see.
+        """
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))  # (B,T,3,H,E)
         qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B,T,2,H,E), (B,T,H,E)
         if self.q_norm is not None:
             qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)  # (B,T,2,H,E)
         q, k = rotate(qk, rotary).to(v.dtype).unbind(2)  # 2 x (B,T,H,E)
         if cache is not None:
-            cache.write(index, slots[-x.shape[1] :], k, v)
-        if cache is None or x.shape[1] > 1:
-            out = causal_attention(q, k, v, self.path)  # (B,T,H,E)
+            cache.write(slots, k, v)
+        if cache is not None and x.shape[1] == 1:
+            out = cached_attention(q, cache.keys, cache.values, mask)  # (B,1,H,E)
         else:
-            keys, values = cache.read(index, slots.shape[0])  # 2 x (B,H,n,E)
-            out = cached_attention(q, keys, values)  # (B,1,H,E)
+            out = causal_attention(q, k, v, self.path)  # (B,T,H,E)
         return self.dropout(self.wo(out.flatten(2)))  # (B,T,D)
 
 
@@ -260,7 +268,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight  # as x
+        return F.rms_norm(at_least_float32(x), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight  # as x
 
 
 def rotary_table(config: GPTConfig) -> Tensor:
@@ -284,7 +292,7 @@ def rotary_table(config: GPTConfig) -> Tensor:
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """x (B,T,2,H,E), rotary (2,T,1,E) -> (B,T,2,H,E) float32: (a,b) -> (a cos - b sin, b cos + a sin) in pairs."""
-    x = x.float()
+    x = at_least_float32(x)
     cosine, sine = rotary[:, :, None]  # 2 x (T,1,1,E)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (a,b) -> (b,a)
     return torch.addcmul(x * cosine, swapped, sine)
