@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfmtok.layers.precision import at_least_float32
+
 AttentionPath = Literal["sdpa", "flash-attn"]
 
 
@@ -41,7 +43,7 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     batch, _, heads, width = q.shape
     q, keys, values = q.reshape(batch * heads, 1, width), keys.flatten(0, 1), values.flatten(0, 1)  # (B*H,1 or c,E)
     scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=width**-0.5)  # (B*H,1,c)
-    p = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+    p = at_least_float32(scores).softmax(dim=-1).to(values.dtype)
     return (p @ values).view(batch, 1, heads, width)
 
 

@@ -5,7 +5,6 @@ gets depends on the batch it is in. Here each number is computed from its own ad
 generator, Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 """
 
-import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -47,4 +46,4 @@ def uniforms(seed: int, samples: Tensor, steps: Tensor) -> Tensor:
     # MPS lacks float64; float32 keeps 24 bits, rounded towards 0 so that 1 can't come out.
     if samples.device.type == "mps":
         return (first >> 8).float() * 2.0**-24
-    return ((first >> 5) * 2.0**26 + (second >> 6)).double() * 2.0**-53
+    return (((first >> 5) << 26) + (second >> 6)).double() * 2.0**-53

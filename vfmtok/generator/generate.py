@@ -165,5 +165,5 @@ def _check_inputs(
 
 def _check_range(name: str, values: Tensor, end: int) -> None:
     """Raise ConfigError unless all values are in [0,end)."""
-    if values.numel() and not (0 <= values.min().item() and values.max().item() < end):
+    if values.numel() and not (values.min().item() >= 0 and values.max().item() < end):
         raise ConfigError(f"{name} must be in [0,{end}), got {values.min().item()} to {values.max().item()}")
