@@ -78,10 +78,8 @@ def test_impossible_tokens_are_never_drawn():
 
 def test_greedy_is_the_first_of_the_largest_and_ignores_the_rest():
     logits = torch.tensor([[0.0, 3.0, 3.0], [1.0, 0.0, -1.0]])
-    assert choose(logits, Sampling(temperature=9.0, top_p=0.1, greedy=True), torch.tensor([0.99, 0.99])).tolist() == [
-        1,
-        0,
-    ]
+    sampling = Sampling(temperature=0.0, top_k=-1, top_p=9.0, greedy=True)
+    assert choose(logits, sampling, torch.tensor([0.99, 0.99])).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -51,11 +51,11 @@ def generate(
 
     The random number of a token depends on (seed, sample index, token index) only. So sample n is the
     same image whatever batch, process or resumed run draws it, as long as its logits are the same.
-    Matrix products of another number of rows may add in another order, so logits differ in their last bits, and a
-    draw that falls that close to the border between two tokens goes the other way; that image
-    is another one from there on. In float32 this meets about one token in a million; in bfloat16 about one in
-    a thousand, which is a good part of all images. Where low precision must repeat exactly, keep the
-    batch size (pad the last batch); ``compile`` and other devices round differently, too.
+    That is where rounding bites: matrix products of another number of rows may add in another order, logits then
+    differ in their last bits, and a draw that close to the border between two tokens goes the other way, which
+    makes that image another one from there on. It is rare in float32; in bfloat16 it meets a good
+    part of all images. Where low precision must repeat exactly, keep the batch size (pad the last batch);
+    ``compile``, another number of threads and another device round differently, too.
 
     Raises:
         ConfigError: a label, id, seed or setting is out of its range.
@@ -76,7 +76,8 @@ def generate(
     finally:
         gpt.train(training)
     if ids.numel() and ids.max() >= gpt.config.vocab_size:
-        raise VFMTokError("the model's logits are not finite: damaged weights, or float16 overflows")
+        causes = "damaged weights, float16 that overflows, or a temperature near 0"
+        raise VFMTokError(f"the model's logits are not finite: {causes}")
     return ids
 
 

@@ -28,7 +28,7 @@ class KVCache:
     """Static memory for 1+K slots (the class and every token), of which steps see a dense prefix.
 
     Attention to the n filled slots of a (B,H,1+K,E) tensor would read rows far apart: on CPUs that
-    takes up to three times as long as dense ones (bfloat16 products copy them first, and are set up
+    takes two to four times as long as dense ones (bfloat16 products copy them first, and are set up
     anew for every n). So the first c slots of all heads lie densely at the front of the
     memory, and move apart when c grows, by ``BLOCK`` at a time; attention masks the c - n slots beyond the filled.
 

@@ -55,6 +55,8 @@ class Sampling:
     greedy: bool = False
 
     def __post_init__(self):
+        if self.greedy:
+            return
         finite = 0 < self.temperature < math.inf
         _require(finite, "temperature", "must be positive (greedy takes the likeliest token)", self.temperature)
         _require(self.top_k >= 0, "top_k", "must be 0 (all tokens) or more", self.top_k)
