@@ -13,8 +13,8 @@ Two bounds, both measured in the same run, at the rows that a step has (batch, t
 Three loops for the whole of an image's tokens: "ours" is ``vfmtok.generate``, everything included; "concatenating
 cache" appends to growing keys and values; "full forward" runs the whole sequence for every token. The
 last two are timed at ``--steps`` lengths spread over the image, so that the benchmark ends, without guidance's
-and the draw's small cost. The bound by the linears is taken before and after, and the faster counts: on a
-shared machine either may be disturbed.
+and the draw's small cost. The bound by the linears is the mean of medians before and after: whatever else the
+machine does slows it down as well.
 Weights are random: no timing depends on their values.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from tokenizer import matrix_rate, synchronise
+from tokenizer import matrix_rate, seconds, synchronise
 from torch import Tensor, nn
 
 import vfmtok
@@ -71,29 +71,33 @@ def compare(gpt, batch: int, scale: float, rate: float, bandwidth: float, argume
     linears = linear_layers(gpt, rows)
     weights = sum(layer.weight.numel() for layer in gpt.modules() if isinstance(layer, nn.Linear))
     roofline = max(weights * gpt.output.weight.element_size() / bandwidth, 2 * weights * rows / rate)
-    bound = fastest(linears, device, 9)
+    bound = seconds(linears, device, 15) / 2
     generate = {"ours": {}} | ({"ours, compiled": {"compile": True}} if arguments.compile else {})
     steps = {}
     for name, options in generate.items():
         if options:  # compile first
             vfmtok.generate(gpt, labels, cfg_scale=scale, **options)
-        run = lambda options=options: vfmtok.generate(gpt, labels, cfg_scale=scale, **options)  # noqa: E731
-        steps[name] = fastest(run, device, 1, warm_up=False) / tokens
-    bound = min(bound, fastest(linears, device, 9))
-    print(row(batch, scale, "bound: linears", batch, bound, bound, roofline))
+        synchronise(device)
+        start = time.perf_counter()
+        vfmtok.generate(gpt, labels, cfg_scale=scale, **options)
+        synchronise(device)
+        steps[name] = (time.perf_counter() - start) / tokens
+    bound += seconds(linears, device, 15) / 2
+    print(row(batch, scale, "bound: linears", bound, bound, roofline))
     lengths = [int((index + 0.5) * tokens / arguments.steps) for index in range(arguments.steps)]
     if lengths:
         loops = {"concatenating cache": (concatenating_step, 3), "full forward": (full_forward_step, 1)}
         for name, (loop, repeat) in loops.items():
             calls = [loop(gpt, labels.repeat(rows // batch), length) for length in lengths]
-            steps[name] = sum(fastest(call, device, repeat, warm_up=repeat > 1) for call in calls) / len(calls)
-    for name, seconds in steps.items():
-        print(row(batch, scale, name, batch, seconds, bound, roofline))
+            steps[name] = sum(seconds(call, device, repeat) for call in calls) / len(calls)
+    for name, step in steps.items():
+        print(row(batch, scale, name, step, bound, roofline))
 
 
-def row(batch: int, scale: float, name: str, images: int, seconds: float, bound: float, roofline: float) -> str:
-    speed = f"{images / seconds:10.1f}{seconds * 1e3:9.1f}"
-    return f"{batch:5}{scale:5.1f} {name:22}{speed}{bound / seconds:12.0%}{roofline / seconds:13.0%}"
+def row(batch: int, scale: float, name: str, step: float, bound: float, roofline: float) -> str:
+    """``step`` is the seconds in which every image of the batch gets a token."""
+    speed = f"{batch / step:10.1f}{step * 1e3:9.1f}"
+    return f"{batch:5}{scale:5.1f} {name:22}{speed}{bound / step:12.0%}{roofline / step:13.0%}"
 
 
 # --------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def linear_layers(gpt, rows: int) -> Callable[[], None]:
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of summing an array of 512 MiB."""
     array = torch.ones(2**27, device=device)
-    return array.numel() * 4 / fastest(array.sum, device, 5)
+    return array.numel() * 4 / seconds(array.sum, device, 5)
 
 
 # --------------------------------------------------------------------------------------
@@ -152,18 +156,6 @@ def concatenating_step(gpt, labels: Tensor, length: int) -> Callable[[], Tensor]
         return gpt.output(gpt.norm(x))[:, -1].float()
 
     return step
-
-
-def fastest(function: Callable[[], object], device: torch.device, repeat: int, warm_up: bool = True) -> float:
-    """Smallest wall time of a call, in seconds."""
-    times = []
-    for _ in range(repeat + warm_up):
-        synchronise(device)
-        start = time.perf_counter()
-        function()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return min(times[warm_up:])
 
 
 if __name__ == "__main__":
