@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfmtok.generator.counter_random import philox4x32, uniforms
+from vfmtok.generator.counter_random import exponentials, philox4x32
 
 
 @pytest.mark.parametrize(
@@ -17,27 +17,35 @@ from vfmtok.generator.counter_random import philox4x32, uniforms
 )
 def test_known_answers(counter, key, expected):
     counter, key, expected = ([int(word, 16) for word in words.split()] for words in (counter, key, expected))
-    words = philox4x32(tuple(torch.tensor(word) for word in counter), tuple(key))
+    words = philox4x32(tuple(torch.tensor(word) for word in counter), tuple(key), rounds=10)
     assert [word.item() for word in words] == expected
 
 
-def test_uniform_and_independent():
-    u = uniforms(7, torch.arange(2000), torch.arange(256))  # (2000,256)
-    assert u.dtype == torch.float64
-    assert u.min() >= 0 and u.max() < 1
+def test_exponential_and_independent():
+    e = torch.stack([exponentials(7, torch.arange(40), torch.tensor([step]), 256) for step in range(50)], 1)
+    assert e.shape == (40, 50, 256) and e.dtype == torch.float32
+    assert e.min() > 0
+    u = 1 - (-e.double()).exp()  # uniform
     n = u.numel()
     counts = torch.histc(u, 1024, 0, 1)
     chi_square = ((counts - n / 1024) ** 2 / (n / 1024)).sum().item()
     assert abs(chi_square - 1023) < 5 * (2 * 1023) ** 0.5
-    flat = u.numpy()
-    for a, b in ((flat[:, :-1], flat[:, 1:]), (flat[:-1], flat[1:])):  # neighbouring steps and samples
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / n**0.5
-    assert len(np.unique(flat)) == n
+    for axis in range(3):  # neighbouring samples, steps and tokens
+        a, b = u.narrow(axis, 0, u.shape[axis] - 1), u.narrow(axis, 1, u.shape[axis] - 1)
+        assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 5 / n**0.5
+    small = (e < 1e-3).float().mean().item()  # the end that decides the draws of unlikely tokens
+    assert small == pytest.approx(1e-3, abs=5 * (1e-3 / n) ** 0.5)
 
 
 def test_a_number_depends_on_its_address_alone():
-    u = uniforms(3, torch.arange(10), torch.arange(20))
-    assert torch.equal(uniforms(3, torch.tensor([7, 2]), torch.tensor([19, 0])), u[[7, 2]][:, [19, 0]])
-    assert (uniforms(4, torch.arange(10), torch.arange(20)) != u).all()
-    assert (uniforms(3 + 2**32, torch.arange(10), torch.arange(20)) != u).all()
-    assert (uniforms(3, torch.arange(10) + 2**32, torch.arange(20)) != u).all()
+    step = torch.tensor([9])
+    e = exponentials(3, torch.arange(10), step, 21)
+    assert torch.equal(exponentials(3, torch.tensor([7, 2]), step, 21), e[[7, 2]])
+    assert torch.equal(exponentials(3, torch.arange(10), step, 6), e[:, :6])
+    for other in (
+        exponentials(4, torch.arange(10), step, 21),
+        exponentials(3 + 2**32, torch.arange(10), step, 21),
+        exponentials(3, torch.arange(10) + 2**32, step, 21),
+        exponentials(3, torch.arange(10), step + 1, 21),
+    ):
+        assert (other != e).all()

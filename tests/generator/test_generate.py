@@ -59,19 +59,19 @@ def test_cached_logits_in_bfloat16():
 
 def test_a_run_equals_sampling_by_the_full_model(gpt):
     """Guidance, its interval, filters and draws, with a full forward pass for every token and no cache."""
-    from vfmtok.generator.counter_random import uniforms
+    from vfmtok.generator.counter_random import exponentials
     from vfmtok.generator.token_sampling import Sampling, choose
 
     labels = LABELS[:2]
     ids = torch.empty(2, 0, dtype=torch.int64)
-    uniform = uniforms(3, torch.arange(2), torch.arange(100))
     for token in range(100):
         with torch.no_grad():
             logits = gpt(labels, ids).logits[:, -1]
             if token < 42:
                 unconditional = gpt(torch.full((2,), 10), ids).logits[:, -1]
                 logits = unconditional + 1.5 * (logits - unconditional)
-        chosen = choose(logits, Sampling(0.9, 60, 0.95), uniform[:, token])
+        draws = exponentials(3, torch.arange(2), torch.tensor([token]), 96)
+        chosen = choose(logits, Sampling(0.9, 60, 0.95), draws)
         ids = torch.cat([ids, chosen[:, None]], dim=1)
     assert torch.equal(vfmtok.generate(gpt, labels, **SETTINGS), ids)
 

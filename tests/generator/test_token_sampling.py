@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import vfmtok
-from vfmtok.generator.counter_random import uniforms
+from vfmtok.generator.counter_random import exponentials
 from vfmtok.generator.token_sampling import Guidance, Sampling, choose, filter_logits, guide
 
 
@@ -59,8 +59,8 @@ def expected_distribution(logits, sampling):
 def test_draws_follow_the_distribution(sampling):
     n = 200_000
     logits = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 1.5
-    uniform = uniforms(11, torch.arange(n), torch.arange(1))[:, 0]
-    counts = torch.bincount(choose(logits.expand(n, -1), sampling, uniform), minlength=40).double()
+    draws = exponentials(11, torch.arange(n), torch.tensor([5]), 40)
+    counts = torch.bincount(choose(logits.expand(n, -1), sampling, draws), minlength=40).double()
     p = expected_distribution(logits, sampling)
     assert (counts[p == 0] == 0).all()
     expected = n * p[p > 0]
@@ -70,22 +70,22 @@ def test_draws_follow_the_distribution(sampling):
 
 
 def test_impossible_tokens_are_never_drawn():
-    """At both ends of [0,1), with the possible tokens at neither end of the vocabulary."""
-    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]).expand(4, -1)
-    uniform = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert choose(logits, Sampling(), uniform).tolist() == [1, 1, 3, 3]
+    """Even with the most extreme numbers that the generator can give."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    assert choose(logits, Sampling(), torch.tensor([[2.0**-33, torch.inf, 2.0**-33]])).tolist() == [3]  # no token
+    assert choose(logits, Sampling(), torch.tensor([[2.0**-33, 25.0, 2.0**-33]])).tolist() == [1]
 
 
 def test_greedy_is_the_first_of_the_largest_and_ignores_the_rest():
     logits = torch.tensor([[0.0, 3.0, 3.0], [1.0, 0.0, -1.0]])
     sampling = Sampling(temperature=0.0, top_k=-1, top_p=9.0, greedy=True)
-    assert choose(logits, sampling, torch.tensor([0.99, 0.99])).tolist() == [1, 0]
+    assert choose(logits, sampling, None).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_nan_gives_no_token(greedy):
     logits = torch.tensor([[0.0, torch.nan, 1.0], [0.0, 0.0, 9.0]])
-    assert choose(logits, Sampling(greedy=greedy), torch.tensor([0.5, 0.5], dtype=torch.float64)).tolist() == [3, 2]
+    assert choose(logits, Sampling(greedy=greedy), torch.ones(2, 3)).tolist() == [3, 2]
 
 
 def test_guidance_equation():
