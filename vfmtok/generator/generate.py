@@ -53,9 +53,10 @@ def generate(
     same image whatever batch, process or resumed run draws it, as long as its logits are the same.
     That is where rounding bites: matrix products of another number of rows may add in another order, logits then
     differ in their last bits, and a draw between two tokens that come out equal to these bits goes the other way,
-    which makes that image another one from there on. In float32 that is rare (0 of 2400 draws of a GPT-B,
-    batch 1 against 16); in bfloat16 it was one draw in 130, which meets most images. Where low precision must repeat exactly, keep the batch size (pad the last batch);
-    ``compile``, another number of threads and another device round differently, too.
+    which makes that image another one from there on. In float32 that is rare (0 of 2400 draws of a GPT-B, batch 1
+    against 16); in bfloat16 it was one draw in 130, which meets most images. Where low precision must repeat
+    exactly, keep the batch size (pad the last batch); ``compile``, another number of threads and another
+    device round differently, too.
 
     Raises:
         ConfigError: a label, id, seed or setting is out of its range.
