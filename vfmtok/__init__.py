@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "vfmtok.config": ("TokenizerConfig", "load_config", "save_config"),
     "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
+    "vfmtok.generator.generate": ("generate",),
+    "vfmtok.generator.gpt": ("GPT", "GPTConfig", "GPTOutput", "gpt_config"),
     "vfmtok.hub.released": ("load_released", "to_released"),
     "vfmtok.tokenizer.tokenizer": ("Encoding", "TokenizerOutput", "VFMTok"),
 }
@@ -35,6 +37,11 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.errors import ConfigError as ConfigError
     from vfmtok.errors import VFMTokError as VFMTokError
     from vfmtok.errors import WeightsError as WeightsError
+    from vfmtok.generator.generate import generate as generate
+    from vfmtok.generator.gpt import GPT as GPT
+    from vfmtok.generator.gpt import GPTConfig as GPTConfig
+    from vfmtok.generator.gpt import GPTOutput as GPTOutput
+    from vfmtok.generator.gpt import gpt_config as gpt_config
     from vfmtok.hub.released import load_released as load_released
     from vfmtok.hub.released import to_released as to_released
     from vfmtok.tokenizer.tokenizer import Encoding as Encoding

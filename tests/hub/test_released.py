@@ -6,7 +6,7 @@ import storage_free
 import torch
 
 import vfmtok
-from vfmtok.hub.released import TOKENIZER_NAMES, dinov2_official_shapes, rename
+from vfmtok.hub.released import GPT_NAMES, TOKENIZER_NAMES, dinov2_official_shapes, rename
 
 
 @pytest.fixture
@@ -62,6 +62,48 @@ def test_a_model_that_was_never_published_is_refused(tiny_tokenizer, override):
     tokenizer = tiny_tokenizer(override)
     with pytest.raises(vfmtok.WeightsError, match="has no name in the other format"):
         vfmtok.to_released(tokenizer)
+
+
+def tiny_gpt(**overrides):
+    torch.manual_seed(0)
+    tiny = {"n_layer": 2, "n_head": 2, "dim": 16, "vocab_size": 32, "num_tokens": 4, "num_classes": 3}
+    return vfmtok.GPT(vfmtok.gpt_config("GPT-B", **(tiny | overrides)))
+
+
+def test_gpt_round_trip_is_exact():
+    published = {name: torch.randn_like(tensor) for name, tensor in vfmtok.to_released(tiny_gpt()).items()}
+    assert published.keys() <= golden_rule.shapes("gpt_b_keys.json").keys()
+    back = vfmtok.to_released(vfmtok.load_released(tiny_gpt(), published))
+    assert back.keys() == published.keys()
+    assert all(torch.equal(back[name], published[name]) for name in published)
+    theirs = [name for _, name in GPT_NAMES]
+    assert len(set(theirs)) == len(theirs)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "mis-shaped"])
+def test_damaged_gpt_checkpoints_are_refused_by_name(damage):
+    gpt = tiny_gpt()
+    checkpoint = {name: torch.randn_like(tensor) for name, tensor in vfmtok.to_released(gpt).items()}
+    name = "layers.1.attention.wqkv.weight"
+    if damage == "missing":
+        del checkpoint[name]
+    elif damage == "unexpected":
+        name = "layers.2.attention.wqkv.weight"
+        checkpoint[name] = torch.zeros(1)
+    else:
+        checkpoint[name] = checkpoint[name][:-1]
+    with pytest.raises(vfmtok.WeightsError, match=f"not those of GPT: 1 {damage}: {name}"):
+        vfmtok.load_released(gpt, checkpoint)
+    assert not gpt.output.weight.any()  # nothing was loaded
+
+
+def test_models_and_parts_that_were_never_published_are_refused(tiny_tokenizer):
+    with pytest.raises(vfmtok.WeightsError, match=r"q_norm.weight' has no name in the other format"):
+        vfmtok.to_released(tiny_gpt(qk_norm=True))
+    with pytest.raises(vfmtok.WeightsError, match="nothing like a Linear was published"):
+        vfmtok.load_released(torch.nn.Linear(2, 2), {})
+    with pytest.raises(vfmtok.WeightsError, match="not those of GPT"):
+        vfmtok.load_released(tiny_gpt(), vfmtok.to_released(tiny_tokenizer()))
 
 
 def test_official_dinov2_names():

@@ -73,20 +73,35 @@ TOKENIZER_NAMES: Names = (
 # Published tensors that carry no model: checked and dropped on the way in, zeros on the way out.
 TOKENIZER_BUFFERS = {"slot_quantize.codebook_used": (65536,)}
 
+GPT_NAMES: Names = (
+    ("class_embedding", "cls_embedding.embedding_table"),
+    ("token_embedding", "tok_embeddings"),
+    ("layers.*.attention_norm", "layers.*.attention_norm"),
+    ("layers.*.attention.wqkv", "layers.*.attention.wqkv"),
+    ("layers.*.attention.wo", "layers.*.attention.wo"),
+    ("layers.*.ffn_norm", "layers.*.ffn_norm"),
+    ("layers.*.feed_forward", "layers.*.feed_forward"),
+    ("norm", "norm"),
+    ("output", "output"),
+)
+
+# A model says by its attribute ``released_names`` which of these is its own.
+RELEASED = {"tokenizer": (TOKENIZER_NAMES, TOKENIZER_BUFFERS), "gpt": (GPT_NAMES, {})}
+
 # --------------------------------------------------------------------------------------
 # In and out
 # --------------------------------------------------------------------------------------
 
 
 def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """Copy a published checkpoint (its names) into ``model``, strictly, and return ``model``.
+    """Copy a published checkpoint (its names) into ``model``, a VFMTok or a GPT, strictly, and return ``model``.
 
     Raises:
         WeightsError: a tensor is missing, extra or mis-shaped, or the model has a part that was
             never published (an ablation's). The first names are listed; nothing is loaded.
     """
-    published = _published_tensors(model)
-    expected = {name: tensor.shape for name, tensor in published.items()} | TOKENIZER_BUFFERS
+    published, buffers = _published_tensors(model)
+    expected = {name: tensor.shape for name, tensor in published.items()} | buffers
     check_tensors(state_dict, expected, type(model).__name__)
     with torch.no_grad():
         for name, tensor in published.items():
@@ -97,16 +112,21 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modu
 def to_released(model: nn.Module) -> dict[str, Tensor]:
     """The published names and tensors of ``model``: the exact inverse of ``load_released``.
 
-    Like ``state_dict``, the tensors share the model's memory. The frozen encoder is left out, as in
-    the release. Raises WeightsError if a part of the model has no published name.
+    Like ``state_dict``, the tensors share the model's memory. A tokenizer's frozen encoder is left
+    out, as in the release. Raises WeightsError if a part of the model has no published name.
     """
-    buffers = {name: torch.zeros(shape) for name, shape in TOKENIZER_BUFFERS.items()}
-    return _published_tensors(model) | buffers
+    published, buffers = _published_tensors(model)
+    return published | {name: torch.zeros(shape) for name, shape in buffers.items()}
 
 
-def _published_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _published_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """The model's tensors under their published names, and the shapes of what else the files hold."""
+    kind = getattr(model, "released_names", None)
+    if kind not in RELEASED:
+        raise WeightsError(f"nothing like a {type(model).__name__} was published: it has no released names")
+    names, buffers = RELEASED[kind]
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-    return {rename(name, TOKENIZER_NAMES): tensor for name, tensor in tensors.items()}
+    return {rename(name, names): tensor for name, tensor in tensors.items()}, buffers
 
 
 def rename(name: str, names: Names) -> str:

@@ -50,6 +50,9 @@ class TokenizerOutput:
 class VFMTok(nn.Module):
     """The tokenizer. Call ``eval()`` before decoding: in training mode the ViT decoder's dropout is on."""
 
+    # The map in vfmtok/hub/released.py that gives the names of this model's tensors in published files.
+    released_names = "tokenizer"
+
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.encoder = Encoder(config.encoder)

@@ -1,0 +1,47 @@
+"""Random numbers that are a function of (seed, sample, step, token) and of nothing else.
+
+A generator with a state hands out numbers in the order in which they are asked for, so what a sample
+gets depends on the batch it is in. Here each number is computed from its own address by a counter-based
+generator, Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+Shapes: B batch, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 7) -> Words:
+    """Four 32-bit words (int64 tensors in [0,2^32), shapes that broadcast) -> four random ones.
+
+    Seven rounds are the fewest with which the authors' generator passes all of BigCrush.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # int64 wraps: all 64 bits are right
+        c0 = ((product1 >> 32) & _MASK) ^ c1 ^ k0
+        c2 = ((product0 >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = product1 & _MASK, product0 & _MASK
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def exponentials(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
+    """samples (B,), step (1,), int64 and not negative -> (B,count) float32, of the exponential distribution of mean 1.
+
+    Never 0, and fine near it: in steps of 2^-32. Any seed in [0,2^64) will do: different seeds give
+    unrelated numbers.
+    """
+    blocks = torch.arange((count + 3) // 4, device=samples.device)[None]  # (1,V/4), four numbers each
+    samples = samples[:, None]  # (B,1)
+    counter = (blocks, step[None] & _MASK, samples & _MASK, samples >> 32)
+    words = torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=-1)  # (B,V/4,4)
+    uniform = (words.flatten(1)[:, :count].float() + 0.5) * 2.0**-32  # (B,V) in (0,1]
+    return -torch.log1p(-uniform)

@@ -1,0 +1,75 @@
+"""Keys and values of the slots decoded so far.
+
+Shapes: B batch, H heads, E dimensions of a head, K tokens, n filled slots, c slots in reach.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # slots by which the reach grows
+
+
+@dataclass
+class LayerCache:
+    """Keys and values (B,H,c,E) of one layer; slots that are not filled are zeros."""
+
+    keys: Tensor
+    values: Tensor
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (B,T,H,E) into ``slots`` (T,) int64."""
+        self.keys.index_copy_(2, slots, keys.transpose(1, 2))
+        self.values.index_copy_(2, slots, values.transpose(1, 2))
+
+
+class KVCache:
+    """Static memory for 1+K slots (the class and every token), of which steps see a dense prefix.
+
+    Attention to the n filled slots of a (B,H,1+K,E) tensor would read rows far apart: on CPUs that
+    takes two to four times as long as dense ones (bfloat16 products copy them first, and are set up
+    anew for every n). So the first c slots of all heads lie densely at the front of the
+    memory, and move apart when c grows, by ``BLOCK`` at a time; attention masks the c - n slots beyond the filled.
+
+    The batch comes first in memory: the first samples of a cache are a view of it.
+    """
+
+    def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, like: Tensor):
+        """Room for ``slots`` slots in the dtype and on the device of ``like``; none is in reach yet."""
+        self.batch, self.heads, self.slots, self.head_dim = batch, heads, slots, head_dim
+        size = batch * heads * slots * head_dim
+        self._memory = [(like.new_empty(size), like.new_empty(size)) for _ in range(layers)]
+        self.reach = 0
+        self.layers = self._views(0)
+
+    def reserve(self, slots: int) -> None:
+        """Bring the first ``slots`` slots into reach, keeping what is in those that already were."""
+        if slots <= self.reach:
+            return
+        reach = min(-(-slots // BLOCK) * BLOCK, self.slots)
+        kept = self.reach
+        for before, after in zip(self.layers, self._views(reach), strict=True):
+            for old, new in ((before.keys, after.keys), (before.values, after.values)):
+                old = old.clone()  # the two overlap in memory
+                new[:, :, :kept] = old
+                new[:, :, kept:] = 0  # a probability of 0 times what lay there might be NaN
+        self.reach, self.layers = reach, self._views(reach)
+
+    def mask(self, slot: Tensor) -> Tensor:
+        """slot (1,) int64, the last one filled -> (c,) to be added to scores: 0 up to it, -inf after."""
+        beyond = torch.arange(self.layers[0].keys.shape[2], device=slot.device) > slot
+        return self.layers[0].keys.new_zeros(()).masked_fill(beyond, -torch.inf)
+
+    def first(self, samples: int) -> "KVCache":
+        """The cache of the first samples of the batch, in the same memory."""
+        part = KVCache(0, samples, self.heads, self.slots, self.head_dim, self._memory[0][0])
+        size = samples * self.heads * self.slots * self.head_dim
+        part._memory = [(keys[:size], values[:size]) for keys, values in self._memory]
+        part.reach, part.layers = self.reach, part._views(self.reach)
+        return part
+
+    def _views(self, reach: int) -> list[LayerCache]:
+        shape = (self.batch, self.heads, reach, self.head_dim)
+        size = self.batch * self.heads * reach * self.head_dim
+        return [LayerCache(keys[:size].view(shape), values[:size].view(shape)) for keys, values in self._memory]
