@@ -15,3 +15,7 @@ class WeightsError(VFMTokError):
 
 class DataError(VFMTokError):
     """A dataset, record or image source that is missing, incomplete, damaged or not what it was."""
+
+
+class EvaluationError(VFMTokError):
+    """Samples, features or statistics that no trustworthy number can be computed from."""
