@@ -13,7 +13,7 @@ from torch import Tensor
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
-from vfmtok.evaluation.inception import full_float32
+from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.encoder import Encoder
 
 

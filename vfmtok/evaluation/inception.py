@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vfmtok.errors import EvaluationError, WeightsError
+from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.inception_weights import find_weights
 from vfmtok.hub import weight_files
 from vfmtok.hub.released import check_tensors
+from vfmtok.layers.precision import full_float32
 
 try:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -104,26 +105,6 @@ def load_inception(
     return Inception(weight_files.read(file), spatial_tap, weight_files.sha256(file))
 
 
-@contextmanager
-def full_float32(device_type: str) -> Iterator[None]:
-    """Float32 products in float32: neither TF32 nor autocast, both as they were afterwards."""
-    backends = torch.backends
-    if hasattr(backends.cuda.matmul, "fp32_precision"):  # the newer switches; mixing both kinds raises
-        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
-        name, exact = "fp32_precision", "ieee"
-    else:
-        switches, name, exact = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False
-    before = [getattr(switch, name) for switch in switches]
-    try:
-        for switch in switches:
-            setattr(switch, name, exact)
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            setattr(switch, name, value)
-
-
 # --------------------------------------------------------------------------------------
 # torch-fidelity's module
 # --------------------------------------------------------------------------------------
@@ -149,10 +130,7 @@ def _build(state_dict: dict[str, Tensor]) -> FeatureExtractorInceptionV3:
     torch.save(dict(state_dict), file)
     file.seek(0)
     with torch.random.fork_rng(devices=[]):  # its default initialisation would move the caller's generator
-        try:
-            return _CheckedNetwork("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=file)
-        except RuntimeError as error:
-            raise WeightsError(f"these weights are not those of the 2015 Inception: {error}") from None
+        return _CheckedNetwork("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=file)
 
 
 @contextmanager
