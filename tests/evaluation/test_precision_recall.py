@@ -33,7 +33,7 @@ def normal(seed, count, dim, scale=1.0):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_against_a_loop(k, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
-    samples, reference = normal(0, 60, 5, 0.8), normal(1, 45, 5)
+    samples, reference = normal(0, 60, 5, 0.8) + 0.8, normal(1, 45, 5)
     found = precision_recall(samples, reference, k)
     assert found == brute_force(samples, reference, k)
     assert 0 < found.precision < 1 and 0 < found.recall < 1

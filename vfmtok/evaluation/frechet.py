@@ -42,6 +42,8 @@ class Gaussian:
             )
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
             raise EvaluationError("the features' mean or covariance is not finite")
+        if (self.covariance - self.covariance.t()).abs().max() > 1e-6 * self.covariance.abs().max():
+            raise EvaluationError("a covariance is not symmetric")
 
 
 class FeatureStatistics:
