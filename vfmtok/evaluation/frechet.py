@@ -151,7 +151,7 @@ def frechet_distance(first: Gaussian, second: Gaussian, name: str = "FID") -> fl
     """
     if first.mean.shape != second.mean.shape:
         raise EvaluationError(f"{name} of features of {len(first.mean)} and {len(second.mean)} dimensions")
-    factors = [_factor(g, name) for g in (first, second)]
+    factors = [_factor(first, name), _factor(second, name)]
     traces = (first.covariance.trace() + second.covariance.trace()).item()
     overlap = torch.linalg.svdvals(factors[0].t() @ factors[1]).sum().item()
     check, rounding = _overlap_again(first, second, factors)

@@ -76,7 +76,7 @@ def average_tokens(features: Tensor) -> Tensor:
 
 
 def _build_probe(channels: int, num_classes: int, seed: int) -> nn.Module:
-    linear = nn.Linear(channels, num_classes)
+    linear = nn.Linear(channels, num_classes, device="meta").to_empty(device="cpu")  # the global generator stays
     # MAE's normal at std 0.01 is cut off at +-2, where there is nothing. Drawn on the CPU: all devices start alike.
     values = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():

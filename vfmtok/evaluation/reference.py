@@ -108,13 +108,14 @@ def read_reference(path: str | Path) -> Reference:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"the reference {path} is a bare array, not an npz file")
+        with archive:
             names = set(archive.files)
             arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "vfmtok") if name in names}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read the reference {path}: {error}") from None
-    except AttributeError:  # a bare .npy comes as an array, without files
-        raise DataError(f"the reference {path} is no npz file") from None
     images = NpzImages(path) if "arr_0" in names else None
     about = _read_about(arrays.pop("vfmtok", None), path)
     if not arrays:
