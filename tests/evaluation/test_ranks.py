@@ -62,7 +62,7 @@ def whole():
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_batches_change_nothing(whole, batch):
     assert measure(0, 1, batch) == pytest.approx(whole, rel=1e-6)
-    assert whole["count"] == COUNT and 0 < whole["precision"] < 1
+    assert whole["count"] == COUNT and 0 < whole["recall"] < 1
 
 
 def test_two_processes_change_nothing(whole, tmp_path):

@@ -8,7 +8,6 @@ part of every protocol that this package prints.
 import hashlib
 import os
 import re
-import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -73,14 +72,13 @@ def fetch(url: str, target: Path) -> None:
         WeightsError: the server can't be reached, the connection broke, the hash is not the one that the name
             of the file ends in, or the disk refuses.
     """
-    part = None
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest, received = hashlib.sha256(), 0
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
             expected = int(response.headers.get("Content-Length") or 0)
-            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-                part = Path(file.name)
+            with open(part, "wb") as file:
                 while block := response.read(1 << 20):
                     digest.update(block)
                     received += file.write(block)
@@ -93,8 +91,7 @@ def fetch(url: str, target: Path) -> None:
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
         raise WeightsError(f"cannot download {url} to {target}: {error}") from None
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def _check_hash(digest: str, url: str, what: str) -> None:

@@ -11,7 +11,6 @@ Shapes: D features.
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +76,8 @@ def write_reference(reference: Reference, path: str | Path) -> None:
     """
     if reference.pool is None or reference.spatial is None:
         raise EvaluationError("this reference holds images and no statistics: measure it first")
-    path, part = Path(path), None
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     about = {"format": FORMAT, "protocol": reference.protocol, "sha256": reference.sha256}
     arrays = {
         "mu": reference.pool.mean.numpy(),
@@ -87,8 +87,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         "vfmtok": np.array(json.dumps(about, sort_keys=True)),
     }
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
+        with open(part, "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
@@ -96,8 +95,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def read_reference(path: str | Path) -> Reference:
