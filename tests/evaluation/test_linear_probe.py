@@ -20,7 +20,7 @@ def clusters(seed, count, classes, dim, spread):
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_known_answers(optimizer):
-    recipe = ProbeRecipe(optimizer, base_lr=5.0 if optimizer == "lars" else None, batch=64)
+    recipe = ProbeRecipe(optimizer, base_lr=20.0 if optimizer == "lars" else 4e-3, batch=64, epochs=20, warmup_epochs=3)
     train, val = clusters(0, 600, 6, 20, 0.2), clusters(1, 300, 6, 20, 0.2)
     result = linear_probe(*train, *val, 6, recipe)
     assert result.top1 == 1 and result.top5 == 1 and (result.train_images, result.val_images) == (600, 300)
