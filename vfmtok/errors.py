@@ -19,3 +19,7 @@ class DataError(VFMTokError):
 
 class SharedError(VFMTokError):
     """An error that every process of a run raises at the same place; the first one tells it."""
+
+
+class EvaluationError(VFMTokError):
+    """Samples, features or statistics that no trustworthy number can be computed from."""

@@ -1,5 +1,8 @@
 """Float32 islands: what low precision would spoil is computed in float32, under autocast too."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,3 +18,23 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     weight = at_least_float32(layer.weight)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(weight.dtype), weight, layer.bias.to(weight.dtype))
+
+
+@contextmanager
+def full_float32(device_type: str) -> Iterator[None]:
+    """Float32 products in float32: neither TF32 nor autocast, both as they were afterwards."""
+    backends = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # the newer switches; mixing both kinds raises
+        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        name, exact = "fp32_precision", "ieee"
+    else:
+        switches, name, exact = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False
+    before = [getattr(switch, name) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(switch, name, exact)
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(switch, name, value)

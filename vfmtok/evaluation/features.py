@@ -1,0 +1,66 @@
+"""Frechet distance on any encoder, ``fd@<encoder>``: never called FID, which is Inception's.
+
+An image's feature is the mean over the cells of the encoder's last level (of a ViT the patch tokens after the
+final norm), at the encoder's own input size. So ``fd@dinov2_vitl14`` is **not** the FD-DINOv2 of Stein et al.
+(2023), which reads the class token.
+
+Shapes: B batch, C channels, H, W the image.
+"""
+
+import torch
+from torch import Tensor
+
+from vfmtok.data.transforms import to_unit_range
+from vfmtok.errors import EvaluationError
+from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
+from vfmtok.layers.precision import full_float32
+from vfmtok.tokenizer.encoder import Encoder
+
+
+class EncoderStatistics:
+    """Statistics of an encoder's features as images come, over all ranks.
+
+    Attributes:
+        name: ``fd@<encoder>``, which the distance is printed under.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder.eval()
+        self.name = f"fd@{encoder.config.name}"
+        self._statistics = FeatureStatistics(encoder.widths[-1])
+
+    def reset(self) -> None:
+        self._statistics.reset()
+
+    def update(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) uint8 -> their features (B,C)."""
+        features = encoder_features(self.encoder, images)
+        self._statistics.update(features)
+        return features
+
+    def compute(self) -> Gaussian:
+        """Of all images of all ranks; every rank must call it."""
+        return self._statistics.compute()
+
+    def distance(self, reference: Gaussian) -> dict[str, float]:
+        """{name: distance} from the reference's Gaussian; every rank must call it."""
+        return {self.name: frechet_distance(self.compute(), reference, self.name)}
+
+    def protocol(self) -> dict[str, str | int | None]:
+        """What a reader must know to compute the same features."""
+        config = self.encoder.config
+        return {
+            "network": config.name,
+            "weights_sha256": config.weights_sha256,
+            "input": config.image_size,
+            "feature": f"mean over the cells of level {config.levels[-1]}",
+        }
+
+
+@torch.no_grad()
+def encoder_features(encoder: Encoder, images: Tensor) -> Tensor:
+    """images (B,3,H,W) uint8 -> (B,C) float32, without TF32 and autocast."""
+    if images.dtype != torch.uint8:
+        raise EvaluationError(f"features are those of uint8 images, got {images.dtype}")
+    with full_float32(images.device.type):
+        return encoder(to_unit_range(images))[-1].float().mean(dim=1)

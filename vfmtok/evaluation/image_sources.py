@@ -1,0 +1,207 @@
+"""Images to be measured, wherever they are: an npz, a folder of PNGs, a prepared dataset, or memory.
+
+All give uint8 batches with each image's index, and any rank's share of them: contiguous, nothing dropped and
+nothing repeated, whatever the counts.
+
+Shapes: N images, B batch, S side.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfmtok.data.dataset_folder import open_splits
+from vfmtok.data.records import RecordDataset
+from vfmtok.data.transforms import EvaluationCrop, decode_rgb, open_image
+from vfmtok.errors import DataError, EvaluationError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class ImageBatch(NamedTuple):
+    images: Tensor  # (B,3,S,S) uint8
+    indices: Tensor  # (B,) int64: the places among all N
+
+
+class ImageSource(Protocol):
+    """N images in a fixed order. ``crop`` says how they became squares, for the protocol."""
+
+    crop: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Images start ... stop - 1, each (S,S,3) uint8."""
+        ...
+
+
+def open_images(source: str | Path | np.ndarray | Tensor, size: int | None = None) -> ImageSource:
+    """An npz with ``arr_0``, a folder of image files, a prepared dataset, or uint8 (N,S,S,3) in memory.
+
+    Args:
+        size: side of the evaluation crop of files and datasets; files may do without if they are equal squares.
+
+    Raises:
+        DataError: nothing of these kinds is there, or it is empty.
+    """
+    if isinstance(source, (np.ndarray, Tensor)):
+        return ArrayImages(source)
+    path = Path(source)
+    if path.suffix == ".npz":
+        return NpzImages(path)
+    if not path.is_dir():
+        raise DataError(f"no images at {path}: expected a .npz file or a folder")
+    if (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val")):
+        splits = open_splits(path)
+        return RecordImages(splits.get("val") or next(iter(splits.values())), size)
+    return FolderImages(path, size)
+
+
+def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
+    """This rank's share, from N*rank/world_size on. Raises DataError for an image of another size than the first."""
+    start, stop = (len(source) * part // world_size for part in (rank, rank + 1))
+    held: list[np.ndarray] = []
+    for index, image in enumerate(source.read(start, stop), start):
+        if held and image.shape != held[0].shape:
+            raise DataError(
+                f"image {index} is {image.shape[1]}x{image.shape[0]}, others are of another size: say --size"
+            )
+        held.append(image)
+        if len(held) == batch or index == stop - 1:
+            images = torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2).contiguous()
+            yield ImageBatch(images, torch.arange(index + 1 - len(held), index + 1))
+            held = []
+
+
+# --------------------------------------------------------------------------------------
+# The sources
+# --------------------------------------------------------------------------------------
+
+
+class ArrayImages:
+    """Images in memory, (N,S,S,3) uint8."""
+
+    crop = "as given"
+
+    def __init__(self, images: np.ndarray | Tensor):
+        images = images.cpu().numpy() if isinstance(images, Tensor) else images
+        _check_layout(images.shape, images.dtype, "the images")
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        yield from self._images[start:stop]
+
+
+class NpzImages:
+    """``arr_0`` of an npz, (N,S,S,3) uint8, read image by image: 50,000 samples are 10 GB."""
+
+    crop = "as given"
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._open() as file:
+            self._shape = _read_header(file, path)
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        size = int(np.prod(self._shape[1:]))
+        with self._open() as file:
+            _read_header(file, self.path)
+            for index in range(stop):
+                try:
+                    content = file.read(size)
+                except (OSError, zipfile.BadZipFile, EOFError) as error:
+                    raise DataError(f"{self.path} is damaged at image {index}: {error}") from None
+                if len(content) != size:
+                    raise DataError(f"{self.path} ends at image {index} of {len(self)}")
+                if index >= start:
+                    yield np.frombuffer(content, np.uint8).reshape(self._shape[1:]).copy()
+
+    def _open(self):
+        try:
+            return zipfile.ZipFile(self.path).open("arr_0.npy")
+        except KeyError:
+            raise DataError(f"{self.path} holds no images: it has no 'arr_0'") from None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot read {self.path}: {error}") from None
+
+
+class FolderImages:
+    """Image files of a folder and its subfolders, in the order of their paths."""
+
+    def __init__(self, path: Path, size: int | None):
+        self._files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not self._files:
+            raise DataError(f"no image files in {path}")
+        self._size = size
+        self.crop = _crop_name(size)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        for file in self._files[start:stop]:
+            try:
+                yield _cut(file.read_bytes(), self._size)
+            except (OSError, DataError) as error:
+                raise DataError(f"{file}: {error}") from None
+
+
+class RecordImages:
+    """The records of an LMDB dataset, cropped for evaluation."""
+
+    def __init__(self, records: RecordDataset, size: int | None):
+        if size is None:
+            raise DataError(f"{records.path}: say the size of the evaluation crop")
+        self._records, self._size = records, size
+        self.crop = _crop_name(size)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        for index in range(start, stop):
+            try:
+                yield _cut(self._records[index].image, self._size)
+            except DataError as error:
+                raise DataError(f"record {index} of {self._records.path}: {error}") from None
+
+
+def _crop_name(size: int | None) -> str:
+    return "as given" if size is None else f"centre {size} (BOX halvings, bicubic, centre crop)"
+
+
+def _cut(content: bytes, size: int | None) -> np.ndarray:
+    """Encoded image -> (S,S,3) uint8."""
+    if size is None:
+        return np.array(decode_rgb(open_image(content)))
+    return EvaluationCrop(size)(content).permute(1, 2, 0).numpy()
+
+
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not shape[0]:
+        raise EvaluationError(f"{what} must be uint8 (N,H,W,3), got {dtype} {tuple(shape)}")
+
+
+def _read_header(file, path: Path) -> tuple[int, ...]:
+    """Leave ``file`` at the first pixel; the array's shape."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"'arr_0' of {path} is damaged: {error}") from None
+    _check_layout(shape, dtype, f"'arr_0' of {path}")
+    if fortran_order:
+        raise DataError(f"'arr_0' of {path} is in Fortran order; save it in C order")
+    return shape

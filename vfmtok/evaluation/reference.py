@@ -1,0 +1,168 @@
+"""Reference statistics: what samples are compared with, and how they were made.
+
+The file is an npz in ADM's layout (mu, sigma of pool3; mu_s, sigma_s of sFID's features), so ADM's evaluation reads
+ours and we read ADM's ``VIRTUAL_imagenet256_labeled.npz`` as it is. Ours adds ``vfmtok``, a JSON text: the source,
+its count, the crop policy, the network, and a SHA-256 over statistics and protocol. ``arr_0``, if there,
+are reference images, which precision and recall need.
+
+Shapes: D features.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfmtok.errors import DataError, EvaluationError
+from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
+from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches
+from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """pool and spatial are None where a file holds images alone; compute them then with ``measure_reference``."""
+
+    pool: Gaussian | None
+    spatial: Gaussian | None
+    protocol: dict  # empty for a file written by others
+    sha256: str  # over statistics and protocol; of a file without statistics, of the whole file
+    images: ImageSource | None = None
+
+
+def inception_features(
+    network: Inception, source: ImageSource, batch: int = 64, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, InceptionFeatures]]:
+    """(indices, features) of this rank's share of a source, batch by batch."""
+    device = next(network.parameters()).device
+    for images, indices in batches(source, batch, rank, world_size):
+        yield indices, network(images.to(device))
+
+
+def measure_reference(
+    network: Inception, source: ImageSource, name: str, batch: int = 64, rank: int = 0, world_size: int = 1
+) -> Reference:
+    """The statistics of a source; every rank must call it and gets the same.
+
+    Args:
+        name: what the source is, for the protocol.
+
+    Raises:
+        DataError, EvaluationError: images that can't be read, or too few.
+    """
+    pool, spatial = FeatureStatistics(POOL_DIM), FeatureStatistics(SPATIAL_DIM)
+    for _, features in inception_features(network, source, batch, rank, world_size):
+        pool.update(features.pool)
+        spatial.update(features.spatial)
+    protocol = {"source": name, "count": len(source), "crop": source.crop, **network.protocol()}
+    gaussians = pool.compute(), spatial.compute()
+    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source)
+
+
+def write_reference(reference: Reference, path: str | Path) -> None:
+    """Write the statistics (not the images), complete or not at all.
+
+    Raises:
+        EvaluationError: there are no statistics. DataError: the disk refuses.
+    """
+    if reference.pool is None or reference.spatial is None:
+        raise EvaluationError("this reference holds images and no statistics: measure it first")
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    about = {"format": FORMAT, "protocol": reference.protocol, "sha256": reference.sha256}
+    arrays = {
+        "mu": reference.pool.mean.numpy(),
+        "sigma": reference.pool.covariance.numpy(),
+        "mu_s": reference.spatial.mean.numpy(),
+        "sigma_s": reference.spatial.covariance.numpy(),
+        "vfmtok": np.array(json.dumps(about, sort_keys=True)),
+    }
+    try:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_reference(path: str | Path) -> Reference:
+    """A reference file of ours or in ADM's layout: statistics, images, or both.
+
+    Raises:
+        DataError: it is missing, damaged, of a newer format, or holds neither.
+    """
+    path = Path(path)
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"the reference {path} is a bare array, not an npz file")
+        with archive:
+            names = set(archive.files)
+            arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "vfmtok") if name in names}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read the reference {path}: {error}") from None
+    images = NpzImages(path) if "arr_0" in names else None
+    about = _read_about(arrays.pop("vfmtok", None), path)
+    if not arrays:
+        if images is None:
+            raise DataError(f"{path} is no reference: it has neither mu, sigma, mu_s, sigma_s nor images in 'arr_0'")
+        return Reference(None, None, {}, _file_digest(path), images)
+    wanted = ("mu", "sigma", "mu_s", "sigma_s") if {"mu_s", "sigma_s"} & arrays.keys() else ("mu", "sigma")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise DataError(f"the reference {path} lacks '{missing[0]}'")
+    protocol = about.get("protocol", {})
+    count = protocol.get("count")
+    pool = _gaussian(arrays["mu"], arrays["sigma"], count, POOL_DIM, path)
+    spatial = _gaussian(arrays["mu_s"], arrays["sigma_s"], count, SPATIAL_DIM, path) if "mu_s" in arrays else None
+    digest = _digest(pool, spatial, protocol)
+    if about and about.get("sha256") != digest:
+        raise DataError(f"the reference {path} does not match the SHA-256 inside it: it was damaged or edited")
+    return Reference(pool, spatial, protocol, digest, images)
+
+
+def _read_about(text: np.ndarray | None, path: Path) -> dict:
+    if text is None:
+        return {}
+    try:
+        about = json.loads(str(text))
+        if about["format"] > FORMAT:
+            raise DataError(f"the reference {path} is of format {about['format']}; this program reads {FORMAT}")
+        return {"protocol": dict(about["protocol"]), "sha256": about["sha256"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the description inside {path} is damaged: {error}") from None
+
+
+def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None, dim: int, path: Path) -> Gaussian:
+    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+        raise DataError(f"{path}: statistics of shapes {mean.shape}, {covariance.shape} instead of {dim} features")
+    return Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count)
+
+
+def _digest(pool: Gaussian, spatial: Gaussian | None, protocol: dict) -> str:
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode())
+    for gaussian in filter(None, (pool, spatial)):
+        digest.update(gaussian.mean.numpy().tobytes())
+        digest.update(gaussian.covariance.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
