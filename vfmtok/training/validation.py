@@ -12,8 +12,8 @@ from vfmtok import distributed
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.round_trip import psnr
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.evaluation.pixel_metrics import psnr
 from vfmtok.tokenizer.tokenizer import VFMTok
 
 SHOWN = 8  # images of the picture
@@ -55,7 +55,7 @@ class HeldOut:
             with autocast():
                 out = tokenizer(images)
                 distance = perceptual(out.reconstruction, images) if perceptual is not None else torch.zeros(())
-            decibels = psnr(_channels_last(part), to_pixels(out.reconstruction))
+            decibels = psnr(part / 255.0, to_uint8(out.reconstruction) / 255.0)  # (B,)
             sums += torch.tensor([decibels.sum(), float(distance) * len(part), len(part)], dtype=torch.float64)
         total_psnr, total_distance, count = distributed.sum_over_ranks(sums.to(self.world.device)).tolist()
         values = {"psnr": total_psnr / count}
@@ -66,7 +66,7 @@ class HeldOut:
         """The first shown images of this process, reconstructed: (n,S,S,3) uint8."""
         with autocast():
             out = tokenizer(to_unit_range(self.images[:SHOWN].to(self.world.device)))
-        return to_pixels(out.reconstruction)
+        return _channels_last(to_uint8(out.reconstruction))
 
     def originals(self) -> np.ndarray:
         """(n,S,S,3) uint8."""
@@ -85,9 +85,9 @@ def read_images(records: RecordDataset, transform, indices: np.ndarray, num_work
         loader.close()
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
-    """(B,3,S,S) in [-1,1] -> (B,S,S,3) uint8 as ``decode_to_uint8`` does: x * 127.5 + 128, clamp, truncate."""
-    return _channels_last((images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
+def to_uint8(images: Tensor) -> Tensor:
+    """(B,3,S,S) in [-1,1] -> uint8 on the CPU as ``decode_to_uint8`` does: x * 127.5 + 128, clamp, truncate."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu()
 
 
 def _channels_last(images: Tensor) -> np.ndarray:
