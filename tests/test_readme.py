@@ -6,26 +6,35 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT
 
 import vfmtok
+from vfmtok.config import with_overrides
+from vfmtok.training.recipe import TokenizerRecipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, note, code in BLOCKS if language == "python" and "no-run" not in note]
-COMMANDS = [line for language, _, code in BLOCKS if language == "bash" for line in code.splitlines()]
+SHELL = "".join(code for language, _, code in BLOCKS if language == "bash")
+COMMANDS = SHELL.replace("\\\n", " ").splitlines()
 
 # How a command of the README is tried: by the way these tests are run, or as it is, or with tiny settings.
 NOT_TRIED = {
     "git clone <this repository> && cd vfmtok",
     "pip install -e .",  # scripts/test.sh does it
+    "pip install -e '.[train,quickstart]'",
     "scripts/test.sh",  # is running
 }
 TINY = {
-    "configs/vit_transformer.yaml": str(ROOT / "configs/tiny.yaml"),
     "benchmarks/tokenizer.py": "benchmarks/tokenizer.py --config configs/tiny.yaml --repeat 1",
+    "benchmarks/train_step.py": "benchmarks/train_step.py --config configs/tiny.yaml --repeat 1 --no-memory",
+    # The paper's run: ImageNet, 8 GPUs and three networks' weights become the sample set, 2 processes and none.
+    "--nproc-per-node 8": "--nproc-per-node 2",
+    "--data-path imagenet": "--data-path emoji --disc-type none --global-batch-size 4 --set optimizer.steps=2",
+    "configs/vit_transformer.yaml --set tokenizer.encoder.weights=hub": "configs/tiny.yaml --set loss.perceptual=encoder",
+    "configs/emoji64.yaml": "configs/emoji64.yaml --set optimizer.steps=6 --set codebook.continuous_steps=2",
 }
+RUN = ("vfmtok ", "python vq_train.py", "torchrun ")  # one after the other in one folder, as a reader would
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -36,31 +45,35 @@ def test_python_blocks_run(code):
         assert claim in done.stdout
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python ")])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python benchmarks/")])
 def test_scripts_run(command):
     for shown, tried in TINY.items():
         command = command.replace(shown, tried)
     done = subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "of bound" in done.stdout or "published path" in done.stdout
+    assert "bound" in done.stdout or "published path" in done.stdout
 
 
-def test_vfmtok_commands_run_one_after_the_other(tmp_path, tiny_tokenizer):
-    commands = [line for line in COMMANDS if line.startswith("vfmtok ")]
-    assert len(commands) > 5
-    torch.save(vfmtok.to_released(tiny_tokenizer()), tmp_path / "tokenizer.pt")
+def test_commands_run_one_after_the_other(tmp_path):
+    commands = [line for line in COMMANDS if line.startswith(RUN)]
+    assert len(commands) > 9
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "vq_train.py").symlink_to(ROOT / "vq_train.py")
     for command in commands:
         for shown, tried in TINY.items():
             command = command.replace(shown, tried)
-        arguments = [sys.executable, "-m", *shlex.split(command)]
+        program, *arguments = shlex.split(command)
+        start = {"vfmtok": ["-m", "vfmtok"], "torchrun": ["-m", "torch.distributed.run"], "python": []}[program]
+        arguments = [sys.executable, *start, *arguments]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    for made in ("emoji.png", "pictures", "mine/val_lmdb/data.mdb", "codes/ids.npy", "codes/contact_sheet.png"):
-        assert (tmp_path / made).exists(), made
+    made = ["emoji.png", "pictures", "mine/val_lmdb/data.mdb", "codes/ids.npy", "codes/contact_sheet.png"]
+    for file in [*made, "results/emoji64/recipe.yaml", "curves.png", "tokenizer.pt", "results/vfmtok/log.jsonl"]:
+        assert (tmp_path / file).exists(), file
 
 
 def test_every_command_is_tried():
-    assert {line for line in COMMANDS if not line.startswith(("python ", "vfmtok "))} == NOT_TRIED
+    assert {line for line in COMMANDS if not line.startswith((*RUN, "python benchmarks/"))} == NOT_TRIED
 
 
 def test_linked_files_exist():
@@ -71,10 +84,16 @@ def test_linked_files_exist():
 
 
 def test_configuration_table_is_true(tiny_config):
-    """Every ``key=value`` in the table is accepted."""
-    table = README.split("## Configure")[1].split("## Find your way")[0]
-    overrides = [word for span in re.findall(r"`([^`\n]+=[^`\n]+)`", table) for word in span.split()]
-    overrides = [override for override in overrides if override != "key=value"]
+    """Every ``key=value`` in the tables is accepted."""
+    overrides = settings(README.split("## Configure")[1].split("## Find your way")[0])
     assert len(overrides) > 10
     for override in overrides:
         vfmtok.load_config(ROOT / "configs/vit_transformer.yaml", [override])
+    overrides = settings(README.split("## Train a tokenizer")[1].split("## Configure")[0])
+    assert len(overrides) > 7
+    with_overrides(TokenizerRecipe(), overrides)
+
+
+def settings(text: str) -> list[str]:
+    words = [word for span in re.findall(r"`([^`\n]+=[^`\n]+)`", text) for word in span.split()]
+    return [word for word in words if word != "key=value" and not word.startswith("-")]
