@@ -30,8 +30,9 @@ TINY = {
     "benchmarks/train_step.py": "benchmarks/train_step.py --config configs/tiny.yaml --repeat 1 --no-memory",
     # The paper's run: ImageNet, 8 GPUs and three networks' weights become the sample set, 2 processes and none.
     "--nproc-per-node 8": "--nproc-per-node 2",
-    "--data-path imagenet": "--data-path emoji --disc-type none --global-batch-size 4 --set optimizer.steps=2",
-    "configs/vit_transformer.yaml --set tokenizer.encoder.weights=hub": "configs/tiny.yaml --set loss.perceptual=encoder",
+    "--data-path imagenet": "--data-path emoji --disc-type none --global-batch-size 4 --set optimizer.steps=2 "
+    "--set loss.perceptual=encoder",
+    "configs/vit_transformer.yaml --set tokenizer.encoder.weights=hub": "configs/tiny.yaml",
     "configs/emoji64.yaml": "configs/emoji64.yaml --set optimizer.steps=6 --set codebook.continuous_steps=2",
 }
 RUN = ("vfmtok ", "python vq_train.py", "torchrun ")  # one after the other in one folder, as a reader would
