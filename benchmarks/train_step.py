@@ -4,17 +4,16 @@
     python benchmarks/train_step.py --precision bf16 --repeat 3
 
 The bound of the step is its FLOP count (PyTorch's counter, encoder and loss networks included) over the rate of a large
-matrix product in the same run. The naive step computes the same, on the same
-model: the discriminator is always on and collects gradients in the tokenizer's step too, sampling is ``grid_sample``
-per level, each branch goes through the ViT decoder by itself with the memory, the optimizer and the average of weights
-go tensor by tensor. Steps of all kinds alternate.
+matrix product in the same run. The naive step computes the same
+with the same model: the discriminator is always on and collects gradients in the tokenizer's step too, sampling is
+``grid_sample`` per level, each branch goes through the ViT decoder by itself with the memory, convolutions keep PyTorch's
+default memory format, the optimizer and the average of weights go tensor by tensor. Steps of all kinds alternate.
 
 LPIPS and the DINO discriminator have random weights: no timing depends on their values. Memory is the peak of a
 process that makes two steps of one kind.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
 from vfmtok.discriminators.build import build_discriminator
-from vfmtok.losses.perceptual import LPIPS
+from vfmtok.losses import perceptual
 from vfmtok.tokenizer import deformable_attention
-from vfmtok.tokenizer.pixel_decoder import ResBlock
+from vfmtok.tokenizer.pixel_decoder import PixelDecoder, ResBlock
 from vfmtok.tokenizer.region_sampler import SamplerLayer
 from vfmtok.tokenizer.vit_decoder import DecoderLayer, ViTDecoder
 from vfmtok.training.ema import EMA, learned_tensors
@@ -58,11 +57,11 @@ class Bench:
         self.tokenizer = vfmtok.VFMTok(config).train()
         with tempfile.TemporaryDirectory() as folder:
             torch.save(torchvision.models.vgg16(weights=None).state_dict(), f"{folder}/vgg.pth")
-            perceptual = LPIPS("vgg", f"{folder}/vgg.pth")
+            lpips = perceptual.LPIPS("vgg", f"{folder}/vgg.pth")
         self.judge = DiscriminatorPass(build_discriminator("dinogan", config.image_size, "none"))
         self.adversarial = AdversarialConfig()
         self.objective = TokenizerObjective(
-            LossConfig(), self.adversarial, self.tokenizer, perceptual, self.judge.discriminator
+            LossConfig(), self.adversarial, self.tokenizer, lpips, self.judge.discriminator
         )
         self.ema = EMA(learned_tensors(self.tokenizer), 0.9999)
         self.images = torch.rand(arguments.batch, 3, config.image_size, config.image_size) * 2 - 1
@@ -164,17 +163,26 @@ class Clock:
 
 @contextmanager
 def naive_parts():
-    """Sampling by grid_sample, and the ViT decoder once per branch."""
+    """Sampling by grid_sample, the ViT decoder once per branch, convolutions in the default memory format."""
     honest_run, honest_sampling = ViTDecoder._run, deformable_attention.deformable_sampling
+    honest_pixels, honest_format = PixelDecoder.forward, perceptual.convolution_format
 
     def branch_by_branch(self, layers, memory, branches):
         return [honest_run(self, layers, memory, [branch])[0] for branch in branches]
 
+    def channels_first(self, z):
+        x = self.middle(self.conv_in(z))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(torch.nn.functional.silu(self.norm_out(x)))
+
     ViTDecoder._run, deformable_attention.deformable_sampling = branch_by_branch, grid_sample_loop
+    PixelDecoder.forward, perceptual.convolution_format = channels_first, lambda images: images
     try:
         yield
     finally:
         ViTDecoder._run, deformable_attention.deformable_sampling = honest_run, honest_sampling
+        PixelDecoder.forward, perceptual.convolution_format = honest_pixels, honest_format
 
 
 # --------------------------------------------------------------------------------------
@@ -253,7 +261,9 @@ def peak_bytes(arguments) -> int:
     if arguments.memory_of != "start":
         for _ in range(2):
             bench.run(arguments.memory_of.split(",")[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: a new process inherits that from the one that started it.
+    high_water = next(line for line in open("/proc/self/status", encoding="ascii") if line.startswith("VmHWM"))
+    return int(high_water.split()[1]) * 1024
 
 
 def median(values: list[float]) -> float:

