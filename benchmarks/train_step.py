@@ -3,11 +3,11 @@
     python benchmarks/train_step.py                              # full size, batch 1: 20 minutes on 2 cores
     python benchmarks/train_step.py --precision bf16 --repeat 3
 
-The bound of the step is its FLOP count (PyTorch's counter, encoder and loss networks included) over the rate of a large
-matrix product in the same run. The naive step computes the same
-with the same model: the discriminator is always on and collects gradients in the tokenizer's step too, sampling is
-``grid_sample`` per level, each branch goes through the ViT decoder by itself with the memory, convolutions keep PyTorch's
-default memory format, the optimizer and the average of weights go tensor by tensor. Steps of all kinds alternate.
+The bound of the step is its FLOP count (PyTorch's counter, encoder and loss networks included) over the rate of a
+large matrix product in the same run. The naive step computes the same with the same model: the discriminator is
+always on and collects gradients in the tokenizer's step too, sampling is ``grid_sample`` per level, each branch goes
+through the ViT decoder by itself with the memory, convolutions keep PyTorch's default memory format, the optimizer and
+the average of weights go tensor by tensor. Steps of all kinds alternate.
 
 LPIPS and the DINO discriminator have random weights: no timing depends on their values. Memory is the peak of a
 process that makes two steps of one kind.
@@ -262,8 +262,8 @@ def peak_bytes(arguments) -> int:
         for _ in range(2):
             bench.run(arguments.memory_of.split(",")[0])
     # Not ru_maxrss: a new process inherits that from the one that started it.
-    high_water = next(line for line in open("/proc/self/status", encoding="ascii") if line.startswith("VmHWM"))
-    return int(high_water.split()[1]) * 1024
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def median(values: list[float]) -> float:
