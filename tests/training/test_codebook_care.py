@@ -53,6 +53,17 @@ def test_unused_codes_become_latents():
     assert (state["exp_avg"][5:] == 0).all() and (state["exp_avg"][:5] != 0).all()
 
 
+def test_latents_that_are_not_finite_revive_nothing():
+    """Half a step's latents are NaN, as fp16 may leave them: its update is skipped, and so are these."""
+    care, average = make_care(window=16, revive=True)
+    before = care.quantizer.codebook.detach().clone()
+    latents = torch.randn(1, 16, 4)
+    latents[0, ::2] = float("nan")
+    care.after_step(0, [torch.zeros(1, 16, dtype=torch.long)], [latents])
+    for table in (care.quantizer.codebook.detach(), average):
+        assert torch.isfinite(table).all() and not torch.equal(table[1:], before[1:])
+
+
 def test_nothing_is_counted_or_revived_before_quantization():
     care, _ = make_care(window=16, continuous_steps=2, revive=True)
     before = care.quantizer.codebook.detach().clone()

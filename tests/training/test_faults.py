@@ -55,6 +55,43 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_recipe, train, caplog):
         assert all(torch.equal(a.parts["model"][name], b.parts["model"][name]) for name in a.parts["model"])
 
 
+def test_damaged_checkpoints_do_not_crowd_out_good_ones(tmp_path):
+    """After a fall-back from 8 to 4, the checkpoint of 6 is the newest, not 8. What a killed process left goes."""
+    folder = checkpoint.CheckpointFolder(tmp_path, keep=1)
+
+    def save(step: int) -> None:
+        folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.full((1,), float(step))}}, {}))
+
+    save(4)
+    kept = tmp_path / "kept"
+    (tmp_path / "step_0000004").rename(kept)
+    save(8)
+    kept.rename(tmp_path / "step_0000004")
+    (tmp_path / "step_0000008/model.safetensors").write_bytes(b"cut")
+    (tmp_path / "step_0000005.tmp").mkdir()
+    (tmp_path / "step_0000003.old").mkdir()
+    assert folder.load_newest().step == 4
+    save(6)
+    assert folder.load_newest().step == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000006", "step_0000008"]
+
+
+def test_who_is_to_stop_saves_before_anything_long(tiny_recipe, train, monkeypatch, capsys):
+    """SIGTERM comes in step 3; the validation that is due is left out."""
+    honest, calls = TokenizerObjective.__call__, []
+
+    def call(self, images, out, with_discriminator):
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(1)
+        return honest(self, images, out, with_discriminator)
+
+    monkeypatch.setattr(TokenizerObjective, "__call__", call)
+    folder = train(tiny_recipe("run.validate_every=3"))
+    assert (folder / "checkpoints/step_0000003").is_dir() and "stopped after step 3 of 12" in capsys.readouterr().out
+    assert not logged(folder, "validation/psnr")
+
+
 def test_state_json_is_sealed(tiny_recipe, train):
     """A step count changed by hand, or by a bad disk, is no checkpoint."""
     folder = train(tiny_recipe("optimizer.steps=4")) / "checkpoints/step_0000004"

@@ -49,6 +49,14 @@ def test_the_best_checkpoint_stays(tmp_path):
     assert folder.steps() == [2, 4, 5] and folder.best_step() == 2
 
 
+def test_the_best_checkpoint_is_the_one_that_was_measured(tmp_path):
+    """Checkpoints until the next validation carry its metrics, but later weights."""
+    folder = checkpoint.CheckpointFolder(tmp_path, keep=1, best="psnr")
+    for step, psnr in enumerate([10.0, 15.0, 15.0, 15.0, 11.0], start=1):
+        folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.ones(1)}}, {"metrics": {"psnr": psnr}}))
+    assert folder.steps() == [2, 5] and folder.best_step() == 2
+
+
 def test_psnr_of_validation_is_what_the_tokenizer_gives(tiny_recipe, train):
     """Reloaded from its checkpoint, the tokenizer reconstructs the held-out images as well as the log says."""
     from skimage.metrics import peak_signal_noise_ratio

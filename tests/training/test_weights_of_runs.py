@@ -31,6 +31,12 @@ def test_a_run_is_a_tokenizer(run):
         assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
 
 
+def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
+    for step in (9_999_999, 10_000_000):
+        (tmp_path / f"checkpoints/step_{step:07d}").mkdir(parents=True)
+    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000"
+
+
 def test_released_files(run, root, tmp_path):
     assert cli.main(["export", str(run), str(tmp_path / "inference.pt")]) == 0
     assert cli.main(["export", str(run), str(tmp_path / "full.pt"), "--kind", "full"]) == 0

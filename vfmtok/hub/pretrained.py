@@ -84,10 +84,10 @@ def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
 
 def newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run's folder. Raises WeightsError if there is none."""
-    found = sorted(path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", path.name))
+    found = [path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", path.name)]
     if not found:
         raise WeightsError(f"{run} has no finished checkpoint yet")
-    return found[-1]
+    return max(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def load_matching(tokenizer: nn.Module, weights: TokenizerWeights) -> list[str]:

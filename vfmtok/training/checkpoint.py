@@ -27,6 +27,7 @@ from vfmtok.errors import WeightsError
 from vfmtok.hub.weight_files import sha256
 
 NAME = re.compile(r"step_(\d{7,})")
+LEFTOVER = re.compile(NAME.pattern + r"\.(tmp|old)")  # of a process that was killed while it saved
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ class CheckpointFolder:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._remove_old()
+        self._remove_old(checkpoint.step)
         return final
 
     def load_newest(self) -> Checkpoint | None:
@@ -118,9 +119,12 @@ class CheckpointFolder:
         return None
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest metric."""
+        """The step of the checkpoint with the highest metric.
+
+        Checkpoints between two validations carry the same metric; the first of them is the one that was measured.
+        """
         scores = {step: score for step in self.steps() if (score := self._score(step)) is not None}
-        return max(scores, key=lambda step: (scores[step], step)) if scores else None
+        return max(scores, key=lambda step: (scores[step], -step)) if scores else None
 
     def _score(self, step: int) -> float | None:
         if self.best is None:
@@ -130,12 +134,16 @@ class CheckpointFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _remove_old(self) -> None:
-        steps = self.steps()
+    def _remove_old(self, newest: int) -> None:
+        """Those beyond ``newest``, just saved, are damaged ones that were passed over: they may not crowd it out."""
+        steps = [step for step in self.steps() if step <= newest]
         kept = {*steps[-self.keep :], self.best_step()}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
+        for entry in os.listdir(self.folder):
+            if LEFTOVER.fullmatch(entry):
+                shutil.rmtree(self.folder / entry, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:

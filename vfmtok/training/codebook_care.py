@@ -99,6 +99,7 @@ class CodebookCare:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         chosen = torch.randint(len(latents), (len(dead),), generator=generator).to(latents.device)
         rows = latents[chosen]  # (V,E): for every code, used or not, so that nobody need know how many are dead
+        dead &= rows.isfinite().all(dim=1, keepdim=True)  # a step that is skipped may end a window
         codebook = self.quantizer.codebook
         for table in (codebook, *self.averages):
             table.copy_(torch.where(dead, rows.to(table.dtype), table))

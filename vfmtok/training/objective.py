@@ -6,8 +6,8 @@ Shapes: B batch, S image side.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss
 from vfmtok.losses.feature import feature_loss
@@ -119,6 +119,6 @@ def checkpoint_activations(module: nn.Module, kinds: tuple[type[nn.Module], ...]
 
 def _recomputed(forward):
     def forward_again_in_backward(*args, **kwargs):
-        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return forward_again_in_backward

@@ -30,6 +30,7 @@ class RunState:
         numbers: further parts with ``state_dict()`` of plain values and ``load_state_dict(state)``.
         step, samples_seen: finished, over all processes.
         metrics: of the last validation.
+        commit: of the code that runs.
     """
 
     recipe: Any
@@ -42,6 +43,7 @@ class RunState:
     step: int = 0
     samples_seen: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    commit: str | None = field(default_factory=lambda: _commit())  # at the start: the checkout may move on meanwhile
 
     def checkpoint(self) -> Checkpoint:
         """All that is to be saved. Every process must call it; tensors are shared, not copied."""
@@ -56,7 +58,7 @@ class RunState:
             "samples_seen": self.samples_seen,
             "metrics": self.metrics,
             "world_size": distributed.world_size(),
-            "versions": {"vfmtok": vfmtok.__version__, "commit": _commit(), "torch": torch.__version__},
+            "versions": {"vfmtok": vfmtok.__version__, "commit": self.commit, "torch": torch.__version__},
             "recipe": config_to_dict(self.recipe),
             "parts": {name: part.state_dict() for name, part in (self.numbers | self.steppers).items()},
         }
@@ -127,6 +129,7 @@ def _commit() -> str | None:
     """The commit of the checkout this package runs from, with a + if it was changed; None elsewhere."""
     folder = Path(vfmtok.__file__).parent
     try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # fails where another project's checkout holds us
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git(folder, "status", "--porcelain", "-uno", ".") else "")
     except (OSError, subprocess.SubprocessError):

@@ -89,7 +89,8 @@ class TokenizerRun:
             recipe.data.num_workers,
         )
         self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="psnr")
+        best = "ema_psnr" if recipe.ema.enabled else "psnr"  # of the weights that are taken from a checkpoint
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best)
         self.notes += self._resume(start_from)
         if run.checkpoint_activations:
             checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
@@ -202,8 +203,7 @@ class TokenizerRun:
                 columns[prefix + "reconstruction"] = self.held_out.reconstruct(self.tokenizer, self.autocast)
             metrics |= {f"{prefix}{name}": value for name, value in values.items()}
         self.tokenizer.train()
-        best = max(metrics["psnr"], metrics.get("ema_psnr", 0.0))
-        self.state.metrics = {**metrics, "step": step, "best_psnr": best}
+        self.state.metrics = {**metrics, "step": step}
         log.scalars(step, {f"validation/{name}": value for name, value in metrics.items()})
         size, count = self.held_out.size, self.held_out.count
         told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

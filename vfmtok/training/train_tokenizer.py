@@ -43,6 +43,7 @@ def train_tokenizer(
     """
     with distributed.together():
         run = TokenizerRun(recipe, world, start_from, finetune_from)
+        run.held_out.read()  # bad images there shall not end the run at its first validation
         if world.is_main:
             _prepare_folder(run)
     log = RunLog(
@@ -114,7 +115,7 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         at_end = state.step == plan.steps
         if state.step % recipe.run.log_every == 0 or at_end or stopping:
             last_log = _report(run, log, loader, meter, alarms, lr, last_log)
-        if state.step % recipe.run.validate_every == 0 or at_end:
+        if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
             run.validate(log)
         if state.step % recipe.run.save_every == 0 or at_end or stopping:
             _save(run, log, must=at_end or stopping)

@@ -38,10 +38,14 @@ class HeldOut:
     def images(self) -> Tensor:
         """uint8 (n,3,S,S): every world-size-th of the chosen images."""
         if self._images is None:
-            chosen = np.linspace(0, len(self.records) - 1, self.count).round().astype(np.int64)
-            share = chosen[self.world.rank :: self.world.size]
-            self._images = read_images(self.records, EvaluationCrop(self.size), share, self.num_workers)
+            self.read()
         return self._images
+
+    def read(self) -> None:
+        """Decode this process's images. Raises DataError if too many are bad."""
+        chosen = np.linspace(0, len(self.records) - 1, self.count).round().astype(np.int64)
+        share = chosen[self.world.rank :: self.world.size]
+        self._images = read_images(self.records, EvaluationCrop(self.size), share, self.num_workers)
 
     @torch.no_grad()
     def measure(self, tokenizer: VFMTok, perceptual, autocast) -> dict[str, float]:
@@ -50,7 +54,7 @@ class HeldOut:
         The tokenizer is in eval mode and quantizes. Every process must call it.
         """
         sums = torch.zeros(3, dtype=torch.float64)  # of PSNR, of the distance, of images
-        for part in self.images.split(self.batch):
+        for part in self._batches():
             images = to_unit_range(part.to(self.world.device))  # (B,3,S,S)
             with autocast():
                 out = tokenizer(images)
@@ -61,9 +65,15 @@ class HeldOut:
         values = {"psnr": total_psnr / count}
         return values | ({"perceptual": total_distance / count} if perceptual is not None else {})
 
+    def _batches(self) -> tuple[Tensor, ...]:
+        """None where there are more processes than images: ``split`` would give one empty batch."""
+        return self.images.split(self.batch) if len(self.images) else ()
+
     @torch.no_grad()
     def reconstruct(self, tokenizer: VFMTok, autocast) -> np.ndarray:
         """The first shown images of this process, reconstructed: (n,S,S,3) uint8."""
+        if not len(self.images):
+            return self.originals()
         with autocast():
             out = tokenizer(to_unit_range(self.images[:SHOWN].to(self.world.device)))
         return _channels_last(to_uint8(out.reconstruction))
