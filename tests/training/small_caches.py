@@ -11,13 +11,15 @@ from vfmtok.training.gpt_recipe import GPTRecipe
 CLASSES = ["cat", "dog", "Ωmega"]
 
 
-def write_cache(path: Path, count: int = 40, views: int = 2, seed: int = 0, made_by: str = "ab" * 32) -> Path:
-    """16 tokens of 32 codes: a ramp that begins where the class says, one of three codes everywhere."""
+def write_cache(
+    path: Path, count: int = 40, views: int = 2, seed: int = 0, made_by: str = "ab" * 32, codes: int = 32
+) -> Path:
+    """16 tokens: a ramp that begins where the class says, one of three codes everywhere."""
     random = np.random.default_rng(seed)
     metadata = {
         "tokenizer_hash": made_by, "dataset": "drawn", "dataset_fingerprint": str(seed), "num_samples": count,
         "classes": CLASSES, "views": [str(view) for view in range(views)], "seed": None, "image_size": 32,
-        "num_tokens": 16, "grid": 4, "codebook_size": 32, "precision": "fp32",
+        "num_tokens": 16, "grid": 4, "codebook_size": codes, "precision": "fp32",
     }  # fmt: skip
     code_cache.begin(path, metadata)
     labels = np.arange(count) % len(CLASSES)
