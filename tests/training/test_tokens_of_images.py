@@ -21,6 +21,7 @@ from vfmtok.data.records import Record, write_records
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.generate import generate
 from vfmtok.hub import pretrained
+from vfmtok.training import sharding
 from vfmtok.training.gpt_run import GPTRun
 from vfmtok.training.sample import draw_ids, find_classes
 from vfmtok.training.train_gpt import train_gpt
@@ -118,25 +119,29 @@ def test_sampling_settings_reach_the_sampler(place, run, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png"))[58:186], row)
 
 
-def _two_ranks(rank: int) -> torch.Tensor:
+def _drawn(rank: int) -> torch.Tensor:
+    """ids (2,7,16) by a model that every process holds, and by one whose weights are spread over two processes."""
     torch.manual_seed(0)
     config = vfmtok.gpt_config("GPT-B", n_layer=2, n_head=2, dim=32, vocab_size=32, num_tokens=16, num_classes=3)
     gpt = vfmtok.GPT(config).eval()
     torch.nn.init.normal_(gpt.output.weight)
-    size = distributed.world_size()
-    return draw_ids(gpt, torch.arange(7) % 3, 2, distributed.World(rank, size, torch.device("cpu")), cfg_scale=2.0)
+    world = distributed.World(rank, distributed.world_size(), torch.device("cpu"))
+    found = [draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
+    if world.size > 1:
+        sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), "none")
+    found.append(draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
+    return torch.stack(found)
 
 
 def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = _two_ranks(0)
+        alone = _drawn(0)
     finally:
         torch.set_num_threads(threads)
-    both = ranks.run(_two_ranks, tmp_path)
-    assert alone.shape == (7, 16) and len({tuple(row) for row in alone.tolist()}) == 7
-    assert all(torch.equal(found, alone) for found in both)
+    assert torch.equal(alone[0], alone[1]) and len({tuple(row) for row in alone[0].tolist()}) == 7
+    assert all(torch.equal(found, alone) for found in ranks.run(_drawn, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the training of a generator works with, built from its recipe. The loop is in ``train_gpt.py``."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,14 @@ class GPTRun:
     def tokens(self) -> CachedTokens | EncodedTokens:
         return training_tokens(self.data, self.recipe, self.world, self.state.samples_seen, self.plan.micro_batch)
 
-    def averages(self) -> dict[str, contextlib.AbstractContextManager]:
-        """Prefix of names -> the context in which the GPT computes with these weights."""
-        average = self.state.ema
-        return {"": contextlib.nullcontext()} | ({} if average is None else {"ema_": average.swapped_in()})
+    def averages(self) -> Iterator[str]:
+        """A loop over the weights to judge: within it the GPT computes with the live ones (""), then with the average
+        ("ema_")."""
+        with sharding.gathered_for(self.gpt):
+            yield ""
+        if self.state.ema is not None:
+            with self.state.ema.swapped_in(), sharding.gathered_for(self.gpt):
+                yield "ema_"
 
     def held_out(self) -> tuple[HeldOutTokens, dict[str, float]]:
         """The held-out ids and what their baselines are, made when first asked for. Every process must ask."""
@@ -140,9 +145,8 @@ class GPTRun:
         step, (held_out, known) = self.state.step, self.held_out()
         self.gpt.eval()
         metrics: dict[str, float] = {}
-        for prefix, weights in self.averages().items():
-            with weights:
-                values = held_out.measure(self.gpt, self.autocast)
+        for prefix in self.averages():
+            values = held_out.measure(self.gpt, self.autocast)
             metrics |= {f"{prefix}{name}": value for name, value in values.items()}
         self.gpt.train()
         best = min(metrics["loss"], metrics.get("ema_loss", float("inf")))
@@ -162,8 +166,8 @@ class GPTRun:
         settings = {name: getattr(config, name) for name in ("cfg_scale", "top_k", "top_p", "temperature", "seed")}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size
-        for prefix, weights in self.averages().items():
-            with weights, self.autocast():
+        for prefix in self.averages():
+            with self.autocast():
                 pixels = draw_images(self.gpt, tokenizer, labels, size, 32, self.world, **settings)
             rows = pixels.reshape(len(chosen), config.per_class, size, size, 3)
             title = f"step {step}: guidance {config.cfg_scale:g}, seed {config.seed}"

@@ -4,7 +4,9 @@ Weights are gathered layer by layer where they are needed. What is saved is whol
 tell how the run that wrote it was spread, and may be continued in any way.
 """
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,20 @@ def shard(model: nn.Module, layers: nn.ModuleList, methods: tuple[str, ...], pre
     fsdp.fully_shard(model)
     for method in methods:
         fsdp.register_fsdp_forward_method(model, method)
+
+
+@contextlib.contextmanager
+def gathered_for(model: nn.Module) -> Iterator[None]:
+    """Around forward passes that no backward pass follows: what they leave gathered is given up at the end.
+
+    FSDP keeps the outermost weights gathered for a backward pass. The next forward pass would use them as they are,
+    though the weights have been changed (by the average's, or by a step) meanwhile.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(model, "reshard"):
+            model.reshard()
 
 
 def _fsdp():
@@ -84,6 +100,8 @@ def spread_like(value: Tensor, tensor: Tensor) -> Tensor:
     value = value.to(tensor.device, copy=True)
     if not is_sharded(tensor) or value.shape != tensor.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
-
+    try:
+        from torch.distributed.tensor import distribute_tensor
+    except ImportError:  # before PyTorch 2.5
+        from torch.distributed._tensor import distribute_tensor
     return distribute_tensor(value, tensor.device_mesh, tensor.placements)
