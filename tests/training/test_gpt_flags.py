@@ -62,7 +62,7 @@ def test_the_published_command(cache):
 
 VALUES = {int: "7", float: "0.5", str: "word"}
 # What would be looked for at once has to be there.
-ELSEWHERE = {"data.code_path", "data.path", "data.vq_ckpt", "data.vq_config"}
+ELSEWHERE = {"data.code_path", "data.path", "data.val_path", "data.vq_ckpt", "data.vq_config"}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,10 @@ def test_images_train_as_their_cache_does(place):
     for name in ("loss/token", "validation/loss", "validation/accuracy"):
         found = logged(place.folder / "images_run", name)
         assert found == pytest.approx(logged(place.folder / "cached", name), abs=1e-5) and found
+    both = place.data(val_path=str(place.folder / "images"))  # a cache to train on, images held out
+    held_out, known = GPTRun(small_recipe(place.folder, "both", data=both, **settings), ALONE).held_out()
+    cached, expected = GPTRun(small_recipe(place.folder, "both", **settings), ALONE).held_out()
+    assert torch.equal(held_out.ids, cached.ids) and torch.equal(held_out.labels, cached.labels) and known == expected
 
 
 def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):

@@ -14,20 +14,20 @@ class TokenDataConfig:
     """Where tokens come from: a cache, or images that the frozen tokenizer encodes at every step."""
 
     code_path: str | None = None  # a token cache made by `vfmtok codes`
-    val_code_path: str | None = None  # held-out; None: the cache beside it with "val" for "train" in its name, if any
+    val_code_path: str | None = None  # held-out; None: beside it, with "val" for "train" in its name, if any
     path: str | None = None  # instead of a cache: a folder made by `vfmtok prepare`, or one LMDB
-    val_path: str | None = None  # held-out images; None takes the folder's own val_lmdb, if it has one
+    val_path: str | None = None  # held-out images; with ``path`` None takes the folder's own val_lmdb
     vq_ckpt: str | None = None  # the tokenizer: a run's folder, a checkpoint or released weights
     vq_config: str | None = None  # its configuration, for weights that do not bring their own
-    crop: Literal["random", "center"] = "center"  # of images, as in the tokenizer's training
+    crop: Literal["random", "center"] = "center"  # of images; center with flip is what a cache has by default
     flip: bool = True
     num_workers: int = 4  # processes that read and decode images, per training process
 
     def __post_init__(self):
         if self.path is not None and self.code_path is not None:
             raise ConfigError("give data.code_path (--code-path) or data.path (--anno-file), not both")
-        if self.path is not None and self.vq_ckpt is None:
-            raise ConfigError("images (--anno-file) need the tokenizer that encodes them: give --vq-ckpt")
+        if (self.path is not None or self.val_path is not None) and self.vq_ckpt is None:
+            raise ConfigError("images (--anno-file, --val-path) need the tokenizer that encodes them: give --vq-ckpt")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.config import load_config
 from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
-from vfmtok.data.dataset_folder import open_for_training
+from vfmtok.data.dataset_folder import open_for_training, open_splits
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
@@ -71,31 +70,30 @@ def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
         ConfigError: the GPT is of another size.
     """
     data = recipe.data
-    tokenizer = None
+    tokenizer, cache, records, held_records = None, None, None, None
     if data.vq_ckpt:
-        config_file = data.vq_config
-        if config_file is not None:
-            load_config(config_file)  # its own errors first
-        tokenizer = load_tokenizer(data.vq_ckpt, config_file).to(world.device)
-    cache, records, held_cache, held_records = None, None, None, None
+        tokenizer = load_tokenizer(data.vq_ckpt, data.vq_config).to(world.device)
+    val_path = None if data.val_path is None else Path(data.val_path).expanduser()
     if data.code_path:
         cache = CodeCache(Path(data.code_path).expanduser())
-        made_by = cache.metadata["tokenizer_hash"]
+        classes, made_by = cache.classes, cache.metadata["tokenizer_hash"]
         if tokenizer is not None:
             check_tokenizer(cache, tokenizer_hash(tokenizer))
-        held_cache = _held_out_cache(data)
-        if held_cache is not None:
-            check_tokenizer(held_cache, made_by)
-            _check_classes(held_cache.classes, cache.classes, held_cache.path)
-        classes = cache.classes
     elif data.path and tokenizer is not None:
-        val_path = None if data.val_path is None else Path(data.val_path).expanduser()
         records, held_records = open_for_training(Path(data.path).expanduser(), val_path)
-        if held_records is not None:
-            _check_classes(held_records.classes, records.classes, held_records.path)
-        made_by, classes = tokenizer_hash(tokenizer), records.classes
+        classes, made_by = records.classes, tokenizer_hash(tokenizer)
     else:
         raise ConfigError("no training data: give data.code_path, or data.path with data.vq_ckpt")
+    held_cache = _held_out_cache(data)
+    if held_cache is not None:
+        held_records = None
+        check_tokenizer(held_cache, made_by)
+        _check_classes(held_cache.classes, classes, held_cache.path)
+    elif cache is not None and val_path is not None:
+        splits = open_splits(val_path)
+        held_records = splits.get("val") or next(iter(splits.values()))
+    if held_records is not None:
+        _check_classes(held_records.classes, classes, held_records.path)
     found = TokenData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
     _check_sizes(recipe.gpt, found)
     return found
@@ -104,6 +102,8 @@ def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
 def _held_out_cache(data: TokenDataConfig) -> CodeCache | None:
     if data.val_code_path is not None:
         return CodeCache(Path(data.val_code_path).expanduser())
+    if data.code_path is None or data.val_path is not None:
+        return None
     path = Path(data.code_path).expanduser()
     beside = path.with_name(re.sub("train", "val", path.name))
     return CodeCache(beside) if beside != path and (beside / "cache.json").is_file() else None
