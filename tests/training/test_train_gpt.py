@@ -157,13 +157,21 @@ def test_processes_passes_and_shards_agree(caches):
                 assert torch.allclose(tensor, b.parts[part][key], rtol=1e-3, atol=3e-5), (name, part, key)
 
 
-def test_a_sharded_run_goes_on_in_one_process_and_back(caches):
-    """4 steps of FSDP2, 4 in one process, 4 with FSDP2 and bf16's float32 twin: the losses of 12 in one."""
+def test_a_sharded_run_goes_on_in_one_process(caches):
+    """6 steps of FSDP2, then 6 in one process: the losses of 12 in one."""
     whole = logged(trained(caches, "whole"), "loss/token")
-    for steps, processes, parallel in ((4, 2, "fsdp"), (8, 1, "ddp"), (12, 2, "fsdp")):
-        file = recipe_file(caches, "mixed", optimizer={"steps": steps})
-        out = finish(start(file, "--parallel", parallel, processes=processes, script="train_c2i.py"))
-        assert "continuing from" in out or steps == 4
+    file = recipe_file(caches, "mixed", optimizer={"steps": 6})
+    finish(start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py"))
+    assert logged(trained(caches, "mixed"), "loss/token") == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_shards(caches):
+    """The other way: 6 steps in one process, then 6 of FSDP2."""
+    whole = logged(trained(caches, "whole"), "loss/token")
+    trained(caches, "mixed", optimizer={"steps": 6})
+    file = recipe_file(caches, "mixed")
+    assert "continuing" in finish(start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py"))
     assert logged(caches / "mixed", "loss/token") == pytest.approx(whole, rel=1e-5)
 
 
