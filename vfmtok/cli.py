@@ -14,12 +14,14 @@ COMMANDS = {
     "prepare": "vfmtok.data.prepare",
     "stats": "vfmtok.data.stats",
     "codes": "vfmtok.data.codes",
+    "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
     "stats": "counts, sizes, formats, labels and a contact sheet of a dataset",
+    "sample": "images of classes from a generator, as one picture",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",

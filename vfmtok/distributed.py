@@ -90,6 +90,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_main() -> bool:
+    """Is this the first process?"""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def barrier() -> None:
     """Wait until every process is here. It waits on the CPU, so no GPU stands still for it."""
     gather(None)

@@ -86,6 +86,23 @@ def test_ids_are_those_of_the_tokenizer(place, ten_crop):
     assert cache.classes[2] == "Ωmega" and cache.metadata["grid"] == 4
 
 
+def test_shifted_views(place, tmp_path):
+    """Each of the nine shifts and its mirror image, pixel by pixel, against a padded array."""
+    records = RecordDataset(place.data)
+    transform, views = codes.plan_views("shift", 32, 0, 0)
+    crops = transform(records[7].image)  # (9,3,32,32)
+    padded = np.pad(EvaluationCrop(32)(records[7].image).numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    found = {view.name: crops[view.crop] for view in views if not view.mirrored}
+    assert len(views) == 18 and views[0].name == "centre" and not views[0].mirrored and len(found) == 9
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            name = f"down {down} right {right}" if down or right else "centre"
+            expected = padded[:, 1 - down : 33 - down, 1 - right : 33 - right]
+            np.testing.assert_array_equal(found[name].numpy(), expected)
+    assert [(view.name, view.crop) for view in views[9:]] == [(f"{view.name} flipped", view.crop) for view in views[:9]]
+    assert all(view.mirrored for view in views[9:])
+
+
 def test_the_round_trip_is_measured_and_drawn(place, ten_crop):
     cache, records = CodeCache(ten_crop), RecordDataset(place.data)
     entries, values = cache.metadata["round_trip"]["entries"], []

@@ -8,6 +8,7 @@ import vfmtok
 from vfmtok.config import TokenizerConfig, load_config, save_config
 from vfmtok.errors import ConfigError
 from vfmtok.training import flags
+from vfmtok.training.gpt_recipe import GPTRecipe
 from vfmtok.training.recipe import Plan, TokenizerRecipe
 
 
@@ -101,6 +102,8 @@ def test_impossible_recipes(settings, message):
 
 def test_all_recipes_in_configs_are_valid(root):
     for file in root.glob("configs/*.yaml"):
-        kind = TokenizerRecipe if "optimizer:" in file.read_text() else TokenizerConfig
+        text = file.read_text()
+        kind = TokenizerRecipe if "optimizer:" in text else TokenizerConfig
+        kind = GPTRecipe if "\ngpt:" in text else kind
         assert load_config(file, kind=kind) == load_config(file, kind=kind)
     assert vfmtok.load_config(root / "configs/tiny.yaml").dim == 64

@@ -24,7 +24,15 @@ from vfmtok.data.contact_sheet import draw_pairs
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.transforms import TEN_CROP_RANGES, EvaluationCrop, RandomCrops, TenCrop, to_unit_range
+from vfmtok.data.transforms import (
+    SHIFTS,
+    TEN_CROP_RANGES,
+    EvaluationCrop,
+    RandomCrops,
+    ShiftedCrops,
+    TenCrop,
+    to_unit_range,
+)
 from vfmtok.errors import DataError, SharedError
 from vfmtok.hub.pretrained import load_tokenizer
 
@@ -50,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     parser.add_argument(
         "--views",
-        choices=("center", "flip", "ten-crop", "random"),
+        choices=("center", "flip", "shift", "ten-crop", "random"),
         default="flip",
-        help="center: the evaluation crop; flip: it and its mirror image (default); ten-crop: five crops and their "
+        help="center: the evaluation crop; flip: it and its mirror image (default); shift: it, its eight shifts by one "
+        "pixel and their mirror images, 18 views, for small images; ten-crop: five crops and their "
         f"mirror images of the image enlarged by {' and '.join(map(str, TEN_CROP_RANGES))}, 20 views; "
         "random: training crops",
     )
@@ -105,6 +114,14 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
         return EvaluationCrop(size), [View("centre", 0, False), View("centre flipped", 0, True)]
     if kind == "random":
         return RandomCrops(size, num_random, seed), [View(f"random {i}", i, False) for i in range(num_random)]
+    if kind == "shift":
+        names = ["centre" if shift == (0, 0) else "down {} right {}".format(*shift) for shift in SHIFTS]
+        views = [
+            View(name + (" flipped" if mirrored else ""), crop, mirrored)
+            for mirrored in (False, True)
+            for crop, name in enumerate(names)
+        ]
+        return ShiftedCrops(size), views
     places = ("top left", "top right", "bottom left", "bottom right", "centre")
     views = [
         View(f"{crop_range} {place}{' flipped' if mirrored else ''}", r * len(places) + p, mirrored)

@@ -30,6 +30,8 @@ except ImportError:
 
 MIN_CROP_FRACTION = 0.8  # a training crop covers at least this fraction of the short side
 TEN_CROP_RANGES = (1.05, 1.1)  # short side of the image that the five crops are cut from, in crop sides
+# The shifts of ``ShiftedCrops`` (down, right) in pixels; none first.
+SHIFTS = ((0, 0), *((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)))
 ORIENTATION = 0x0112  # the EXIF tag
 
 # A resized image of more pixels than this is never made whole (a 1 x 10,000 image would fill the memory).
@@ -262,6 +264,23 @@ class TenCrop:
         image = decode_rgb(open_image(data, decode=False))
         windows = [window for r in self.ranges for window in five_windows(image.size, self.size, r)]
         return torch.stack([_channels_first(cut_exact(image, window)) for window in windows])
+
+
+@dataclass(frozen=True)
+class ShiftedCrops:
+    """The evaluation crop and its eight shifts by one pixel, the edge repeated: uint8 (9,3,S,S), none shifted first."""
+
+    size: int
+
+    def __call__(self, data: bytes, epoch: int = 0, index: int = 0) -> Tensor:
+        crop = EvaluationCrop(self.size)(data)
+        last = self.size - 1
+        shifted = []
+        for down, right in SHIFTS:
+            rows = torch.arange(-down, self.size - down).clamp(0, last)
+            columns = torch.arange(-right, self.size - right).clamp(0, last)
+            shifted.append(crop[:, rows][:, :, columns])
+        return torch.stack(shifted)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _decode(
     numbers = torch.arange(tokens, device=labels.device)
     numbers = numbers.split(1)  # on the device already, so that no step has to send its own there
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - given)], dim=1)  # (B,K)
-    step = _compiled_step() if compile else GPT.decode_step
+    step = _compiled_step() if compile else _eager_step
     kv_cache, logits = None, None
     for token in range(given, tokens):
         is_guided = token < guided
@@ -127,6 +127,10 @@ def _empty_cache(gpt: GPT, rows: int) -> KVCache:
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     like = torch.empty(0, dtype=dtype, device=weight.device)
     return KVCache(config.n_layer, rows, config.n_head, 1 + config.num_tokens, config.head_dim, like)
+
+
+def _eager_step(gpt: GPT, ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
+    return gpt.decode_step(ids, slot, kv_cache)  # looked up in the instance, where FSDP puts its own around it
 
 
 @cache

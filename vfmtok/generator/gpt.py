@@ -27,11 +27,11 @@ from vfmtok.layers.precision import at_least_float32
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape and regularisation of a GPT; ``gpt_config`` fills it for the named sizes."""
+    """Shape and regularisation of a GPT, by default GPT-B; ``gpt_config`` fills it for the named sizes."""
 
-    n_layer: int
-    n_head: int
-    dim: int
+    n_layer: int = 12
+    n_head: int = 12
+    dim: int = 768
     ffn_hidden: int | None = None  # None: 2/3 of 4 * dim, rounded up to a multiple of 256
     vocab_size: int = 16384
     num_tokens: int = 256  # a square number: the tokens sit on a grid, row by row

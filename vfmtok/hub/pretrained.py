@@ -1,13 +1,15 @@
-"""Tokenizers from what is on disk: a run's folder, one of its checkpoints, or a file of weights.
+"""Models from what is on disk: a run's folder, one of its checkpoints, or a file of weights.
 
 Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may take a part (``load_matching``).
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import weight_files
-from vfmtok.hub.released import TOKENIZER_NAMES, check_tensors, load_released, rename
+from vfmtok.hub.released import RELEASED, check_tensors, load_released, rename
 
 
 @dataclass
@@ -26,6 +28,17 @@ class TokenizerWeights:
     tensors: dict[str, Tensor]
     config: TokenizerConfig | None  # None: the file does not say
     source: str  # for messages
+
+
+@dataclass
+class GPTWeights:
+    """Weights of a generator, and what is known of them."""
+
+    tensors: dict[str, Tensor]
+    config: Any  # GPTConfig, or None: the file does not say
+    source: str  # for messages
+    classes: list[str] | None = None  # names by label
+    tokenizer_hash: str | None = None  # of the tokenizer whose ids it was trained on
 
 
 def load_tokenizer(path: str | Path, config_file: str | Path | None = None, overrides: Iterable[str] = ()) -> nn.Module:
@@ -58,6 +71,50 @@ def load_tokenizer(path: str | Path, config_file: str | Path | None = None, over
     return tokenizer.eval().requires_grad_(False)
 
 
+def load_gpt(path: str | Path, config: Any = None) -> nn.Module:
+    """A generator in eval mode, without gradients.
+
+    Args:
+        path: a run's folder (its newest checkpoint), a checkpoint's folder, or a file of weights under the released
+            names. Where there is an average of the weights (EMA), it is taken.
+        config: a GPTConfig (see ``vfmtok.gpt_config``), for files, which do not bring it.
+
+    Raises:
+        ConfigError: no configuration is known.
+        WeightsError: nothing is there, or the weights are of another model.
+    """
+    return build_gpt(read_gpt_weights(path), config)
+
+
+def build_gpt(weights: GPTWeights, config: Any = None) -> nn.Module:
+    """The same, of weights that were read."""
+    import vfmtok
+
+    if config is None and weights.config is None:
+        raise ConfigError(f"{weights.source} does not bring its configuration: name the model (--gpt-model)")
+    gpt = vfmtok.GPT(config or weights.config)
+    if weights.config is not None:
+        copy_strictly(gpt, weights.tensors, weights.source)
+    else:
+        load_released(gpt, weights.tensors)
+    return gpt.eval().requires_grad_(False)
+
+
+def read_gpt_weights(path: str | Path) -> GPTWeights:
+    """What ``load_gpt`` reads. Raises WeightsError."""
+    import vfmtok
+
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return GPTWeights(weight_files.read(path), None, str(path))
+    file, config_file = _checkpoint_files(path, "generator")
+    config = _read_section(config_file, "gpt", vfmtok.GPTConfig)
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without it
+        facts = json.loads((file.parent / "state.json").read_text(encoding="utf-8"))["numbers"]["parts"]["tokens"]
+    return GPTWeights(weight_files.read(file), config, str(file), facts.get("classes"), facts.get("tokenizer_hash"))
+
+
 def copy_strictly(tokenizer: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy weights under our names, every one of them. Raises WeightsError if names or shapes differ."""
     own = _own_tensors(tokenizer)
@@ -72,14 +129,24 @@ def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     path = Path(path).expanduser()
     if not path.is_dir():
         return TokenizerWeights(weight_files.read(path), None, str(path))
+    file, config_file = _checkpoint_files(path, "tokenizer")
+    return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
+
+
+def read_config(path: str | Path) -> TokenizerConfig | None:
+    """The configuration that ``read_tokenizer_weights`` finds, without reading the weights."""
+    path = Path(path).expanduser()
+    return _read_section(_checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None
+
+
+def _checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
+    """The weights to use and config.yaml of a run's folder or a checkpoint's."""
     folder = newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     files = [folder / f"{name}.safetensors" for name in ("ema", "model")]
     file = next((file for file in files if file.is_file()), None)
     if file is None or not (folder / "config.yaml").is_file():
-        raise WeightsError(
-            f"{path} holds no tokenizer: expected config.yaml beside model.safetensors or ema.safetensors"
-        )
-    return TokenizerWeights(weight_files.read(file), _read_config(folder / "config.yaml"), str(file))
+        raise WeightsError(f"{path} holds no {what}: expected config.yaml beside model.safetensors or ema.safetensors")
+    return file, folder / "config.yaml"
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -90,7 +157,7 @@ def newest_checkpoint(run: Path) -> Path:
     return max(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def load_matching(tokenizer: nn.Module, weights: TokenizerWeights) -> list[str]:
+def load_matching(tokenizer: nn.Module, weights: TokenizerWeights | GPTWeights) -> list[str]:
     """Copy every tensor that fits by name and shape, for fine-tuning, and tell all the others.
 
     Returns:
@@ -106,7 +173,7 @@ def load_matching(tokenizer: nn.Module, weights: TokenizerWeights) -> list[str]:
         tensors = {published.get(name, name): tensor for name, tensor in tensors.items()}
     fitting = [name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape]
     if not fitting:
-        raise WeightsError(f"no tensor of {weights.source} fits this tokenizer")
+        raise WeightsError(f"no tensor of {weights.source} fits this model")
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(tensors[name])
@@ -124,7 +191,7 @@ def load_matching(tokenizer: nn.Module, weights: TokenizerWeights) -> list[str]:
 
 
 def _own_tensors(tokenizer: nn.Module) -> dict[str, Tensor]:
-    frozen = tuple(f"{part}." for part in tokenizer.frozen_parts)
+    frozen = tuple(f"{part}." for part in getattr(tokenizer, "frozen_parts", ()))
     return {name: tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith(frozen)}
 
 
@@ -133,15 +200,17 @@ def _published_names(tokenizer: nn.Module) -> dict[str, str]:
     names = {}
     for name in _own_tensors(tokenizer):
         with contextlib.suppress(WeightsError):  # a part that was never published
-            names[rename(name, TOKENIZER_NAMES)] = name
+            names[rename(name, RELEASED[tokenizer.released_names][0])] = name
     return names
 
 
-def _read_config(path: Path) -> TokenizerConfig:
-    """The tokenizer's configuration of a recipe, or of a file that holds nothing else."""
+def _read_section(path: Path, section: str, kind: type = TokenizerConfig) -> Any:
+    """The model's configuration of a recipe, or of a file that holds nothing else. Raises ConfigError."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
-    tree = tree.get("tokenizer", tree) if isinstance(tree, dict) else tree
-    return config_from_dict(tree, TokenizerConfig, source=str(path))
+    if isinstance(tree, dict) and not tree.keys() & {section} and tree.keys() & {"tokenizer", "gpt"}:
+        raise WeightsError(f"{path.parent} holds no {section}: it is of another kind of run")
+    tree = tree.get(section, tree) if isinstance(tree, dict) else tree
+    return config_from_dict(tree, kind, source=str(path))

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vfmtok.training.sharding import is_sharded
+
 
 class EMA:
     """A running average of the tensors that a model learns, on its device.
@@ -44,7 +46,12 @@ class EMA:
 
     def _swap(self) -> None:
         for name, tensor in self.live.items():
-            tensor.data, self.average[name] = self.average[name], tensor.data
+            if is_sharded(tensor):  # its storage is known to FSDP: there the values change places
+                kept = tensor.detach().clone()
+                tensor.detach().copy_(self.average[name])
+                self.average[name] = kept
+            else:
+                tensor.data, self.average[name] = self.average[name], tensor.data
 
 
 def learned_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,15 @@ class Diverged(SharedError):
     """The loss is not finite and does not recover."""
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class Meter:
     """Means of named scalars over the steps since the last ``read``, and over all processes.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok.training.recipe import OptimizerConfig
+from vfmtok.training.sharding import spread_like, whole
 
 
 def build_optimizer(config: OptimizerConfig, groups: Iterable[nn.Parameter] | list[dict]) -> torch.optim.Optimizer:
@@ -58,7 +59,7 @@ class Stepper:
             the norm before clipping, a float32 scalar on the device.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.scaler.is_enabled():
@@ -97,4 +98,4 @@ def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         parameter = by_name[name]
-        optimizer.state[parameter][kind] = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][kind] = spread_like(value, parameter)

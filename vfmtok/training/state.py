@@ -17,6 +17,7 @@ from vfmtok.training.checkpoint import Checkpoint
 from vfmtok.training.ema import EMA, learned_tensors
 from vfmtok.training.optimizer import Stepper, load_moments, moments
 from vfmtok.training.recipe import changed_keys
+from vfmtok.training.sharding import gathered, spread_like
 
 
 @dataclass
@@ -46,7 +47,7 @@ class RunState:
     commit: str | None = field(default_factory=lambda: _commit())  # at the start: the checkout may move on meanwhile
 
     def checkpoint(self) -> Checkpoint:
-        """All that is to be saved. Every process must call it; tensors are shared, not copied."""
+        """All that is to be saved. Every process must call it; tensors are shared, not copied, unless sharded."""
         parts: dict[str, dict[str, Tensor]] = {name: learned_tensors(module) for name, module in self.modules.items()}
         for name, stepper in self.steppers.items():
             parts[f"{name}_optimizer"] = moments(stepper.optimizer, _parameter_names(self.modules[name]))
@@ -54,6 +55,7 @@ class RunState:
             parts["ema"] = self.ema.average
         for name, part in self.tensors.items():
             parts[name] = part.state_dict()
+        parts = {name: gathered(tensors, keep=distributed.is_main()) for name, tensors in parts.items()}
         numbers = {
             "samples_seen": self.samples_seen,
             "metrics": self.metrics,
@@ -122,7 +124,7 @@ def _parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
 @torch.no_grad()
 def _copy(into: dict[str, Tensor], source: dict[str, Tensor]) -> None:
     for name, tensor in into.items():
-        tensor.copy_(source[name])
+        tensor.copy_(spread_like(source[name], tensor))
 
 
 def _commit() -> str | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vfmtok import distributed
 from vfmtok.data.dataset_folder import open_for_training
@@ -20,7 +19,7 @@ from vfmtok.tokenizer.pixel_decoder import ResBlock
 from vfmtok.tokenizer.region_sampler import SamplerLayer
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.tokenizer.vit_decoder import DecoderLayer
-from vfmtok.training import checkpoint, codebook_care
+from vfmtok.training import codebook_care, passes, run_folder
 from vfmtok.training.checkpoint import CheckpointFolder, seed_step
 from vfmtok.training.codebook_care import CodebookCare
 from vfmtok.training.ema import EMA, learned_tensors
@@ -91,13 +90,15 @@ class TokenizerRun:
         self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
         best = "ema_psnr" if recipe.ema.enabled else "psnr"  # of the weights that are taken from a checkpoint
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best)
-        self.notes += self._resume(start_from)
+        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
         if run.checkpoint_activations:
             checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
         if run.compile:
             self.tokenizer.compile()
-        self.model = self._wrap(self.tokenizer)
-        self.judge = self._wrap(DiscriminatorPass(self.discriminator)) if self.discriminator is not None else None
+        self.model = passes.wrap(self.tokenizer, world)
+        self.judge = (
+            passes.wrap(DiscriminatorPass(self.discriminator), world) if self.discriminator is not None else None
+        )
 
     def _build_discriminator(self) -> tuple[nn.Module | None, LeCam | None]:
         config = self.recipe.adversarial
@@ -134,29 +135,10 @@ class TokenizerRun:
             resolved, "tokenizer", modules, steppers, ema, tensors={"codebook": care}, numbers={"skipped": skipped}
         )
 
-    def _resume(self, start_from: Path | None) -> list[str]:
-        saved = self.checkpoints.load_newest()
-        if saved is None and start_from is not None:
-            saved = checkpoint.load(start_from)
-        if saved is None:
-            return []
-        lines = self.state.restore(saved, self.world.is_main)
-        return [f"continuing from {saved.path}, step {self.state.step} of {self.plan.steps}", *lines]
-
-    def _wrap(self, module: nn.Module) -> nn.Module:
-        if self.world.size == 1:
-            return module
-        device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-
     # ---- what the loop asks for ------------------------------------------------------------
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        precision = self.recipe.run.precision
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
-        return torch.autocast(self.world.device.type, dtype, enabled=precision != "none")
+        return passes.autocast(self.recipe.run.precision, self.world.device)
 
     def loader(self) -> ImageLoader:
         recipe, size = self.recipe, self.recipe.tokenizer.image_size

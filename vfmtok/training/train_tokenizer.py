@@ -8,15 +8,12 @@ import contextlib
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from vfmtok import distributed
-from vfmtok.config import config_to_dict, save_config
+from vfmtok.config import config_to_dict
 from vfmtok.data.transforms import to_unit_range
-from vfmtok.errors import ConfigError
+from vfmtok.training import passes, run_folder
 from vfmtok.training.checkpoint import seed_step
-from vfmtok.training.health import Alarms, Meter
+from vfmtok.training.health import Alarms, Meter, peak_memory
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.objective import discriminator_terms
 from vfmtok.training.optimizer import learning_rate
@@ -45,7 +42,7 @@ def train_tokenizer(
         run = TokenizerRun(recipe, world, start_from, finetune_from)
         run.held_out.read()  # bad images there shall not end the run at its first validation
         if world.is_main:
-            _prepare_folder(run)
+            run_folder.prepare(run.folder, run.state.recipe)
     log = RunLog(
         run.folder,
         recipe.run,
@@ -78,16 +75,16 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         batch = next(loader)
 
         ids, latents = [], []
-        for last, part in _micro_batches(batch.images, plan.micro_batch):
+        for last, (part,) in passes.micro_batches(plan.micro_batch, batch.images):
             images = to_unit_range(part.to(world.device, non_blocking=True))  # (b,3,S,S)
-            with _synced(run.model, last):
+            with passes.synced(run.model, last):
                 with run.autocast():
                     out = run.model(images)
                     terms = run.objective(images, out, judged)
                     loss = sum(terms.values())
                 tokenizer_stepper.backward(loss / recipe.run.accumulation)
             if judge_learns:
-                with _synced(run.judge, last):
+                with passes.synced(run.judge, last):
                     with run.autocast():
                         real, fake = run.judge(images, out.reconstruction.detach())
                         judge_terms = discriminator_terms(recipe.adversarial, real, fake, run.lecam)
@@ -118,22 +115,11 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
             run.validate(log)
         if state.step % recipe.run.save_every == 0 or at_end or stopping:
-            _save(run, log, must=at_end or stopping)
+            run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
         if stopping and not at_end:
             log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
             return
     log.say(f"finished {plan.steps} steps; the run is in {run.folder}")
-
-
-def _micro_batches(images: torch.Tensor, size: int):
-    """(is the last, images) of a step's passes."""
-    parts = images.split(size)
-    return [(number == len(parts), part) for number, part in enumerate(parts, start=1)]
-
-
-def _synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-    """Gradients travel between processes in a step's last pass only."""
-    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
 
 
 def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms, lr: float, last_log):
@@ -148,7 +134,7 @@ def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms
         "epoch": run.state.samples_seen / len(run.records),
         "images_per_second": (step - last_log[0]) * run.recipe.run.global_batch / (now - last_log[1]),
         "data_wait": loader.wait_share,
-        "memory_gib": _peak_memory(run.world.device) / 2**30,
+        "memory_gib": peak_memory(run.world.device) / 2**30,
         "skipped_steps": run.skipped.total,
         "bad_records": len(loader.bad_records),
     }
@@ -158,40 +144,6 @@ def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms
     for line in alarms.check(values):
         log.alarm(step, line)
     return step, now
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of tensors on a GPU, of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _save(run: TokenizerRun, log: RunLog, must: bool) -> None:
-    """Write a checkpoint in the first process. A failure ends the run only if nothing comes after it."""
-    saved = run.state.checkpoint()
-    if not run.world.is_main:
-        return
-    try:
-        path = run.checkpoints.save(saved)
-        log.say(f"saved {path}")
-    except OSError as error:
-        text = (
-            f"the checkpoint of step {saved.step} could not be written ({error.strerror or error}); the last one stays"
-        )
-        if must:
-            raise ConfigError(text) from None
-        log.alarm(saved.step, text)
-
-
-def _prepare_folder(run: TokenizerRun) -> None:
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        save_config(run.state.recipe, run.folder / "recipe.yaml")
-    except OSError as error:
-        raise ConfigError(f"cannot write to {run.folder}: {error.strerror}") from None
 
 
 def _summary(run: TokenizerRun) -> str:

@@ -1,0 +1,197 @@
+"""From images to tokens, a generator, and images again: training on images, pictures, and `vfmtok sample`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import timm
+import torch
+from photographs import jpeg, photographs
+from PIL import Image
+from small_caches import CLASSES, small_recipe, write_cache
+from training_runs import ROOT, logged
+
+import vfmtok
+from vfmtok import cli, distributed
+from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.data.records import Record, write_records
+from vfmtok.errors import ConfigError, DataError
+from vfmtok.generator.generate import generate
+from vfmtok.hub import pretrained
+from vfmtok.training import sharding
+from vfmtok.training.gpt_run import GPTRun
+from vfmtok.training.sample import draw_ids, find_classes
+from vfmtok.training.train_gpt import train_gpt
+
+ALONE = distributed.World(0, 1, torch.device("cpu"))
+GPT = {"vocab_size": 64}
+
+
+class Place:
+    """24 images, 6 held out, a tiny tokenizer with its encoder, and the token cache of the images."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        images = [photo.resize((40, 36)) for photo in photographs()]
+        for split, count, start in (("train", 24, 0), ("val", 6, 60)):
+            records = [Record(jpeg(images[i % 8].rotate(5 * i + start)), i % 3, f"{i}.jpg") for i in range(count)]
+            write_records(folder / f"images/{split}_lmdb", records, classes=CLASSES)
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "encoder.pt")
+        config = vfmtok.load_config(ROOT / "configs/tiny.yaml", [f"encoder.weights={folder}/encoder.pt"])
+        vfmtok.save_config(config, folder / "tokenizer.yaml")
+        self.tokenizer = vfmtok.VFMTok(config).eval()
+        torch.save(vfmtok.to_released(self.tokenizer), folder / "tokenizer.pt")
+        for split in ("train", "val"):
+            out = ["codes", str(folder / f"images/{split}_lmdb"), str(folder / split), *self.named]
+            assert cli.main([*out, "--views", "center", "--num-workers", "0"]) == 0
+
+    @property
+    def named(self) -> list[str]:
+        return [
+            "--vq-ckpt",
+            f"{self.folder}/tokenizer.pt",
+            "--transformer-config-file",
+            f"{self.folder}/tokenizer.yaml",
+        ]
+
+    def data(self, **changes) -> dict:
+        return {"vq_ckpt": f"{self.folder}/tokenizer.pt", "vq_config": f"{self.folder}/tokenizer.yaml", **changes}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def run(place) -> Path:
+    pictures = {"every": 3, "classes": 2, "per_class": 3}
+    recipe = small_recipe(place.folder, gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": 3})
+    train_gpt(recipe, ALONE)
+    return place.folder / "run"
+
+
+def test_images_train_as_their_cache_does(place):
+    """The same crops encoded at every step give the losses of the cache, and the same held-out loss."""
+    settings = {"gpt": GPT, "optimizer": {"steps": 6}, "pictures": {"every": 0}}
+    train_gpt(small_recipe(place.folder, "cached", **settings), ALONE)
+    images = {"code_path": None, "path": str(place.folder / "images"), "flip": False}
+    train_gpt(small_recipe(place.folder, "images_run", data=place.data(**images), **settings), ALONE)
+    for name in ("loss/token", "validation/loss", "validation/accuracy"):
+        found = logged(place.folder / "images_run", name)
+        assert found == pytest.approx(logged(place.folder / "cached", name), abs=1e-5) and found
+    both = place.data(val_path=str(place.folder / "images"))  # a cache to train on, images held out
+    held_out, known = GPTRun(small_recipe(place.folder, "both", data=both, **settings), ALONE).held_out()
+    cached, expected = GPTRun(small_recipe(place.folder, "both", **settings), ALONE).held_out()
+    assert torch.equal(held_out.ids, cached.ids) and torch.equal(held_out.labels, cached.labels) and known == expected
+
+
+def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
+    """The average's, of classes 0 and 2: sample 4 of the seed is the second image of the second row."""
+    picture = np.asarray(Image.open(run / "pictures/ema_samples_0000003.png"))
+    gpt = pretrained.load_gpt(run)
+    ids = generate(gpt, torch.tensor([0, 0, 0, 2, 2, 2]), cfg_scale=2.0, seed=0)
+    pixels = place.tokenizer.decode_to_uint8(ids, 32)[4].numpy().repeat(4, 0).repeat(4, 1)
+    top, left = 36 + (128 + 22) + 22, 16 + 132
+    assert np.array_equal(picture[top : top + 128, left : left + 128], pixels)
+    assert (run / "pictures/samples_0000003.png").exists()
+
+
+def sample(place, run, out, *more):
+    return cli.main(["sample", "--gpt", str(run), *place.named, "--out", str(out), "--n", "5", *more])
+
+
+def test_the_grid_does_not_depend_on_the_batch(place, run, tmp_path, capsys):
+    assert sample(place, run, tmp_path / "a.png", "--classes", "0,Ωmega") == 0
+    assert "10 images of 32 px, 2 classes" in capsys.readouterr().out
+    assert sample(place, run, tmp_path / "b.png", "--classes", "cat,2", "--batch-size", "3") == 0
+    assert sample(place, run, tmp_path / "c.png", "--classes", "cat,2", "--seed", "1") == 0
+    a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in "abc")
+    assert np.abs(a - b).max() <= 1 and not np.array_equal(a[60:], c[60:])
+
+
+def test_sampling_settings_reach_the_sampler(place, run, tmp_path):
+    """Greedy: all images of a class are one."""
+    assert sample(place, run, tmp_path / "a.png", "--classes", "1", "--greedy", "--cfg-scale", "1") == 0
+    row = np.asarray(Image.open(tmp_path / "a.png"))[58:186]
+    assert np.array_equal(row[:, 16:144], row[:, 148:276])
+    assert sample(place, run, tmp_path / "b.png", "--classes", "1", "--top-k", "1", "--cfg-scale", "1") == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png"))[58:186], row)
+
+
+def _drawn(rank: int) -> torch.Tensor:
+    """ids (2,7,16) by a model that every process holds, and by one whose weights are spread over two processes."""
+    torch.manual_seed(0)
+    config = vfmtok.gpt_config("GPT-B", n_layer=2, n_head=2, dim=32, vocab_size=32, num_tokens=16, num_classes=3)
+    gpt = vfmtok.GPT(config).eval()
+    torch.nn.init.normal_(gpt.output.weight)
+    world = distributed.World(rank, distributed.world_size(), torch.device("cpu"))
+    found = [draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
+    if world.size > 1:
+        sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), "none")
+    found.append(draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
+    return torch.stack(found)
+
+
+def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = _drawn(0)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone[0], alone[1]) and len({tuple(row) for row in alone[0].tolist()}) == 7
+    assert all(torch.equal(found, alone) for found in ranks.run(_drawn, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "bird"], "'bird' is no class: give a number in [0,3) or a name such as 'cat'"),
+        (["--classes", "3"], "'3' is no class"),
+        (["--classes", ","], "names no class"),
+        (["--classes", "1", "--top-p", "0"], "top_p"),
+        (["--classes", "1", "--n", "0"], "must be positive"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(place, run, tmp_path, capsys, arguments, message):
+    assert sample(place, run, tmp_path / "a.png", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_names_may_be_numbers():
+    assert find_classes("1,0", ["1", "0"], 2) == [0, 1]
+    with pytest.raises(ConfigError, match="does not know names"):
+        find_classes("cat", None, 2)
+
+
+def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):
+    """In training, and when sampling."""
+    write_cache(tmp_path / "train", codes=64)
+    with pytest.raises(DataError, match="made by another tokenizer"):
+        GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data()), ALONE)
+    train_gpt(small_recipe(tmp_path, gpt=GPT, optimizer={"steps": 1}), ALONE)
+    assert sample(place, tmp_path / "run", tmp_path / "a.png", "--classes", "1") == 2
+    assert "trained on the tokens of another tokenizer" in capsys.readouterr().err
+    assert tokenizer_hash(place.tokenizer) != "ab" * 32
+
+
+def test_torchrun_script(tmp_path):
+    """Two processes of a script, on one machine, with its arguments and exit code."""
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom vfmtok import distributed\nwith distributed.program('script') as world:\n"
+        "    print(f'<{world.rank} of {world.size}: {sys.argv[1:]}>', flush=True)\n"
+        "    sys.exit(3 if world.rank else 0)\n"
+    )
+    command = [str(ROOT / "scripts/torchrun.sh"), str(tmp_path / "script.py"), "--lr", "a b"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PROC_PER_NODE": "2", "MASTER_PORT": "29683"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert "<0 of 2: ['--lr', 'a b']>" in done.stdout and "<1 of 2: ['--lr', 'a b']>" in done.stdout
+    assert done.returncode != 0
+    missing = subprocess.run([command[0], "nowhere.py"], capture_output=True, text=True, env=environment, timeout=60)
+    assert missing.returncode == 2 and "no script" in missing.stderr and missing.stderr.count("\n") == 1

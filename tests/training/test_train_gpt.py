@@ -1,0 +1,259 @@
+"""The generator's loop: what it computes, however it is cut, shared, accumulated or killed."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_caches import recipe_file, small_recipe, write_cache
+from training_runs import finish, logged, start
+
+import vfmtok
+from vfmtok import distributed
+from vfmtok.data.code_cache import CodeCache
+from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.hub import pretrained
+from vfmtok.training import checkpoint
+from vfmtok.training.gpt_run import GPTRun
+from vfmtok.training.token_validation import TokenAlarms, unigram_cross_entropy
+from vfmtok.training.train_gpt import train_gpt
+
+ALONE = distributed.World(0, 1, torch.device("cpu"))
+REGULARISED = {"dropout_p": 0.1, "token_dropout_p": 0.1, "label_dropout_p": 0.1, "drop_path_rate": 0.1}
+
+
+@pytest.fixture
+def caches(tmp_path) -> Path:
+    write_cache(tmp_path / "train")
+    write_cache(tmp_path / "val", count=11, views=1, seed=1)
+    return tmp_path
+
+
+def trained(folder: Path, name: str = "run", **sections) -> Path:
+    train_gpt(small_recipe(folder, name, **sections), ALONE)
+    return folder / name
+
+
+def final(folder: Path, step: int = 12) -> checkpoint.Checkpoint:
+    return checkpoint.load(folder / f"checkpoints/step_{step:07d}")
+
+
+def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
+    assert a.parts.keys() == b.parts.keys() == {"model", "model_optimizer", "ema"}
+    for part, tensors in a.parts.items():
+        assert all(torch.equal(tensor, b.parts[part][name]) for name, tensor in tensors.items()), part
+    assert a.numbers["samples_seen"] == b.numbers["samples_seen"]
+
+
+def test_it_learns(tmp_path):
+    """Each token is one of three: ln 3 nats at best, where knowing how frequent ids are leaves more than 3."""
+    write_cache(tmp_path / "train", count=600)
+    write_cache(tmp_path / "val", count=40, views=1, seed=1)
+    settings = {"validate_every": 120, "log_every": 40, "save_every": 120, "global_batch": 16}
+    folder = trained(tmp_path, optimizer={"steps": 120, "lr": 1e-2}, run=settings)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = next(line for line in lines if "validation/loss" in line)
+    assert math.log(3) - 0.05 < found["validation/ema_loss"] < 1.4 < 3 < found["validation/unigram"]
+    assert found["validation/uniform"] == pytest.approx(math.log(32))
+    assert 0.25 < found["validation/accuracy"] < 0.5
+    step = next(line for line in lines if "loss/token" in line)
+    assert step.keys() >= {"lr", "images_per_second", "data_wait", "memory_gib", "grad_norm/model", "skipped_steps"}
+
+
+def test_validation_is_the_mean_of_minus_log_p(caches):
+    """Of the weights and of their average, in float64 and token by token, from the checkpoint."""
+    folder = trained(caches)
+    held_out, train = CodeCache(caches / "val"), CodeCache(caches / "train")
+    saved = final(folder)
+    for part, name in (("model", "validation/loss"), ("ema", "validation/ema_loss")):
+        gpt = pretrained.load_gpt(folder).double()
+        gpt.load_state_dict(saved.parts[part])
+        losses, hits = [], []
+        for row in range(len(held_out)):
+            ids, label = held_out[row, 0]
+            for token in range(16):
+                p = gpt(torch.tensor([label]), ids[None, :token]).logits[0, token].softmax(0)
+                losses.append(-math.log(p[ids[token]]))
+                hits.append(int(p.argmax() == ids[token]))
+        assert logged(folder, name)[12] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert logged(folder, name.replace("loss", "accuracy"))[12] == pytest.approx(np.mean(hits), abs=1e-9)
+    counts = np.ones(32)
+    for row in range(len(train)):
+        np.add.at(counts, train[row, 0][0].numpy(), 1)
+    expected = -np.mean([np.log(counts[held_out[row, 0][0]] / counts.sum()) for row in range(len(held_out))])
+    assert logged(folder, "validation/unigram")[12] == pytest.approx(expected, abs=1e-9)
+
+
+def test_unigram_of_ids_never_seen_is_finite():
+    assert unigram_cross_entropy(torch.tensor([0, 0]), torch.tensor([1]), 2) == pytest.approx(math.log(4))
+
+
+def killed_again_and_again(folder: Path, steps: int, kills: int, seed: int) -> list[int]:
+    settings = {
+        "gpt": REGULARISED, "optimizer": {"steps": steps}, "run": {"save_every": 3, "validate_every": 9, "keep": 3},
+    }  # fmt: skip
+    trained(folder, "whole", **settings)
+    cut, chance, ends = recipe_file(folder, "cut", **settings), random.Random(seed), []
+    for number in range(kills):
+        process = start(cut, script="train_c2i.py")
+        seen = max(logged(folder / "cut", "loss/token"), default=0) if (folder / "cut/log.jsonl").exists() else 0
+        _wait_for_step(folder / "cut", min(seen + chance.randint(1, 6), steps - 1), process)
+        process.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        ends.append(process.returncode)
+        assert process.returncode in (0, -signal.SIGKILL), err[-3000:]
+    assert "finished" in finish(start(cut, script="train_c2i.py"))
+    assert_same(final(folder / "whole", steps), final(folder / "cut", steps))
+    assert logged(folder / "whole", "loss/token") == logged(folder / "cut", "loss/token")
+    return ends
+
+
+def _wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists() and max(logged(folder, "loss/token"), default=0) >= step:
+            return
+        time.sleep(0.002)
+
+
+def test_killed_runs_end_with_the_same_weights(caches):
+    """Bit for bit, with everything that draws random numbers; the one process here has threads as the others have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ends = killed_again_and_again(caches, steps=400, kills=2, seed=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert ends == [0, -signal.SIGKILL]
+
+
+def test_processes_passes_and_shards_agree(caches):
+    """One process, two by DDP and by FSDP2, and two passes at the same global batch: losses within 1e-5."""
+    runs = {
+        "ddp": start(recipe_file(caches, "ddp"), processes=2, script="train_c2i.py"),
+        "fsdp": start(recipe_file(caches, "fsdp"), "--parallel", "fsdp", processes=2, script="train_c2i.py"),
+        "passes": start(
+            recipe_file(caches, "passes"), "--gradient-accumulation-steps", "2", "--checkpoint-activations",
+            script="train_c2i.py",
+        ),
+    }  # fmt: skip
+    one = trained(caches, "one")
+    for name, process in runs.items():
+        out = finish(process)
+        assert ("FSDP2" in out) == (name == "fsdp")
+        for value, tolerance in (("loss/token", 1e-5), ("grad_norm/model", 1e-4), ("validation/ema_loss", 1e-5)):
+            expected = logged(one, value)
+            assert logged(caches / name, value) == pytest.approx(expected, rel=tolerance) and len(expected) >= 2
+        a, b = final(one), final(caches / name)
+        for part, tensors in a.parts.items():
+            assert tensors.keys() == b.parts[part].keys()
+            for key, tensor in tensors.items():
+                assert torch.allclose(tensor, b.parts[part][key], rtol=1e-3, atol=3e-5), (name, part, key)
+
+
+def test_a_sharded_run_goes_on_in_one_process(caches):
+    """6 steps of FSDP2, then 6 in one process: the losses of 12 in one."""
+    whole = logged(trained(caches, "whole"), "loss/token")
+    file = recipe_file(caches, "mixed", optimizer={"steps": 6})
+    finish(start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py"))
+    assert logged(trained(caches, "mixed"), "loss/token") == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_shards(caches):
+    """The other way: 6 steps in one process, then 6 of FSDP2."""
+    whole = logged(trained(caches, "whole"), "loss/token")
+    trained(caches, "mixed", optimizer={"steps": 6})
+    file = recipe_file(caches, "mixed")
+    assert "continuing" in finish(start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py"))
+    assert logged(caches / "mixed", "loss/token") == pytest.approx(whole, rel=1e-5)
+
+
+def test_sharding_needs_processes(caches):
+    with pytest.raises(ConfigError, match=r"scripts/torchrun\.sh"):
+        GPTRun(small_recipe(caches, parallel="fsdp"), ALONE)
+
+
+def test_only_matrices_decay(caches):
+    """Without a gradient, AdamW takes lr * decay of a matrix and nothing of a norm's weight."""
+    run = GPTRun(small_recipe(caches, optimizer={"weight_decay": 0.5}), ALONE)
+    before = {name: tensor.detach().clone() for name, tensor in run.gpt.named_parameters()}
+    for parameter in run.gpt.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.state.steppers["model"].step(0.1)
+    for name, tensor in run.gpt.named_parameters():
+        factor = 0.95 if tensor.ndim >= 2 else 1.0
+        assert torch.allclose(tensor, before[name] * factor, rtol=1e-6), name
+    assert any(tensor.ndim < 2 for tensor in before.values())
+
+
+def test_the_rate_is_that_of_a_batch_of_256(caches):
+    folder = trained(caches, optimizer={"lr": 1e-2, "lr_batch": 256, "warmup_steps": 0, "steps": 2})
+    assert logged(folder, "lr")[1] == pytest.approx(1e-2 * 8 / 256)
+
+
+def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
+    """Its average is loaded, with what it knows; released names lead to the same model; fine-tuning begins there."""
+    folder = trained(caches)
+    weights = pretrained.read_gpt_weights(folder)
+    assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
+    gpt = pretrained.load_gpt(folder)
+    assert torch.equal(gpt.output.weight, final(folder).parts["ema"]["output.weight"])
+    torch.save(vfmtok.to_released(gpt), tmp_path / "released.pt")
+    again = pretrained.load_gpt(tmp_path / "released.pt", gpt.config)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in gpt.state_dict().items())
+    with pytest.raises(ConfigError, match="does not bring its configuration"):
+        pretrained.load_gpt(tmp_path / "released.pt")
+    tuned = GPTRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
+    assert torch.equal(tuned.gpt.output.weight, gpt.output.weight)
+    with pytest.raises(WeightsError, match="holds no tokenizer"):
+        pretrained.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"gpt": {"vocab_size": 33}}, "--vocab-size.* is 33, the token cache .* has 32 codes"),
+        ({"gpt": {"num_tokens": 25}}, "--latent-size 5.*has 16 per image"),
+        ({"gpt": {"num_classes": 4}}, "--num-classes.* is 4, the data have 3 classes"),
+        ({"data": {"val_code_path": "other"}}, "made by another tokenizer"),
+        ({"data": {"code_path": "nowhere"}}, "no token cache at nowhere"),
+        ({"run": {"global_batch": 9, "accumulation": 2}}, "not divisible"),
+    ],
+)
+def test_what_does_not_fit_is_refused(caches, sections, message, monkeypatch):
+    monkeypatch.chdir(caches)
+    write_cache(caches / "other", made_by="cd" * 32)
+    with pytest.raises((ConfigError, DataError), match=message):
+        GPTRun(small_recipe(caches, **sections), ALONE)
+
+
+def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_factory):
+    trained(caches)
+    other = tmp_path_factory.mktemp("other")
+    write_cache(other / "train", made_by="cd" * 32)
+    with pytest.raises(DataError, match="trained on the tokens of another tokenizer"):
+        GPTRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
+
+
+def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    write_cache(folder / "train")
+    trained(folder, optimizer={"steps": 1})
+    assert "training (there is no held-out set)" in capsys.readouterr().out
+
+
+def test_alarms():
+    alarms = TokenAlarms()
+    assert alarms.check(5.0, 4.0, warmed_up=False) == []
+    assert "no better than" in alarms.check(4.5, 4.0, warmed_up=True)[0]
+    assert alarms.check(4.4, 4.0, warmed_up=True) == []  # told already
+    assert alarms.check(3.0, 4.0, warmed_up=True) == []
+    (line,) = alarms.check(3.1, 4.0, warmed_up=True)
+    assert "over-fits" in line and "0.100 above its best" in line

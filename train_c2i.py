@@ -1,0 +1,23 @@
+"""Train a generator: python train_c2i.py --help, or scripts/torchrun.sh train_c2i.py ... on several GPUs."""
+
+from vfmtok import distributed
+from vfmtok.training import gpt_flags
+from vfmtok.training.flags import path_of
+from vfmtok.training.train_gpt import train_gpt
+
+
+def main() -> None:
+    args = gpt_flags.gpt_parser().parse_args()
+    with distributed.program("train_c2i.py") as world:
+        recipe = gpt_flags.gpt_recipe(args)
+        weights = path_of(args.gpt_ckpt)
+        train_gpt(
+            recipe,
+            world,
+            start_from=None if args.finetune else weights,
+            finetune_from=weights if args.finetune else None,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A step's forward and backward passes: how they are cut, wrapped for several processes, and autocast."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vfmtok import distributed
+
+
+def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
+    """(is the last, rows of every tensor) of a step's passes, ``size`` rows each."""
+    parts = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+    return ((number == len(parts), part) for number, part in enumerate(parts, start=1))
+
+
+def wrap(module: nn.Module, world: distributed.World) -> nn.Module:
+    """In DDP, where there are several processes."""
+    if world.size == 1:
+        return module
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Gradients travel between processes in a step's last pass only."""
+    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+        module.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """``precision`` as ``RunConfig`` names it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "none")

@@ -1,0 +1,183 @@
+"""`vfmtok sample --gpt RUN --vq-ckpt RUN --classes 207,cat --out grid.png`: images of classes, as one picture.
+
+Every image is a function of (--seed, its number), so neither the batch nor the number of processes changes it. Under
+torchrun the images are shared among the processes.
+
+Shapes: N images, K tokens, S side.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from vfmtok import distributed
+from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.errors import ConfigError, SharedError, WeightsError
+from vfmtok.generator.generate import generate
+from vfmtok.generator.gpt import GPT_SIZES, GPTConfig, gpt_config
+from vfmtok.generator.token_sampling import Guidance, Sampling
+from vfmtok.hub import pretrained
+from vfmtok.training import passes
+
+CELL = 128  # least side of an image in the picture; smaller ones are enlarged unsmoothed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
+    parser.add_argument("--gpt", required=True, metavar="PATH", help="a run's folder, a checkpoint or released weights")
+    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer, likewise")
+    parser.add_argument("--classes", required=True, metavar="A,B", help="numbers, or names where the run knows them")
+    parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
+    parser.add_argument("--out", default="samples.png", help="the picture (default samples.png)")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance; 1 is none (default 1.5)")
+    parser.add_argument("--cfg-interval", type=int, default=-1, help="guide the first N + 2 tokens only (default: all)")
+    parser.add_argument("--cfg-schedule", choices=("constant", "linear", "cosine"), default="constant")
+    parser.add_argument("--top-k", type=int, default=0, help="0: all (default)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--greedy", action="store_true", help="the likeliest token every time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--image-size", type=int, help="side of an image (default: the tokenizer's)")
+    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights")
+    parser.add_argument("--num-classes", type=int, default=1000, help="of released weights (default 1000)")
+    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    if args.n < 1 or args.batch_size < 1:
+        raise ConfigError("--n and --batch-size must be positive")
+    world = distributed.start()
+    try:
+        _sample(args, world)
+    except SharedError:
+        if world.is_main:
+            raise
+        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
+    finally:
+        distributed.stop()
+
+
+def _sample(args: argparse.Namespace, world: distributed.World) -> None:
+    with distributed.together():
+        tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
+        weights = pretrained.read_gpt_weights(args.gpt)
+        if weights.tokenizer_hash is not None and weights.tokenizer_hash != tokenizer_hash(tokenizer):
+            raise WeightsError(
+                f"{args.gpt} was trained on the tokens of another tokenizer (hash {weights.tokenizer_hash[:12]}...) "
+                f"than {args.vq_ckpt}"
+            )
+        gpt = pretrained.build_gpt(weights, _released_config(args, weights, tokenizer)).to(world.device)
+        chosen = find_classes(args.classes, weights.classes, gpt.config.num_classes)
+        if args.precision == "bf16":
+            gpt = gpt.to(torch.bfloat16)
+        settings = {
+            "cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval, "cfg_schedule": args.cfg_schedule,
+            "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
+            "greedy": args.greedy,
+        }  # fmt: skip
+        labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
+        Guidance(args.cfg_scale, args.cfg_interval, args.cfg_schedule)  # impossible settings end it here
+        Sampling(args.temperature, args.top_k, args.top_p, args.greedy)
+        size = args.image_size or tokenizer.config.image_size
+        if size < 1:
+            raise ConfigError("--image-size must be positive")
+    pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
+    with distributed.together():
+        if world.is_main:
+            names = [weights.classes[label] if weights.classes else f"class {label}" for label in chosen]
+            title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
+            _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), Path(args.out))
+            print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
+
+
+def _released_config(
+    args: argparse.Namespace, weights: pretrained.GPTWeights, tokenizer: nn.Module
+) -> GPTConfig | None:
+    """For files of weights: the named size, with what the tokenizer fixes."""
+    if weights.config is not None or args.gpt_model is None:
+        return None
+    of = tokenizer.config
+    return gpt_config(
+        args.gpt_model,
+        vocab_size=of.quantizer.codebook_size,
+        num_tokens=of.sampler.num_tokens,
+        num_classes=args.num_classes,
+    )
+
+
+def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:
+    """Labels of "207,cat". Raises ConfigError for what is neither a label nor a name."""
+    labels = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        if names is not None and word in names:
+            labels.append(names.index(word))
+        elif word.isdecimal() and int(word) < num_classes:
+            labels.append(int(word))
+        else:
+            known = f" or a name such as '{names[0]}'" if names else " (this generator does not know names of classes)"
+            raise ConfigError(f"--classes: '{word}' is no class: give a number in [0,{num_classes}){known}")
+    if not labels:
+        raise ConfigError("--classes names no class")
+    return labels
+
+
+# --------------------------------------------------------------------------------------
+# Images of labels, by all processes
+# --------------------------------------------------------------------------------------
+
+
+def draw_ids(gpt: nn.Module, labels: Tensor, batch: int, world: distributed.World, **settings) -> Tensor:
+    """ids (N,K) int64 on the CPU in every process: sample i of the seed has label i, whoever draws it.
+
+    All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
+    every pass, and products of another number of rows round differently.
+    """
+    passes_each = -(-len(labels) // (batch * world.size))
+    rows = torch.arange(passes_each * world.size * batch).clamp(max=len(labels) - 1)  # the last one again, dropped
+    share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
+    found = [generate(gpt, labels[part], sample_indices=part, **settings).to(world.device) for part in share]
+    everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,K)
+    return everyone.transpose(0, 1).flatten(0, 2)[: len(labels)].cpu()
+
+
+def draw_images(
+    gpt: nn.Module, tokenizer: nn.Module, labels: Tensor, size: int, batch: int, world: distributed.World, **settings
+) -> np.ndarray:
+    """(N,S,S,3) uint8 of ``draw_ids``, decoded in float32 by every process."""
+    ids = draw_ids(gpt, labels, min(batch, len(labels)), world, **settings)
+    with passes.autocast("none", world.device):
+        decoded = [tokenizer.decode_to_uint8(part.to(world.device), size).cpu() for part in ids.split(batch)]
+    return torch.cat(decoded).numpy()
+
+
+def draw_rows(pixels: np.ndarray, names: list[str], title: str) -> Image.Image:
+    """pixels (classes,n,S,S,3) uint8 -> a row of images per class, under a title, the name above each row."""
+    margin, gap, caption, header = 16, 4, 22, 36
+    rows, columns, side = pixels.shape[:3]
+    cell = side * max(1, -(-CELL // side))
+    width = max(2 * margin + columns * (cell + gap) - gap, 420)
+    sheet = Image.new("RGB", (width, header + rows * (cell + caption) + margin), "#ffffff")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, 10), title, "#1f2328", ImageFont.load_default(15))
+    for row, name in enumerate(names):
+        top = header + row * (cell + caption)
+        draw.text((margin, top + 2), name, "#6e7781", ImageFont.load_default(13))
+        for column in range(columns):
+            image = Image.fromarray(pixels[row, column]).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (margin + column * (cell + gap), top + caption))
+    return sheet
+
+
+def _write(picture: Image.Image, out: Path) -> None:
+    out = out.expanduser()
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:  # a full disk; a format Pillow does not know
+        raise ConfigError(f"cannot write {out}: {error}") from None

@@ -1,0 +1,107 @@
+"""Fully sharded training (FSDP2): every process keeps a slice of each weight, gradient, moment and average.
+
+Weights are gathered layer by layer where they are needed. What is saved is whole tensors, so a checkpoint does not
+tell how the run that wrote it was spread, and may be continued in any way.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vfmtok import distributed
+from vfmtok.errors import ConfigError
+
+PARTS = ("fully_shard", "MixedPrecisionPolicy", "register_fsdp_forward_method")
+
+
+def shard(model: nn.Module, layers: nn.ModuleList, methods: tuple[str, ...], precision: str) -> None:
+    """Spread the tensors of ``model`` over all processes, in place; ``layers`` are gathered one at a time.
+
+    Under "bf16" the layers are gathered in bfloat16, which autocast would make of them anyway, and their gradients
+    are summed in float32; what lies outside the layers (embeddings, head) stays float32.
+
+    Args:
+        methods: names of methods besides ``forward`` that compute with the weights.
+
+    Raises:
+        ConfigError: there is one process only, or this PyTorch has no FSDP2.
+    """
+    if distributed.world_size() == 1:
+        raise ConfigError("--parallel fsdp spreads the weights over several processes: start it by scripts/torchrun.sh")
+    if precision == "fp16":
+        raise ConfigError("--parallel fsdp works with --mixed-precision bf16 or none, not with fp16")
+    fsdp = _fsdp()
+    reduced = torch.bfloat16 if precision == "bf16" else None
+    # Inputs are not cast: the rotary table stays float32.
+    policy = fsdp.MixedPrecisionPolicy(reduced, torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        fsdp.fully_shard(layer, mp_policy=policy)
+    fsdp.fully_shard(model)
+    for method in methods:
+        fsdp.register_fsdp_forward_method(model, method)
+
+
+@contextlib.contextmanager
+def gathered_for(model: nn.Module) -> Iterator[None]:
+    """Around forward passes that no backward pass follows: what they leave gathered is given up at the end.
+
+    FSDP keeps the outermost weights gathered for a backward pass. The next forward pass would use them as they are,
+    though the weights have been changed (by the average's, or by a step) meanwhile.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(model, "reshard"):
+            model.reshard()
+
+
+def _fsdp():
+    """The module that holds FSDP2: public since PyTorch 2.6."""
+    for name in ("torch.distributed.fsdp", "torch.distributed._composable.fsdp"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        if all(
+            hasattr(module, part) for part in ("fully_shard", "MixedPrecisionPolicy", "register_fsdp_forward_method")
+        ):
+            return module
+    raise ConfigError(f"--parallel fsdp needs PyTorch 2.5 or newer, this is {torch.__version__}")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a slice of it only (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor as a whole. Of a sharded one every process must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors by name. Sharded ones are gathered one by one to the CPU of processes with ``keep``, and the others
+    get none of them; tensors that are not sharded are shared, not copied. Every process must call it."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if not is_sharded(tensor):
+            found[name] = tensor
+        elif keep:
+            found[name] = full.cpu()
+    return found
+
+
+def spread_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of ``value`` on the device of ``tensor``, and sharded as it is where it has its shape."""
+    value = value.to(tensor.device, copy=True)
+    if not is_sharded(tensor) or value.shape != tensor.shape:
+        return value
+    try:
+        from torch.distributed.tensor import distribute_tensor
+    except ImportError:  # before PyTorch 2.5
+        from torch.distributed._tensor import distribute_tensor
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements)
