@@ -20,10 +20,6 @@ import yaml
 
 from vfmtok.errors import ConfigError
 
-# --------------------------------------------------------------------------------------
-# The tokenizer
-# --------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class EncoderConfig:

@@ -217,3 +217,17 @@ def test_sigterm_stops_two_processes(recipe_file):
     subprocess.run(["kill", "-TERM", children[-1]], check=True)
     out = finish(process, timeout=60)
     assert "the same command continues" in out
+
+
+def test_two_runs_in_one_folder(recipe_file, tiny_recipe, train):
+    """The second one is refused; when the first is gone, however it went, the folder is free."""
+    process = start(recipe_file("optimizer.steps=100000"))
+    folder = recipe_file(name="none").parent / "run"
+    while not (folder / "log.jsonl").exists() and process.poll() is None:
+        pass
+    with pytest.raises(ConfigError, match="another run is at work"):
+        train(tiny_recipe("optimizer.steps=100000"))
+    process.kill()
+    process.wait()
+    train(tiny_recipe("optimizer.steps=3", name="run2"))
+    train(tiny_recipe("optimizer.steps=1"))

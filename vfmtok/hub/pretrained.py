@@ -146,6 +146,10 @@ def _checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
     file = next((file for file in files if file.is_file()), None)
     if file is None or not (folder / "config.yaml").is_file():
         raise WeightsError(f"{path} holds no {what}: expected config.yaml beside model.safetensors or ema.safetensors")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without state.json
+        digest = json.loads((folder / "state.json").read_text(encoding="utf-8"))["files"][file.name]
+        if weight_files.sha256(file) != digest:
+            raise WeightsError(f"{file} was cut or changed: take the checkpoint before it")
     return file, folder / "config.yaml"
 
 

@@ -109,8 +109,9 @@ class LeCam(nn.Module):
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor) -> Tensor:
     """VQGAN's weight of the generator loss (Esser et al., 2021): |d reconstruction| / (|d generator| + 1e-4).
 
-    Both gradients are those of the decoder's last weight, averaged over ranks, so that the ratio is
-    that of the global batch; all ranks must call it together. Returns a scalar in [0,1e4], detached;
+    Both gradients are those of the decoder's last weight, averaged over ranks; all ranks must call it
+    together. Under gradient accumulation the ratio is that of a micro-batch, not of the global batch.
+    Returns a scalar in [0,1e4], detached;
     the graph of both losses stays. Under a gradient scaler pass the unscaled losses.
     """
     gradients = torch.stack(

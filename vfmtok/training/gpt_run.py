@@ -63,7 +63,8 @@ class GPTRun:
         seed_step(run.seed, -1, 0)  # the first weights
         self.gpt = GPT(recipe.gpt)
         self.notes: list[str] = []  # for people
-        if finetune_from is not None:
+        resumes = bool(CheckpointFolder(self.folder / "checkpoints").steps())
+        if finetune_from is not None and not resumes:
             self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from))
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())

@@ -101,6 +101,8 @@ class Alarms:
 
     def __post_init__(self):
         self._active: set[str] = set()
+        self._skipped = 0
+        self._reports = 0
 
     def check(self, values: dict[str, float]) -> list[str]:
         """The lines of alarms that begin with these values."""
@@ -118,8 +120,13 @@ class Alarms:
                 "a smaller adversarial.weight or adversarial.lecam_weight may help)"
             )
         wait = values.get("data_wait")
-        if wait is not None and wait > self.max_data_wait:
+        self._reports += 1
+        if wait is not None and wait > self.max_data_wait and self._reports > 1:  # the first one waits for the workers
             found["data"] = f"{wait:.0%} of the time goes to waiting for data: use more --num-workers"
         lines = [line for name, line in found.items() if name not in self._active]
         self._active = set(found)
+        skipped = int(values.get("skipped_steps", 0))
+        if skipped > self._skipped:
+            lines.append(f"{skipped - self._skipped} steps were skipped, since their gradients were not finite")
+        self._skipped = skipped
         return lines

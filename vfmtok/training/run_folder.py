@@ -1,15 +1,47 @@
 """What a run does with its folder: begin in it, continue from its checkpoints, save into it."""
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vfmtok import distributed
 from vfmtok.config import save_config
-from vfmtok.errors import ConfigError
+from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.training import checkpoint
 from vfmtok.training.checkpoint import CheckpointFolder
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
+
+
+@contextlib.contextmanager
+def locked(folder: Path, world: distributed.World) -> Iterator[None]:
+    """Keep other runs out of the folder, which is made, until the end of the context or of this process.
+
+    Raises ConfigError, in all processes, if a run is at work in it or if it can't be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if world.is_main:
+                stack.enter_context(_lock(folder))
+        yield
+
+
+def _lock(folder: Path) -> IO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "run.lock", "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by loading workers
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise ConfigError(f"another run is at work in {folder}: give another --results-dir, or wait for it") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def prepare(folder: Path, recipe: Any) -> None:
@@ -27,11 +59,22 @@ def resume(
     """Continue from the newest checkpoint, or from ``start_from`` where there is none. Returns lines for people."""
     saved = checkpoints.load_newest()
     if saved is None and start_from is not None:
-        saved = checkpoint.load(start_from)
+        saved = _load_other(start_from)
     if saved is None:
         return []
     lines = state.restore(saved, world.is_main)
     return [f"continuing from {saved.path}, step {state.step} of {total_steps}", *lines]
+
+
+def _load_other(path: Path) -> checkpoint.Checkpoint:
+    """Another run's newest checkpoint, or the one named. Raises WeightsError."""
+    if (path / "checkpoints").is_dir():
+        found = CheckpointFolder(path / "checkpoints").load_newest()
+        if found is not None:
+            return found
+    if not (path / "state.json").is_file():
+        raise WeightsError(f"{path} is no checkpoint to continue from; --finetune takes weights alone")
+    return checkpoint.load(path)
 
 
 def save(state: RunState, checkpoints: CheckpointFolder, log: RunLog, world: distributed.World, must: bool) -> None:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from vfmtok.errors import ConfigError
 from vfmtok.training.recipe import RunConfig
 
+_INFINITE = (float("inf"), float("-inf"))  # with NaN, what JSON does not know
+
 
 class RunLog:
     """
@@ -85,6 +87,10 @@ class RunLog:
         self._guarded(self._save_picture, self.folder / "pictures" / f"{name}_{step:07d}.png", image)
         if self._tensorboard is not None:
             self._guarded(self._tensorboard.add_image, name, np.asarray(image), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._guarded(self._wandb.log, {name: wandb.Image(image)}, step)
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
@@ -117,8 +123,9 @@ class RunLog:
             return None
 
     def _append(self, entry: dict[str, Any]) -> None:
+        plain = {name: None if value != value or value in _INFINITE else value for name, value in entry.items()}
         with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(plain) + "\n")
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that will be run again, and a last line that was cut."""
@@ -154,4 +161,5 @@ def _open_wandb(project: str, folder: Path, recipe: dict[str, Any]):
         import wandb
     except ImportError:
         raise ConfigError("run.wandb needs the package wandb: pip install wandb") from None
-    return wandb.init(project=project, dir=str(folder), config=recipe, id=folder.resolve().name, resume="allow")
+    name = "-".join(folder.resolve().parts[-3:])  # the same folder is the same run
+    return wandb.init(project=project, dir=str(folder), config=recipe, id=name, resume="allow")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import vfmtok
 from vfmtok import distributed
-from vfmtok.config import config_to_dict, dump_config
-from vfmtok.errors import WeightsError
+from vfmtok.config import config_from_dict, config_to_dict, dump_config
+from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub.released import check_tensors
 from vfmtok.training.checkpoint import Checkpoint
 from vfmtok.training.ema import EMA, learned_tensors
@@ -97,7 +97,11 @@ class RunState:
         return lines
 
     def _check(self, checkpoint: Checkpoint) -> list[str]:
-        changes = changed_keys(checkpoint.numbers["recipe"], config_to_dict(self.recipe))
+        try:  # fields that are newer than the checkpoint had their defaults then
+            saved = config_from_dict(checkpoint.numbers["recipe"], type(self.recipe))
+        except ConfigError as error:
+            raise WeightsError(f"{checkpoint.path} is of another version or kind of model: {error}") from None
+        changes = changed_keys(config_to_dict(saved), config_to_dict(self.recipe))
         # Where the encoder's file lies may change; its hash may not.
         changes.pop(f"{self.identity}.encoder.weights", None)
         fixed = [key for key in changes if key.startswith(f"{self.identity}.")]

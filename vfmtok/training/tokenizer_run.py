@@ -65,9 +65,12 @@ class TokenizerRun:
         seed_step(run.seed, -1, 0)  # the first weights
         self.tokenizer = VFMTok(recipe.tokenizer)
         self.notes: list[str] = []  # for people
-        if finetune_from is not None:
+        best = "ema_psnr" if recipe.ema.enabled else "psnr"  # of the weights that are taken from a checkpoint
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best)
+        if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
             self.notes += pretrained.load_matching(self.tokenizer, pretrained.read_tokenizer_weights(finetune_from))
         self.tokenizer.to(world.device).train()
+        self._synchronise_batch_norm()
         self.perceptual = build_perceptual(recipe.loss, self.tokenizer)
         self.discriminator, self.lecam = self._build_discriminator()
         for module in (self.perceptual, self.discriminator, self.lecam):
@@ -88,8 +91,6 @@ class TokenizerRun:
             recipe.data.num_workers,
         )
         self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
-        best = "ema_psnr" if recipe.ema.enabled else "psnr"  # of the weights that are taken from a checkpoint
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best)
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
         if run.checkpoint_activations:
             checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
@@ -100,11 +101,22 @@ class TokenizerRun:
             passes.wrap(DiscriminatorPass(self.discriminator), world) if self.discriminator is not None else None
         )
 
+    def _synchronise_batch_norm(self) -> None:
+        """Of an encoder that is trained too. Frozen ones keep their statistics, other parts have none."""
+        encoder = self.tokenizer.encoder
+        has_any = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+        if self.world.size == 1 or encoder.config.frozen or not has_any:
+            return
+        if self.world.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # in place, below the top
+        else:
+            self.notes.append(
+                "batch norm of the encoder sees one process's images: PyTorch synchronises it on GPUs only"
+            )
+
     def _build_discriminator(self) -> tuple[nn.Module | None, LeCam | None]:
         config = self.recipe.adversarial
-        if config.discriminator == "none" or (
-            config.start >= self.plan.steps and config.learns_from >= self.plan.steps
-        ):
+        if config.discriminator == "none" or config.learns_from >= self.plan.steps:
             return None, None  # it would never be asked
         discriminator = build_discriminator(config.discriminator, self.recipe.tokenizer.image_size, config.weights)
         return discriminator, LeCam() if config.lecam_weight else None
@@ -158,9 +170,9 @@ class TokenizerRun:
         """The codebook becomes the k-means centres of latents of training images, the same set for any world."""
         config = self.tokenizer.config
         wanted = codebook_care.LATENTS_PER_CODE * config.quantizer.codebook_size // config.sampler.num_tokens + 1
-        per_process = min(wanted // self.world.size + 1, len(self.records) // self.world.size or 1)
-        count = per_process * self.world.size
-        chosen = np.arange(count) * len(self.records) // count
+        count = min(wanted, len(self.records))
+        per_process = -(-count // self.world.size)  # equal shares: the last ones begin again at the first image
+        chosen = np.arange(per_process * self.world.size) % count * len(self.records) // count
         share = chosen[self.world.rank * per_process :][:per_process]
         images = read_images(self.records, EvaluationCrop(config.image_size), share, self.recipe.data.num_workers)
         self.tokenizer.eval()
@@ -169,7 +181,8 @@ class TokenizerRun:
             for part in images.split(self.plan.micro_batch):
                 latents.append(self.tokenizer.encode(to_unit_range(part.to(self.world.device))).latents.flatten(0, 1))
         self.tokenizer.train()
-        self.care.start_codebook(distributed.gather_rows(torch.cat(latents)))
+        all_latents = distributed.gather_rows(torch.cat(latents))  # (images * K,E)
+        self.care.start_codebook(all_latents[: count * config.sampler.num_tokens])
 
     def validate(self, log: RunLog) -> None:
         """Measure and draw the weights and their average on held-out images."""

@@ -37,23 +37,24 @@ def train_gpt(
     Raises:
         VFMTokError: whatever is wrong with the recipe, the data or the weights; or the run diverged.
     """
-    with distributed.together():
-        run = GPTRun(recipe, world, start_from, finetune_from)
-        if world.is_main:
-            run_folder.prepare(run.folder, run.state.recipe)
-    log = RunLog(
-        run.folder,
-        recipe.run,
-        active=world.is_main,
-        step=run.state.step,
-        total_steps=run.plan.steps,
-        samples_per_step=recipe.run.global_batch,
-        recipe=config_to_dict(run.state.recipe),
-    )
-    with contextlib.closing(log), contextlib.closing(run.tokens()) as tokens, StopRequest() as stop:
-        for line in [_summary(run), *run.notes]:
-            log.say(line)
-        _train(run, log, tokens, stop)
+    with run_folder.locked(Path(recipe.run.results_dir).expanduser(), world):
+        with distributed.together():
+            run = GPTRun(recipe, world, start_from, finetune_from)
+            if world.is_main:
+                run_folder.prepare(run.folder, run.state.recipe)
+        log = RunLog(
+            run.folder,
+            recipe.run,
+            active=world.is_main,
+            step=run.state.step,
+            total_steps=run.plan.steps,
+            samples_per_step=recipe.run.global_batch,
+            recipe=config_to_dict(run.state.recipe),
+        )
+        with contextlib.closing(log), contextlib.closing(run.tokens()) as tokens, StopRequest() as stop:
+            for line in [_summary(run), *run.notes]:
+                log.say(line)
+            _train(run, log, tokens, stop)
 
 
 def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop: StopRequest) -> None:

@@ -38,24 +38,25 @@ def train_tokenizer(
     Raises:
         VFMTokError: whatever is wrong with the recipe, the data or the weights; or the run diverged.
     """
-    with distributed.together():
-        run = TokenizerRun(recipe, world, start_from, finetune_from)
-        run.held_out.read()  # bad images there shall not end the run at its first validation
-        if world.is_main:
-            run_folder.prepare(run.folder, run.state.recipe)
-    log = RunLog(
-        run.folder,
-        recipe.run,
-        active=world.is_main,
-        step=run.state.step,
-        total_steps=run.plan.steps,
-        samples_per_step=recipe.run.global_batch,
-        recipe=config_to_dict(run.state.recipe),
-    )
-    with contextlib.closing(log), contextlib.closing(run.loader()) as loader, StopRequest() as stop:
-        for line in [_summary(run), *run.notes]:
-            log.say(line)
-        _train(run, log, loader, stop)
+    with run_folder.locked(Path(recipe.run.results_dir).expanduser(), world):
+        with distributed.together():
+            run = TokenizerRun(recipe, world, start_from, finetune_from)
+            run.held_out.read()  # bad images there shall not end the run at its first validation
+            if world.is_main:
+                run_folder.prepare(run.folder, run.state.recipe)
+        log = RunLog(
+            run.folder,
+            recipe.run,
+            active=world.is_main,
+            step=run.state.step,
+            total_steps=run.plan.steps,
+            samples_per_step=recipe.run.global_batch,
+            recipe=config_to_dict(run.state.recipe),
+        )
+        with contextlib.closing(log), contextlib.closing(run.loader()) as loader, StopRequest() as stop:
+            for line in [_summary(run), *run.notes]:
+                log.say(line)
+            _train(run, log, loader, stop)
 
 
 def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
@@ -90,9 +91,11 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
                         judge_terms = discriminator_terms(recipe.adversarial, real, fake, run.lecam)
                     judge_stepper.backward(sum(judge_terms.values()) / recipe.run.accumulation)
                 terms |= judge_terms
-            meter.add({f"loss/{name}": term for name, term in {**terms, "total": loss}.items()})
+            terms = {name: term.detach() for name, term in {**terms, "total": loss}.items()}
+            meter.add({f"loss/{name}": term for name, term in terms.items()})
             ids.append(out.ids)
             latents.append(out.latents.detach())
+            del out, loss  # or what they hold would stand beside the next pass
 
         norms = {"grad_norm/model": tokenizer_stepper.step(lr)}
         if judge_learns:
@@ -112,10 +115,12 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         at_end = state.step == plan.steps
         if state.step % recipe.run.log_every == 0 or at_end or stopping:
             last_log = _report(run, log, loader, meter, alarms, lr, last_log)
+        paused = time.perf_counter()
         if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
             run.validate(log)
         if state.step % recipe.run.save_every == 0 or at_end or stopping:
             run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
+        last_log = (last_log[0], last_log[1] + time.perf_counter() - paused)  # speed is that of training
         if stopping and not at_end:
             log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
             return
