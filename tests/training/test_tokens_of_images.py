@@ -128,7 +128,7 @@ def _drawn(rank: int) -> torch.Tensor:
     torch.manual_seed(0)
     config = vfmtok.gpt_config("GPT-B", n_layer=2, n_head=2, dim=32, vocab_size=32, num_tokens=16, num_classes=3)
     gpt = vfmtok.GPT(config).eval()
-    torch.nn.init.normal_(gpt.output.weight)
+    torch.nn.init.normal_(gpt.output.weight, std=0.2)
     world = distributed.World(rank, distributed.world_size(), torch.device("cpu"))
     found = [draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
     if world.size > 1:
