@@ -12,14 +12,14 @@ from vfmtok.errors import VFMTokError
 
 COMMANDS = {
     "prepare": "vfmtok.data.prepare",
-    "stats": "vfmtok.data.stats",
+    "stats": "vfmtok.evaluation.stats_command",
     "codes": "vfmtok.data.codes",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
-    "stats": "counts, sizes, formats, labels and a contact sheet of a dataset",
+    "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
