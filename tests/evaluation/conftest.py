@@ -40,3 +40,10 @@ def inception_weights():
 @pytest.fixture(scope="session")
 def inception(inception_weights):
     return Inception(inception_weights)
+
+
+@pytest.fixture(scope="session")
+def inception_file(inception_weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_weights, path)
+    return path

@@ -88,7 +88,7 @@ def evaluate_generator(
     with distributed.together():
         if world.is_main:
             checked, warnings = write_checked_samples(store, samples, labels, folder / "samples.npz")
-    numbers, notes = [], ["nothing is measured: no Inception network"]
+    numbers, notes = [], ["gFID, sFID, IS, Pr and Rc are left out: no Inception network (--no-fid)"]
     if inception is not None:
         numbers, more, notes = _measure(folder / "samples.npz", samples, inception, references, batch, world)
         warnings += more

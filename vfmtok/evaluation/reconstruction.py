@@ -31,7 +31,7 @@ from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import DataError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.codebook_usage import CodebookUsage
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
+from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
 from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
@@ -238,7 +238,7 @@ class _Found:
 def _numbers(
     found: _Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int
 ) -> tuple[list[Number], list[str]]:
-    """All results and the warnings about them; every process must call it."""
+    """All results and the warnings about them (in the first process); every process must call it."""
     numbers: list[Number] = []
     with collected_warnings() as warnings:
         if measures.inception is not None:
@@ -268,13 +268,16 @@ def _inception_numbers(found: _Found, measures: Measures, world: distributed.Wor
         for features in original_pool:
             originals.update(features.to(world.device))
     reference = measures.reference
-    gaussian: Gaussian = originals.compute() if reference is None else reference.pool
+    gaussian = originals.compute() if reference is None else reference.pool
+    samples = decoded.compute()
+    scored = score.compute() if score is not None else None
+    if not world.is_main:  # the distance takes seconds of all cores; one process is enough
+        return []
     against = f"the same {count:,} originals" if reference is None else describe_reference(reference)
     protocol = f"{count:,} reconstructions at {size} px against {against}; Inception 2015-12-05 pool3, float32"
-    numbers = [Number("rFID", frechet_distance(decoded.compute(), gaussian, "rFID"), protocol)]
-    if score is not None:
-        value = score.compute()
-        numbers.append(Number("rIS", value.mean, f"{SPLITS} splits in order, std {value.std:.3f}; {count:,} images"))
+    numbers = [Number("rFID", frechet_distance(samples, gaussian, "rFID"), protocol)]
+    if scored is not None:
+        numbers.append(Number("rIS", scored.mean, f"{SPLITS} splits in order, std {scored.std:.3f}; {count:,} images"))
     return numbers
 
 

@@ -17,13 +17,13 @@ from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
 
 Group = tuple[np.ndarray, np.ndarray, list[str]]  # originals (n,S,S,3), reconstructions (n,S,S,3), captions
 
-CELL, GAP, SPACE, MARGIN, CAPTION, TITLE = 144, 2, 16, 20, 20, 34
+CELL, GAP, SPACE, MARGIN, CAPTION, TITLE = 144, 4, 16, 20, 20, 34
 ERROR_END = 64  # of 255: a mean absolute error drawn white
 
-VIEW = 288  # side of an image with sampling points
+VIEW, VIEW_GAP = 288, 12  # side of an image with sampling points
 COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#64d2ff", "#ff9f0a", "#ffffff")
 
-_INK, _FAINT = "#1f2328", "#6e7781"
+_INK, _FAINT, _FRAME = "#1f2328", "#6e7781", "#d0d7de"
 
 # --------------------------------------------------------------------------------------
 # Reconstructions
@@ -46,7 +46,7 @@ def draw_reconstructions(groups: dict[str, Group], title: str) -> Image.Image:
         for place, caption in enumerate(captions):
             left = MARGIN + place * (triple + SPACE)
             for column, pixels in enumerate((originals[place], decoded[place], errors[place])):
-                sheet.paste(_sized(pixels, CELL), (left + column * (CELL + GAP), top + TITLE))
+                _paste(sheet, _sized(pixels, CELL), (left + column * (CELL + GAP), top + TITLE))
             _text(draw, (left, top + TITLE + CELL + CAPTION // 2), caption, 13, triple, _FAINT)
     _draw_scale(sheet, draw, sheet.height - MARGIN - 16)
     return sheet
@@ -100,21 +100,21 @@ def draw_sampling_points(tokenizer: VFMTok, images: Tensor, tokens: Sequence[int
     depth = len(sampler.layers)
     layers = sorted({0, depth // 2, depth - 1})
     found = sampling_points(tokenizer, images, layers)
-    header, left_column = 64, 0
-    width = max(2 * MARGIN + left_column + len(layers) * (VIEW + GAP) - GAP, 620)
-    sheet = Image.new("RGB", (width, header + len(images) * (VIEW + GAP) - GAP + MARGIN), "#ffffff")
+    header = 64
+    width = max(2 * MARGIN + len(layers) * (VIEW + VIEW_GAP) - VIEW_GAP, 620)
+    sheet = Image.new("RGB", (width, header + len(images) * (VIEW + VIEW_GAP) - VIEW_GAP + MARGIN), "#ffffff")
     draw = ImageDraw.Draw(sheet)
     named = ", ".join(map(str, tokens))
     _text(draw, (MARGIN, 18), f"Where tokens {named} look: dots by weight, a cross is home", 16, width - 2 * MARGIN)
     pixels = to_pixels(images, VIEW).cpu().numpy()
     references = sampler.references[list(tokens)].tolist()
     for column, layer in enumerate(layers):
-        left = MARGIN + column * (VIEW + GAP)
+        left = MARGIN + column * (VIEW + VIEW_GAP)
         _text(draw, (left, 44), f"layer {layer + 1} of {depth}", 13, VIEW, _FAINT)
         locations, weights = (tensor[:, list(tokens)].cpu() for tensor in found[layer])  # (n,T,H,L,P,2), (n,T,H,L,P)
         for row, image in enumerate(pixels):
             view = _with_points(image, references, locations[row], weights[row])
-            sheet.paste(view, (left, header + row * (VIEW + GAP)))
+            _paste(sheet, view, (left, header + row * (VIEW + VIEW_GAP)))
     return sheet
 
 
@@ -182,6 +182,13 @@ def _sized(pixels: np.ndarray, side: int) -> Image.Image:
     """Small images are enlarged unsmoothed, so that what is seen is what was decoded."""
     image = Image.fromarray(pixels)
     return image.resize((side, side), Image.Resampling.NEAREST if image.width < side else Image.Resampling.LANCZOS)
+
+
+def _paste(sheet: Image.Image, image: Image.Image, place: tuple[int, int]) -> None:
+    """Framed: many images are white at their edges, as the sheet is."""
+    sheet.paste(image, place)
+    x, y = place
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME)
 
 
 def _text(

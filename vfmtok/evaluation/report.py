@@ -27,6 +27,11 @@ def as_lines(title: str, results: dict[str, Any]) -> list[str]:
     lines = [title]
     for name, entry in numbers.items():
         lines.append(f"  {name:<{width}}  {entry['value']:>10.{entry['digits']}f}  {entry['protocol']}")
+    if checked := results.get("samples"):
+        low, high = checked["labels_per_class"]
+        lines.append(
+            f"  checked: {checked['count']:,} samples, {checked['classes']:,} classes with {low} to {high} each"
+        )
     lines += [f"  WARNING: {text}" for text in results["warnings"]]
     return lines + [f"  note: {text}" for text in results["notes"]]
 

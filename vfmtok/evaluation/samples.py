@@ -115,7 +115,7 @@ def write_checked_samples(
     counted = {
         "count": samples.count,
         "classes": int((per_class > 0).sum()),
-        "labels_per_class": [int(per_class.min()), int(per_class.max())],
+        "labels_per_class": [int(per_class[per_class > 0].min()), int(per_class.max())],
         "copies": twice,
         "single_colour": flat,
     }
