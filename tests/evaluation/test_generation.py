@@ -1,13 +1,15 @@
 """test_net.py and what it calls: which samples there are, whoever makes them, and what is checked before measuring."""
 
 import json
+import runpy
+import sys
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from PIL import Image
-from tiny_models import GPT_SHAPE, WORLD, run_script, samples_in, values
+from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
 from vfmtok.errors import ConfigError, DataError, EvaluationError
@@ -29,6 +31,9 @@ def models():
 
 def evaluate(models, folder, samples=SAMPLES, batch=4, **options):
     return evaluate_generator(*models, samples, folder, WORLD, batch=batch, **options)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_names_say_how_the_samples_were_guided():
 
 
 def test_an_interrupted_run_continues_with_the_same_images(models, plain, tmp_path):
-    gpt, tokenizer = models
+    gpt = models[0]
     calls = []
 
     def cut(*_):
@@ -128,10 +133,9 @@ def test_samples_are_checked(tmp_path):
 
 def test_the_script_in_two_processes(models, plain, inception, inception_file, tmp_path):
     """Every published flag; the images of one process; and the numbers against those images measured here."""
-    tokenizer, gpt = tiny_models.write_models(tmp_path)
     images = np.random.default_rng(1).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
     np.savez(tmp_path / "reference.npz", images)
-    flags = ["--vq-ckpt", tokenizer, "--transformer-config-file", tiny_models.CONFIG, "--gpt-ckpt", gpt, *GPT_SHAPE]
+    flags = [*tiny_models.write_models(tmp_path), "--gpt-ckpt", tmp_path / "gpt.pt", *GPT_SHAPE]
     flags += ["--gpt-model", "GPT-B", "--image-size", 32, "--image-size-eval", SIZE, "--sample-dir", tmp_path]
     flags += ["--cfg-scale", 1.5, "--cfg-interval", -1, "--top-k", 0, "--top-p", 1.0, "--temperature", 1.0]
     flags += ["--precision", "none", "--per-proc-batch-size", 4, "--num-fid-samples", COUNT, "--no-compile"]
@@ -145,9 +149,8 @@ def test_the_script_in_two_processes(models, plain, inception, inception_file, t
     results = json.loads((folder / "results.json").read_text())
     assert list(values(results)) == [f"{name} (CFG 1.5)" for name in ("gFID", "sFID", "IS", "Pr", "Rc")]
     assert {f"{name} (CFG 1.5)" in done.stdout for name in ("gFID", "sFID", "IS", "Pr", "Rc")} == {True}
-    sets = [
-        [f for _, f in inception_features(inception, open_images(x), 64)][0] for x in (samples_in(folder)[0], images)
-    ]
+    measured = (samples_in(folder)[0], images)
+    sets = [next(found for _, found in inception_features(inception, open_images(x), 64)) for x in measured]
     shares = precision_recall(*(features.pool for features in sets))
     assert (values(results)["Pr (CFG 1.5)"], values(results)["Rc (CFG 1.5)"]) == shares
     pools = [features.pool.double() for features in sets]
@@ -158,12 +161,18 @@ def test_the_script_in_two_processes(models, plain, inception, inception_file, t
     assert values(results)["gFID (CFG 1.5)"] == pytest.approx(fid.item(), rel=1e-5)
 
 
-def test_the_script_says_what_is_wrong(tmp_path):
-    tokenizer, gpt = tiny_models.write_models(tmp_path)
-    flags = ["--vq-ckpt", tokenizer, "--transformer-config-file", tiny_models.CONFIG, "--gpt-ckpt", gpt, "--no-fid"]
+def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    flags = [*tiny_models.write_models(tmp_path), "--gpt-ckpt", tmp_path / "gpt.pt", *GPT_SHAPE, "--no-fid"]
     for more, text in (
-        ((*GPT_SHAPE, "--num-classes", 4), "mis-shaped: cls_embedding"),
-        (("--cfg-scale", "1,x"), "--cfg-scale takes a number or several"),
+        (["--num-classes", 4], "these weights are not those of GPT: 1 mis-shaped: cls_embedding"),
+        (["--latent-size", 16], "--latent-size 16 makes 256 tokens, the tokenizer has 16"),
+        (["--gpt-set", "depth"], "--gpt-set takes FIELD=VALUE"),
+        (["--num-fid-samples", 0], "a positive whole number is needed"),
+        (["--top-m", 0], "unknown flag --top-m (closest match: --top-"),
     ):
-        done = run_script("test_net.py", *flags, *more)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and text in done.stderr, done.stderr
+        monkeypatch.setattr(sys, "argv", ["test_net.py", *map(str, [*flags, *more])])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "test_net.py"), run_name="__main__")
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.startswith("test_net.py: error: ") and text in error
+        assert error.count("\n") == 1

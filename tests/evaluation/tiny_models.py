@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from image_makers import ROOT, encoded
 from tiny_gpt import random_gpt
@@ -23,17 +24,27 @@ GPT_SHAPE = ("--gpt-set", "n_layer=3", "--gpt-set", "n_head=4", "--gpt-set", "di
 
 def tokenizer(*overrides: str) -> vfmtok.VFMTok:
     torch.manual_seed(0)
-    return vfmtok.VFMTok(vfmtok.load_config(CONFIG, overrides)).eval().requires_grad_(False)
+    model = vfmtok.VFMTok(vfmtok.load_config(CONFIG, overrides))
+    model.encoder.load_official(_encoder_weights())
+    return model.eval().requires_grad_(False)
+
+
+def _encoder_weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return timm.create_model("test_vit", num_classes=0).state_dict()
 
 
 def gpt(**overrides) -> vfmtok.GPT:
     return random_gpt(**{"vocab_size": 64, "num_classes": 3, **overrides})
 
 
-def write_models(folder: Path) -> tuple[Path, Path]:
+def write_models(folder: Path) -> list[object]:
+    """The flags that name what is written: the tokenizer, its configuration and its encoder; gpt.pt lies beside."""
     torch.save(vfmtok.to_released(tokenizer()), folder / "tokenizer.pt")
+    torch.save(_encoder_weights(), folder / "encoder.pt")
     torch.save(vfmtok.to_released(gpt()), folder / "gpt.pt")
-    return folder / "tokenizer.pt", folder / "gpt.pt"
+    encoder = f"encoder.weights={folder / 'encoder.pt'}"
+    return ["--vq-ckpt", folder / "tokenizer.pt", "--transformer-config-file", CONFIG, "--set", encoder]
 
 
 def write_dataset(folder: Path) -> RecordDataset:
