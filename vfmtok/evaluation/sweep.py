@@ -90,17 +90,17 @@ def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) ->
     figure.suptitle(model, fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, names in zip(axes, panels, strict=True):
+        title = ", ".join(names)
         for number, name in enumerate(names):
             curve = [(scale, values[name]) for scale, values in sorted(points.items()) if name in values]
             if not curve:
                 continue
             axis.plot(*zip(*curve, strict=True), "o-", color=f"C{number}", label=name, linewidth=1.4, markersize=4)
-            if name in ("gFID", "IS"):
+            if number == 0 and name in ("gFID", "IS"):
                 best = (min if name == "gFID" else max)(curve, key=lambda point: point[1])
-                axis.annotate(
-                    f"{best[1]:.2f} at {best[0]:g}", best, textcoords="offset points", xytext=(6, 6), fontsize=8
-                )
-        axis.set(title=", ".join(names), xlabel="guidance scale (1: no CFG)")
+                title = f"{', '.join(names)} (best {name} {best[1]:.2f} at {best[0]:g})"
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("guidance scale (1: no CFG)")
         axis.margins(x=0.08, y=0.15)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
