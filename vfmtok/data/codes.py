@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -249,7 +249,8 @@ def _finish(
         decoded.append(tokenizer.decode_to_uint8(entry, size)[0].cpu().numpy())
         labels.append(record.label)
     originals, decoded = np.stack(originals), np.stack(decoded)  # (B,S,S,3)
-    values = round_trip.psnr(originals, decoded)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255 for images in (originals, decoded))
+    values = round_trip.psnr(*pixels).numpy()
     protocol = (
         f"mean over {len(rows)} entries of view '{views[0].name}' of the PSNR of uint8 RGB at {size} px, peak 255, "
         "decoded in float32"
@@ -264,10 +265,11 @@ def _finish(
         draw_pairs(originals, decoded, captions, title).save(sheet)
     except OSError as error:
         raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
-    usage = round_trip.codebook_usage(ids, tokenizer.config.quantizer.codebook_size)
+    counts = round_trip.count_codes(ids, tokenizer.config.quantizer.codebook_size)
+    usage = {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": round_trip.usage_of_counts(counts)[1]}
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
-        codebook_usage=asdict(usage),
+        codebook_usage=usage,
     )
     _report(CodeCache(writer.path))
 

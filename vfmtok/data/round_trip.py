@@ -1,31 +1,31 @@
-"""What a token cache decodes to, measured: PSNR and codebook usage.
+"""How near decoded images are to their originals, and how the codes were used: PSNR, usage, perplexity.
 
-Shapes: N records, V views, K tokens, B images, S side.
+The one home of these formulas: token caches print them, training logs them, the evaluation sums them over ranks.
+
+Shapes: B images, H, W sides, V codebook size, N records.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
+import torch
+from torch import Tensor
 
 
-@dataclass
-class CodebookUsage:
-    used: int  # codes that occur
-    size: int
-    perplexity: float  # exp of the entropy of the codes' frequencies: size if all are equally frequent
+def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """(B,3,H,W) in [0,1] twice -> (B,) in dB: -10 log10 of the mean squared error; equal images give infinity."""
+    return -10 * (originals - reconstructions).square().mean(dim=(1, 2, 3)).log10()
 
 
-def psnr(originals: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """(B,S,S,3) uint8 twice -> (B,) in dB, with the peak at 255 and the mean over pixels and channels."""
-    error = (originals.astype(np.float64) - decoded.astype(np.float64)) ** 2
-    return 10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-10))
+def usage_of_counts(counts: Tensor) -> tuple[float, float]:
+    """How often each code occurred, (V,) integers and not all 0 -> the share of codes that occur, and the perplexity:
+    exp of the entropy of their frequencies in nats, 1 ... V."""
+    counts = counts.cpu().double()  # MPS has no float64
+    p = counts / counts.sum()
+    return (counts > 0).double().mean().item(), (-torch.xlogy(p, p).sum()).exp().item()
 
 
-def codebook_usage(ids: np.ndarray, size: int) -> CodebookUsage:
-    """Over all of ids (N,V,K), which may be a memory map: it is read in parts."""
+def count_codes(ids: np.ndarray, size: int) -> Tensor:
+    """(V,) int64 over all of ids (N,...), which may be a memory map: it is read in parts."""
     counts = np.zeros(size, np.int64)
     for start in range(0, len(ids), 4096):
         counts += np.bincount(ids[start : start + 4096].ravel(), minlength=size)
-    frequencies = counts[counts > 0] / counts.sum()
-    perplexity = float(np.exp(-(frequencies * np.log(frequencies)).sum()))
-    return CodebookUsage(int((counts > 0).sum()), size, perplexity)
+    return torch.from_numpy(counts)

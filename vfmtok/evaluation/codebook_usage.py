@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.data.round_trip import usage_of_counts
 from vfmtok.errors import EvaluationError
 
 
@@ -70,9 +71,7 @@ class CodebookUsage:
         if outside or not tokens:
             problem = f"{outside} ids lie outside the codebook of {self.codebook_size}" if outside else "no ids"
             raise EvaluationError(f"codebook usage: {problem}")
-        p = histogram.double() / tokens
-        perplexity = (-torch.xlogy(p, p).sum()).exp().item()
-        return Usage((histogram > 0).double().mean().item(), perplexity, histogram, tokens)
+        return Usage(*usage_of_counts(histogram), histogram, tokens)
 
     def _count(self, ids: Tensor, counts: Tensor | None) -> Tensor:
         if counts is None:

@@ -15,16 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.data.round_trip import psnr
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import as_float64
 
 WINDOW = 7
 _K1, _K2 = 0.01, 0.03
-
-
-def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """(B,3,H,W) in [0,1] twice -> (B,) in dB: -10 log10 of the mean squared error; equal images give infinity."""
-    return -10 * (originals - reconstructions).square().mean(dim=(1, 2, 3)).log10()
 
 
 def ssim(originals: Tensor, reconstructions: Tensor, data_range: float = 1.0) -> Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmtok import distributed
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches
@@ -60,9 +61,10 @@ def measure_reference(
         DataError, EvaluationError: images that can't be read, or too few.
     """
     pool, spatial = FeatureStatistics(POOL_DIM), FeatureStatistics(SPATIAL_DIM)
-    for _, features in inception_features(network, source, batch, rank, world_size):
-        pool.update(features.pool)
-        spatial.update(features.spatial)
+    with distributed.together():  # a process that can't read an image must not leave the others waiting for sums
+        for _, features in inception_features(network, source, batch, rank, world_size):
+            pool.update(features.pool)
+            spatial.update(features.spatial)
     protocol = {"source": name, "count": len(source), "crop": source.crop, **network.protocol()}
     gaussians = pool.compute(), spatial.compute()
     return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source)

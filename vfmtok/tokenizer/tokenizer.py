@@ -116,9 +116,7 @@ class VFMTok(nn.Module):
     @torch.no_grad()
     def decode_to_uint8(self, ids: Tensor, size: int = 256) -> Tensor:
         """ids (B,K) -> pixels (B,size,size,3) uint8: bicubic to ``size``, x * 127.5 + 128, clamp, truncate."""
-        images = self.decode_ids(ids).float()  # (B,3,S,S)
-        images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False)
-        return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # (B,size,size,3)
+        return to_pixels(self.decode_ids(ids), size)
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """images (B,3,S,S) in [-1,1] at ``config.image_size`` -> TokenizerOutput.
@@ -138,6 +136,15 @@ class VFMTok(nn.Module):
             ids=encoding.ids,
             losses=encoding.losses,
         )
+
+
+def to_pixels(images: Tensor, size: int) -> Tensor:
+    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + 128, clamp, truncate.
+
+    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S.
+    """
+    images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False)
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _check_images(images: Tensor, size: int | None = None) -> None:

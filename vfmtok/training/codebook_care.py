@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.data.round_trip import usage_of_counts
 from vfmtok.tokenizer.quantizer import CosineQuantizer
 from vfmtok.training.recipe import CodebookConfig
 
@@ -80,12 +81,7 @@ class CodebookCare:
     def usage(self) -> Usage | None:
         """Of the last whole window, over all processes (each must ask); None before there is one."""
         counts = self._global_last()
-        total = counts.sum()
-        if int(total) == 0:
-            return None
-        p = counts / total
-        entropy = -torch.special.xlogy(p, p).sum()
-        return Usage(float((counts > 0).float().mean()), float(entropy.exp()))
+        return Usage(*usage_of_counts(counts)) if counts.any() else None
 
     def _global_last(self) -> Tensor:
         if not self._last_is_global:

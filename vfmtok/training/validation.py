@@ -12,8 +12,8 @@ from vfmtok import distributed
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
+from vfmtok.data.round_trip import psnr
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.evaluation.pixel_metrics import psnr
 from vfmtok.tokenizer.tokenizer import VFMTok
 
 SHOWN = 8  # images of the picture

@@ -1,0 +1,172 @@
+"""vqgan_test.py and what it calls: the numbers against a plain loop, shared among processes, interrupted, and wrong."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tiny_models import BAD, COUNT, WORLD, run_script, values
+
+from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.errors import ConfigError, DataError
+from vfmtok.evaluation.reconstruction import Measures, evaluate_reconstruction
+from vfmtok.evaluation.reconstruction_picture import colour_of_error, draw_sampling_points, sampling_points
+from vfmtok.tokenizer.tokenizer import to_pixels
+
+GOOD = [index for index in range(COUNT) if index != BAD]
+SIZE = 48
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_models.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny_models.write_dataset(tmp_path_factory.mktemp("records"))
+
+
+def evaluate(tokenizer, records, folder, measures=None, **options):
+    options = {"size": SIZE, "batch": 5, "num_workers": 0, **options}
+    return evaluate_reconstruction(tokenizer, records, folder, WORLD, measures or Measures(), **options)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer, records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, evaluate(tokenizer, records, folder)
+
+
+def test_numbers_are_those_of_a_plain_loop(tokenizer, records, tmp_path):
+    psnr, ssim, flattering, ids = [], [], [], []
+    for index in GOOD:
+        image = to_unit_range(EvaluationCrop(32)(records[index].image))[None]
+        ids.append(tokenizer.encode(image).ids)
+        original = to_pixels(image, SIZE)[0].numpy()
+        decoded = tokenizer.decode_to_uint8(ids[-1], SIZE)[0].numpy()
+        psnr.append(peak_signal_noise_ratio(original, decoded))
+        ssim.append(structural_similarity(original / 255, decoded / 255, channel_axis=-1, data_range=1))
+        flattering.append(structural_similarity(original / 255, decoded / 255, channel_axis=-1, data_range=2))
+    found = values(evaluate(tokenizer, records, tmp_path, batch=1))
+    assert found["PSNR"] == pytest.approx(np.mean(psnr), rel=1e-6)
+    assert found["SSIM"] == pytest.approx(np.mean(ssim), rel=1e-6)
+    assert found["SSIM (data range 2)"] == pytest.approx(np.mean(flattering), rel=1e-6)
+    counts = np.bincount(torch.cat(ids).flatten().numpy(), minlength=64)
+    p = counts[counts > 0] / counts.sum()
+    assert found["codebook usage"] == pytest.approx(100 * (counts > 0).mean())
+    assert found["codebook perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert set(found) == {"PSNR", "SSIM", "SSIM (data range 2)", "codebook usage", "codebook perplexity"}
+
+
+def test_the_folder_holds_every_image_once_and_pictures(plain):
+    folder, results = plain
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["notes"] == [f"1 bad records skipped: {BAD}"]
+    rows = list(csv.DictReader((folder / "images.csv").open()))
+    assert [int(row["record"]) for row in rows] == GOOD and [row["class"] for row in rows][:4] == ["a", "b", "c", "a"]
+    by_psnr = sorted(rows, key=lambda row: float(row["psnr"]))
+    assert results["pictures"]["worst"][0] == int(by_psnr[0]["record"])
+    assert results["pictures"]["best"][0] == int(by_psnr[-1]["record"])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("images.csv", "reconstructions.png", "results.json", "sampling_points.png")
+    ]
+    for name in ("reconstructions", "sampling_points"):
+        assert len(np.unique(np.asarray(Image.open(folder / f"{name}.png")).reshape(-1, 3), axis=0)) > 500
+
+
+def test_an_interrupted_evaluation_continues_with_the_same_numbers(tokenizer, records, plain, tmp_path):
+    class Cut(Exception):
+        pass
+
+    calls = []
+
+    def count(attention, inputs):
+        calls.append(1)
+        if len(calls) == 2 * len(tokenizer.sampler.layers) + 1:  # in the third of three blocks
+            raise Cut
+
+    handles = [layer.cross_attention.register_forward_pre_hook(count) for layer in tokenizer.sampler.layers]
+    with pytest.raises(Cut):
+        evaluate(tokenizer, records, tmp_path)
+    for handle in handles:
+        handle.remove()
+    done = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert done == ["00000000-00000005.npz", "00000005-00000010.npz"]
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "parts").iterdir())]
+    (tmp_path / "parts/00000010-00000014.npz.123.part").write_bytes(b"PK")  # what a kill may leave
+    with pytest.raises(DataError, match="with another tokenizer"):
+        evaluate(
+            type(tokenizer)(tiny_models.vfmtok.load_config(tiny_models.CONFIG, ["image_size=64"])), records, tmp_path
+        )
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "parts").glob("*.npz"))] == before
+    assert evaluate(tokenizer, records, tmp_path)["numbers"] == plain[1]["numbers"]
+    assert evaluate(tokenizer, records, tmp_path)["numbers"] == plain[1]["numbers"]  # finished: told again
+
+
+def test_batches_change_nothing_but_rounding(tokenizer, records, plain, tmp_path):
+    """Sums in another order move a value of 10,000 across a whole number, and truncation makes that a grey level."""
+    for batch in (2, 64):
+        found = evaluate(tokenizer, records, tmp_path / f"{batch}", batch=batch)
+        assert values(found) == pytest.approx(values(plain[1]), rel=1e-6, abs=2e-6)
+
+
+def test_too_many_bad_records_are_an_error(tokenizer, tmp_path):
+    images = [tiny_models.encoded(i, (40, 36)) for i in range(6)]
+    bad = [tiny_models.Record(images[i][: 60 if i < 2 else None], 0, f"{i}") for i in range(6)]
+    tiny_models.write_records(tmp_path / "bad", bad)
+    with pytest.raises(DataError, match=r"2 of the 6 records .* are bad"):
+        evaluate(tokenizer, tiny_models.RecordDataset(tmp_path / "bad"), tmp_path / "out")
+
+
+def test_same_size_pixels_are_the_originals():
+    pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(to_pixels(to_unit_range(pixels), 20).permute(0, 3, 1, 2), pixels)
+
+
+def test_error_colours():
+    zero, error = np.zeros((1, 1, 3, 3), np.uint8), np.zeros((1, 1, 3, 3), np.uint8)
+    error[0, 0, 1], error[0, 0, 2] = 64, (96, 0, 0)  # a mean of 64, and of 32: half of the scale
+    assert colour_of_error(zero, error).tolist() == [[[[0, 0, 0], [255, 255, 255], [255, 127, 0]]]]
+
+
+def test_sampling_points_are_drawn_where_they_are(tokenizer):
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    locations, weights = sampling_points(tokenizer, images, [0])[0]
+    assert locations.shape == (1, 16, 4, 3, 2, 2) and torch.allclose(weights.sum((-1, -2)), torch.ones(1, 16, 4))
+    # A new sampler looks in compass directions around its reference points: head 0 to the right.
+    grids = torch.tensor([width for _, width in tokenizer.sampler.grids])
+    home = tokenizer.sampler.references[5]
+    assert torch.allclose(locations[0, 5, 0, :, 0], home + torch.stack([1 / grids, 0 * grids], dim=-1), atol=1e-6)
+    picture = draw_sampling_points(tokenizer, images, (5, 10))
+    found = np.asarray(picture)
+    for token, colour in ((5, (255, 59, 48)), (10, (52, 199, 89))):
+        x, y = tokenizer.sampler.references[token].tolist()
+        column, row = 20 + round(x * 288), 64 + round(y * 288)
+        assert np.abs(found[row, column].astype(int) - colour).max() < 8
+    with pytest.raises(ConfigError, match="tokens 0 to 15"):
+        draw_sampling_points(tokenizer, images, (16,))
+
+
+def test_the_script_in_two_processes(tokenizer, records, inception_file, inception, tmp_path):
+    """Every published flag; and all numbers of two processes against those of one."""
+    flags = [*tiny_models.write_models(tmp_path), "--vq-model", "VQ-8", "--image-size", 32, "--z-channels", 64]
+    flags += ["--codebook-size", 64, "--codebook-slots-embed-dim", 8]
+    flags += ["--set", "pixel_decoder.multipliers=[2,1,1]", "--anno-file", records.path, "--num_workers", 0]
+    flags += ["--output_dir", tmp_path / "two", "--batch-size", 5, "--no-lpips", "--image-size-eval", SIZE]
+    done = run_script("vqgan_test.py", *flags, "--inception", inception_file, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two/results.json").read_text())
+    one = evaluate(tokenizer, records, tmp_path / "one", Measures(inception))
+    assert values(two) == pytest.approx(values(one), rel=1e-6) and values(one)["rFID"] > 0  # of equal batches
+    assert any("13 samples" in text and "BIASED" in text for text in two["warnings"])
+    for text in ("rFID", "rIS", "the same 13 originals", "LPIPS is left out: --no-lpips", "WARNING: rFID"):
+        assert text in done.stdout

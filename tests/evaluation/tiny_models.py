@@ -1,0 +1,72 @@
+"""What the entry points are tested on: a tiny tokenizer and GPT in released files, and a dataset with a bad record."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from image_makers import ROOT, encoded
+from tiny_gpt import random_gpt
+
+import vfmtok
+from vfmtok import distributed
+from vfmtok.data.records import Record, RecordDataset, write_records
+
+CONFIG = ROOT / "configs/tiny.yaml"
+BAD = 4  # the record that does not decode
+COUNT = 14
+WORLD = distributed.World(0, 1, torch.device("cpu"))
+GPT_SHAPE = ("--gpt-set", "n_layer=3", "--gpt-set", "n_head=4", "--gpt-set", "dim=64")
+
+
+def tokenizer(*overrides: str) -> vfmtok.VFMTok:
+    torch.manual_seed(0)
+    model = vfmtok.VFMTok(vfmtok.load_config(CONFIG, overrides))
+    model.encoder.load_official(_encoder_weights())
+    return model.eval().requires_grad_(False)
+
+
+def _encoder_weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return timm.create_model("test_vit", num_classes=0).state_dict()
+
+
+def gpt(**overrides) -> vfmtok.GPT:
+    return random_gpt(**{"vocab_size": 64, "num_classes": 3, **overrides})
+
+
+def write_models(folder: Path) -> list[object]:
+    """The flags that name what is written: the tokenizer, its configuration and its encoder; gpt.pt lies beside."""
+    torch.save(vfmtok.to_released(tokenizer()), folder / "tokenizer.pt")
+    torch.save(_encoder_weights(), folder / "encoder.pt")
+    torch.save(vfmtok.to_released(gpt()), folder / "gpt.pt")
+    encoder = f"encoder.weights={folder / 'encoder.pt'}"
+    return ["--vq-ckpt", folder / "tokenizer.pt", "--transformer-config-file", CONFIG, "--set", encoder]
+
+
+def write_dataset(folder: Path) -> RecordDataset:
+    content = [encoded(i, (40, 36)) for i in range(COUNT)]
+    content[BAD] = content[BAD][:60]
+    write_records(folder, [Record(c, i % 3, f"{i}") for i, c in enumerate(content)], classes=["a", "b", "c"])
+    return RecordDataset(folder)
+
+
+def run_script(script: str, *arguments: object, processes: int = 1, timeout: float = 240):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def values(results: dict) -> dict[str, float]:
+    return {name: entry["value"] for name, entry in results["numbers"].items()}
+
+
+def samples_in(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(folder / "samples.npz") as archive:
+        return archive["arr_0"], archive["labels"]

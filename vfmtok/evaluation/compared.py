@@ -1,0 +1,79 @@
+"""The networks and the reference that a command names, opened and checked against each other.
+
+Shapes: M reference images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from vfmtok import distributed
+from vfmtok.errors import EvaluationError
+from vfmtok.evaluation.feature_bank import FeatureBank
+from vfmtok.evaluation.image_sources import open_images
+from vfmtok.evaluation.inception import Inception, load_inception
+from vfmtok.evaluation.reference import Reference, inception_features, measure_reference, read_reference
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """A reference with its statistics, and the features that precision and recall need."""
+
+    reference: Reference
+    features: Tensor | None  # (M,2048); None: it holds no images
+
+
+def open_inception(path: Path | None, world: distributed.World) -> Inception:
+    """The Inception network on this process's device; every process must call it. Raises WeightsError."""
+    with distributed.together():
+        network = load_inception(path)
+    return network.eval().to(world.device)
+
+
+def open_reference(path: Path, network: Inception, size: int, batch: int, world: distributed.World) -> Reference:
+    """Statistics to compare with: of an npz of ours or ADM's, or measured from images; every process must call it.
+
+    Args:
+        path: an npz of statistics or images, a folder of images, or a prepared dataset.
+        size: side of the evaluation crop, for images that are not in an npz.
+
+    Raises:
+        VFMTokError: nothing usable is there, or it was made with another network.
+    """
+    source, reference = None, None
+    with distributed.together():
+        if path.suffix == ".npz":
+            reference = read_reference(path)
+            source = reference.images
+        else:
+            source = open_images(path, size)
+        if reference is not None and reference.pool is not None:
+            _check_network(reference, network, path)
+    if reference is None or reference.pool is None:
+        with distributed.together():
+            reference = measure_reference(network, source, path.name, batch, world.rank, world.size)
+    return reference
+
+
+def open_reference_set(path: Path, network: Inception, size: int, batch: int, world: distributed.World) -> ReferenceSet:
+    """``open_reference`` with the features of its images, if it has images; every process must call it."""
+    reference = open_reference(path, network, size, batch, world)
+    if reference.images is None:
+        return ReferenceSet(reference, None)
+    bank = FeatureBank(len(reference.images))
+    with distributed.together():
+        for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
+            bank.update(features.pool, indices)
+    return ReferenceSet(reference, bank.compute())
+
+
+def _check_network(reference: Reference, network: Inception, path: Path) -> None:
+    """A reference of ours says which weights it was measured with."""
+    theirs, ours = reference.protocol.get("weights_sha256"), network.weights_sha256
+    if theirs and ours and theirs != ours:
+        raise EvaluationError(
+            f"the reference {path} was measured with other Inception weights ({theirs[:12]}..., not {ours[:12]}...)"
+        )

@@ -1,0 +1,151 @@
+"""Long evaluations in parts on disk: what is finished stays finished, whoever goes on with it.
+
+A job's folder holds ``job.json`` (what is computed), ``parts/`` while it runs (an npz for every block of samples, there
+complete or not at all), and ``results.json`` once it is done. Several machines must see the same folder. Blocks begin
+at multiples of the batch size, whatever the number of processes: so are the batches that the networks see.
+
+Shapes: N samples, B batch.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vfmtok.errors import DataError
+
+Place = tuple[int, int]  # samples start ... stop - 1
+
+
+def begin(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    """Make the folder of a job, or find the one to continue.
+
+    Returns:
+        the results if this very job is finished, else None.
+
+    Raises:
+        DataError: the folder belongs to another job (says what differs), or can't be written.
+    """
+    for name in ("results.json", "job.json"):
+        found = read_json(folder / name)
+        if found is None:
+            continue
+        theirs = found.get("job", {}) if name == "results.json" else found
+        different = [key for key, value in _plain(job).items() if theirs.get(key) != value]
+        if different:
+            key = different[0]
+            raise DataError(
+                f"{folder} holds an evaluation with another {key} ({theirs.get(key)}, not {job[key]}): choose another "
+                "folder, or delete that one"
+            )
+        if name == "results.json":
+            return found
+    try:
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror}") from None
+    write_json(folder / "job.json", job)
+    return None
+
+
+def finish(folder: Path, results: dict[str, Any]) -> None:
+    """Write ``results.json``, which holds the job as well, and let the parts go. Raises DataError."""
+    write_json(folder / "results.json", results)
+    shutil.rmtree(folder / "parts", ignore_errors=True)  # left over they do no harm
+    (folder / "job.json").unlink(missing_ok=True)
+
+
+class Parts:
+    """The finished blocks of samples 0 ... ``count`` - 1 below a job's folder."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder / "parts", count
+
+    def finished(self) -> list[Place]:
+        """In the order of samples. Raises DataError if two overlap."""
+        found = [re.fullmatch(r"(\d+)-(\d+)\.npz", name) for name in os.listdir(self.folder)]
+        places = sorted((int(match[1]), int(match[2])) for match in found if match)
+        for (_, stop), (start, _) in itertools.pairwise(places):
+            if start < stop:
+                raise DataError(f"{self.folder} holds sample {start} twice: delete the folder and begin anew")
+        return places
+
+    def blocks_to_do(self, batch: int) -> list[np.ndarray]:
+        """Blocks (at most B,) int64 of consecutive samples that no part holds."""
+        to_do = np.ones(self.count, bool)
+        for start, stop in self.finished():
+            to_do[start:stop] = False
+        blocks = []
+        for start in range(0, self.count, batch):
+            rows = start + np.flatnonzero(to_do[start : start + batch])
+            blocks += np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
+        return blocks
+
+    def check_complete(self) -> list[Place]:
+        """All parts. Raises DataError if a sample is missing."""
+        places = self.finished()
+        if sum(stop - start for start, stop in places) != self.count:
+            raise DataError(f"{self.folder} lacks samples: do all machines see the same folder?")
+        return places
+
+    def write(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """The block ``rows`` (B,), complete or not at all. Raises DataError."""
+        target = self.folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npz"
+        replace_file(target, lambda file: np.savez(file, **arrays))
+
+    def read(self, place: Place, *names: str) -> list[np.ndarray]:
+        """Arrays of a part by name; only these are read. Raises DataError."""
+        path = self.folder / f"{place[0]:08d}-{place[1]:08d}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return [archive[name] for name in names]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"cannot read {path}: {error}; delete it and run again") from None
+
+
+# --------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------
+
+
+def replace_file(path: Path, write: Callable[[Any], None]) -> None:
+    """Hand ``write`` a binary file that becomes ``path`` when it is complete. Raises DataError."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Raises DataError."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, or None without the file. Raises DataError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples become lists."""
+    return json.loads(json.dumps(tree))

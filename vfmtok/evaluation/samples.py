@@ -1,0 +1,155 @@
+"""The samples of an evaluation: which they are, whether they are what they should be, and how they look.
+
+Shapes: N samples, E side of the images.
+"""
+
+import hashlib
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vfmtok.data.contact_sheet import Section, draw_sheet
+from vfmtok.errors import ConfigError, EvaluationError
+from vfmtok.evaluation import parts
+from vfmtok.evaluation.image_sources import NpzImages
+
+DTYPES = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+GRID_CLASSES, GRID_IMAGES = 10, 8
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which images are sampled. ``classes``: "random" draws every label (published), "balanced" takes them in turn."""
+
+    count: int = 50_000
+    size: int = 256
+    cfg_scale: float = 1.5
+    cfg_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    classes: str = "random"
+    precision: str = "none"  # of the GPT; the tokenizer decodes in float32
+
+    def __post_init__(self):
+        if self.count < 1 or self.size < 1:
+            raise ConfigError(f"the number of samples and their size must be positive, got {self.count}, {self.size}")
+        if self.classes not in ("random", "balanced"):
+            raise ConfigError(f"classes are 'random' or 'balanced', not '{self.classes}'")
+
+    @property
+    def guidance(self) -> str:
+        """What every result carries in its name."""
+        if self.cfg_scale == 1:
+            return "no CFG"
+        return f"CFG {self.cfg_scale:g}" + (f" interval {self.cfg_interval}" if self.cfg_interval >= 0 else "")
+
+    @property
+    def name(self) -> str:
+        """Of the folder: everything that makes other images."""
+        words = [self.guidance.replace(" ", "-").lower(), f"{self.count}x{self.size}px", f"seed-{self.seed}"]
+        plain = Samples()
+        for field in ("temperature", "top_k", "top_p", "classes", "precision"):
+            if getattr(self, field) != getattr(plain, field):
+                words.append(f"{field.replace('_', '')}-{getattr(self, field)}")
+        return "-".join(words)
+
+    def labels(self, num_classes: int) -> np.ndarray:
+        """(N,) int64; label n depends on (seed, n) alone. Raw Philox words stay the same in every NumPy."""
+        if self.classes == "balanced":
+            return np.arange(self.count) % num_classes
+        words = np.random.Philox(key=[self.seed & (2**64 - 1), 0x6C6162656C73]).random_raw(self.count)
+        return (words % np.uint64(num_classes)).astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------
+# Checking
+# --------------------------------------------------------------------------------------
+
+
+def write_checked_samples(
+    store: parts.Parts, samples: Samples, labels: np.ndarray, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """All parts as one npz: ``arr_0`` (N,E,E,3) uint8 and ``labels`` (N,) int64, part by part: they may be 10 GB.
+
+    Returns:
+        what was counted, and warnings: images that occur twice, images of one colour.
+
+    Raises:
+        DataError: samples are missing, or the disk refuses.
+        EvaluationError: labels, dtype, shape or range are not what they must be.
+    """
+    places, seen, flat, top = store.check_complete(), Counter(), 0, 0
+
+    def write(file) -> None:
+        nonlocal flat, top
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+                shape = (samples.count, samples.size, samples.size, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                for place in places:
+                    images, found = store.read(place, "images", "labels")
+                    _check_part(images, found, labels, place, samples)
+                    seen.update(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+                    flat += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
+                    top = max(top, int(images.max()))
+                    entry.write(np.ascontiguousarray(images).data)
+            with archive.open("labels.npy", "w") as entry:
+                np.lib.format.write_array(entry, labels)
+        if top <= 1:
+            raise EvaluationError("no pixel of the samples is above 1: these are not images of 0 to 255")
+
+    parts.replace_file(path, write)
+    per_class = np.bincount(labels)
+    twice = samples.count - len(seen)
+    warnings = [f"{twice} of the {samples.count} samples are copies of others"] if twice else []
+    warnings += [f"{flat} of the {samples.count} samples are of a single colour"] if flat else []
+    counted = {
+        "count": samples.count,
+        "classes": int((per_class > 0).sum()),
+        "labels_per_class": [int(per_class[per_class > 0].min()), int(per_class.max())],
+        "copies": twice,
+        "single_colour": flat,
+    }
+    return counted, warnings
+
+
+def _check_part(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: parts.Place, samples: Samples):
+    start, stop = place
+    shape = (stop - start, samples.size, samples.size, 3)
+    if images.dtype != np.uint8 or images.shape != shape:
+        raise EvaluationError(f"samples {start} to {stop - 1} are {images.dtype} {images.shape}, not uint8 {shape}")
+    if not np.array_equal(found, labels[start:stop]):
+        raise EvaluationError(f"samples {start} to {stop - 1} do not have the labels of this seed and class choice")
+
+
+# --------------------------------------------------------------------------------------
+# What one looks at
+# --------------------------------------------------------------------------------------
+
+
+def draw_grid(folder: Path, samples: Samples, labels: np.ndarray, class_names: list[str] | None) -> None:
+    """grid.png: up to ten classes, the first samples of each."""
+    present = np.unique(labels)
+    chosen = present[np.linspace(0, len(present) - 1, min(GRID_CLASSES, len(present))).round().astype(int)]
+    wanted = {int(label): np.flatnonzero(labels == label) for label in chosen}
+    shown = {int(index) for indices in wanted.values() for index in indices[:GRID_IMAGES]}
+    found = {}
+    for index, pixels in enumerate(NpzImages(folder / "samples.npz").read(0, max(shown) + 1)):
+        if index in shown:
+            found[index] = Image.fromarray(pixels)
+    rows = []
+    for label, indices in wanted.items():
+        name = class_names[label] if class_names and label < len(class_names) else f"class {label}"
+        rows.append((name, len(indices), [found[int(index)] for index in indices[:GRID_IMAGES]]))
+    title = f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, seed {samples.seed}"
+    sheet = draw_sheet([Section(title, rows)])
+    parts.replace_file(folder / "grid.png", lambda file: sheet.save(file, "PNG"))

@@ -1,0 +1,73 @@
+"""`vfmtok stats DATASET`: what a dataset holds (data/stats.py) or, with --reference, what FID compares with.
+
+One command as users see it; it lives here because the data room does not know the evaluation.
+"""
+
+import argparse
+from pathlib import Path
+
+from vfmtok.data import stats
+from vfmtok.errors import DataError, SharedError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    stats.add_arguments(parser)
+    parser.description += (
+        " With --reference, write instead the statistics that FID and sFID compare samples with; DATASET may then "
+        "also be an npz or a folder of images, and torchrun may share the work."
+    )
+    group = parser.add_argument_group("reference statistics")
+    group.add_argument("--reference", metavar="OUT.npz", help="the file to write, in ADM's layout")
+    group.add_argument("--size", type=int, help="side of the evaluation crop (default 256; an npz is taken as it is)")
+    group.add_argument(
+        "--inception", metavar="PATH", help="its weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
+    )
+    group.add_argument("--batch-size", type=int, help="images per pass and process (default 64)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    extra = [name for name in ("size", "inception", "batch_size") if getattr(args, name) is not None]
+    if args.reference is None:
+        if extra:
+            raise DataError(f"--{extra[0].replace('_', '-')} belongs to --reference OUT.npz")
+        stats.run(args)
+        return
+    if args.out or args.headers_only or args.workers is not None:
+        raise DataError("--out, --headers-only and --workers belong to `vfmtok stats` without --reference")
+    _write_reference(args)
+
+
+def _write_reference(args: argparse.Namespace) -> None:
+    """Under torchrun every process takes a share, and the first one writes."""
+    from vfmtok import distributed  # PyTorch and the Inception network take seconds, `vfmtok stats` alone needs neither
+    from vfmtok.evaluation.compared import open_inception
+    from vfmtok.evaluation.image_sources import open_images
+    from vfmtok.evaluation.reference import measure_reference, write_reference
+
+    source, out = Path(args.dataset).expanduser(), Path(args.reference).expanduser()
+    size, batch = args.size or 256, args.batch_size or 64
+    if size < 1 or batch < 1 or out.suffix != ".npz":
+        raise DataError("--size and --batch-size must be positive and --reference must end in .npz")
+    if not out.parent.is_dir():
+        raise DataError(f"no folder {out.parent} to write {out.name} to")
+    world = distributed.start()
+    try:
+        with distributed.together():
+            images = open_images(source, size)
+        network = open_inception(Path(args.inception).expanduser() if args.inception else None, world)
+        with distributed.together():
+            reference = measure_reference(network, images, source.name, batch, world.rank, world.size)
+        with distributed.together():
+            if world.is_main:
+                write_reference(reference, out)
+        about = reference.protocol
+        distributed.print_main(f"{out}: {about['count']:,} images of {source}, crop {about['crop']}")
+        distributed.print_main(f"  {about['network']}, weights {about['weights_sha256'][:12]}...")
+        distributed.print_main(f"  SHA-256 of statistics and protocol: {reference.sha256}")
+    except SharedError:
+        if world.is_main:
+            raise
+        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
+    finally:
+        distributed.stop()
