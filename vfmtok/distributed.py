@@ -52,7 +52,8 @@ def program(name: str) -> Iterator[World]:
     """
     rank = int(os.environ.get("RANK", 0))
     try:
-        yield start()
+        with group() as world:
+            yield world
     except VFMTokError as error:
         if rank == 0 or not isinstance(error, SharedError):
             where = f" (process {rank})" if rank else ""
@@ -60,6 +61,21 @@ def program(name: str) -> Iterator[World]:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def group() -> Iterator[World]:
+    """The world from the start of the group to its end.
+
+    Where all processes come to the end, they leave together: gloo aborts a process whose peer is gone while it
+    still works. One that fails alone leaves at once, for torchrun to see.
+    """
+    try:
+        yield start()
+        barrier()
+    except SharedError:
+        barrier()
+        raise
     finally:
         stop()
 
