@@ -29,8 +29,7 @@ from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, check_same_ta
 from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
 from vfmtok.evaluation.precision_recall import NEIGHBOUR, precision_recall
-from vfmtok.evaluation.reconstruction import describe_reference
-from vfmtok.evaluation.report import Number, as_tree, collected_warnings, not_finite
+from vfmtok.evaluation.report import Number, as_tree, collected_warnings, describe_reference, not_finite
 from vfmtok.evaluation.samples import Samples, draw_grid, write_checked_samples
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT

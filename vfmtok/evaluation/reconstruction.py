@@ -35,7 +35,7 @@ from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
 from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
-from vfmtok.evaluation.report import Number, as_tree, collected_warnings, not_finite
+from vfmtok.evaluation.report import Number, as_tree, collected_warnings, describe_reference, not_finite
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
 
@@ -279,13 +279,6 @@ def _inception_numbers(found: _Found, measures: Measures, world: distributed.Wor
     if scored is not None:
         numbers.append(Number("rIS", scored.mean, f"{SPLITS} splits in order, std {scored.std:.3f}; {count:,} images"))
     return numbers
-
-
-def describe_reference(reference: Reference) -> str:
-    """A reference in a protocol: what it says of itself, and its hash."""
-    about = reference.protocol
-    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else "a file by others"
-    return f"{said}, reference {reference.sha256[:12]}"
 
 
 def _pixel_numbers(found: _Found, measures: Measures, size: int) -> list[Number]:

@@ -1,13 +1,18 @@
 """Numbers with their protocols, as lines for people and as JSON; and the warnings that belong to them."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfmtok.evaluation.frechet import RankDeficientWarning
+
+if TYPE_CHECKING:  # it needs torch-fidelity
+    from vfmtok.evaluation.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,10 @@ def collected_warnings() -> Iterator[list[str]]:
             texts.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def describe_reference(reference: Reference) -> str:
+    """A reference in a protocol: what it says of itself, and its hash."""
+    about = reference.protocol
+    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else "a file by others"
+    return f"{said}, reference {reference.sha256[:12]}"
