@@ -4,14 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import vfmtok
 from vfmtok.config import with_overrides
 from vfmtok.training.recipe import TokenizerRecipe
 
+ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, note, code in BLOCKS if language == "python" and "no-run" not in note]

@@ -17,9 +17,7 @@ from vfmtok.errors import ConfigError
 from vfmtok.evaluation.reconstruction import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
 from vfmtok.generator.gpt import GPT, GPT_SIZES, gpt_config
-from vfmtok.hub import weight_files
-from vfmtok.hub.pretrained import load_tokenizer
-from vfmtok.hub.released import load_released
+from vfmtok.hub.pretrained import build_gpt, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 
@@ -79,7 +77,7 @@ def generation_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_tokenizer_flags(parser)
-    parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="released GPT weights")
+    parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint or released GPT weights")
     parser.add_argument("--gpt-model", choices=GPT_SIZES, default="GPT-B", help="its size (default GPT-B)")
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="codes of the GPT (default: as many as the file holds)"
@@ -204,13 +202,18 @@ def open_gpt(args: argparse.Namespace, tokenizer: TokenizerConfig, world: distri
 
 
 def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
-    """A GPT from a file under the released names; what is not ``given`` of its shape is what the file holds."""
-    weights = weight_files.read(path)
+    """A GPT of a run or checkpoint, or from a file under the released names.
+
+    Of a file, what is not ``given`` of the shape is what its tensors say.
+    """
+    weights = read_gpt_weights(path)
+    if weights.config is not None:
+        return build_gpt(weights)
     shape = {}
-    if "tok_embeddings.weight" in weights and "cls_embedding.embedding_table.weight" in weights:
-        shape["vocab_size"] = len(weights["tok_embeddings.weight"])
-        shape["num_classes"] = len(weights["cls_embedding.embedding_table.weight"]) - 1
-    return load_released(GPT(gpt_config(size, **{**shape, **given})), weights)
+    if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
+        shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
+        shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
+    return build_gpt(weights, gpt_config(size, **{**shape, **given}))
 
 
 def samples_of(args: argparse.Namespace) -> Samples:

@@ -53,15 +53,13 @@ def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     if args.n < 1 or args.batch_size < 1:
         raise ConfigError("--n and --batch-size must be positive")
-    world = distributed.start()
     try:
-        _sample(args, world)
+        with distributed.group() as world:
+            _sample(args, world)
     except SharedError:
         if world.is_main:
             raise
         raise SystemExit(2) from None  # as the command line does, but the first process prints the line
-    finally:
-        distributed.stop()
 
 
 def _sample(args: argparse.Namespace, world: distributed.World) -> None:
