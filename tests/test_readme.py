@@ -34,9 +34,17 @@ TINY = {
     "--data-path imagenet": "--data-path emoji --disc-type none --global-batch-size 4 --set optimizer.steps=2 "
     "--set loss.perceptual=encoder",
     "configs/vit_transformer.yaml --set tokenizer.encoder.weights=hub": "configs/tiny.yaml",
+    "benchmarks/sampling.py": "benchmarks/sampling.py --tokens 4 --batch 1 --steps 1 --precision fp32",
+    "scripts/torchrun.sh": "torchrun --nproc-per-node 2",
+    "--gpt-model GPT-L --code-path codes/imagenet --mixed-precision bf16": "--code-path codes/train "
+    "--global-batch-size 2 --set gpt.n_layer=1 --set gpt.dim=64 --set gpt.n_head=4 --set optimizer.steps=2",
+    "configs/emoji64_gpt.yaml": "configs/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
+    "--num-fid-samples 90": "--num-fid-samples 9",
     "configs/emoji64.yaml": "configs/emoji64.yaml --set optimizer.steps=6 --set codebook.continuous_steps=2",
 }
-RUN = ("vfmtok ", "python vq_train.py", "torchrun ")  # one after the other in one folder, as a reader would
+SCRIPTS = ("vq_train.py", "train_c2i.py", "vqgan_test.py", "test_net.py")
+# One after the other in one folder, as a reader would.
+RUN = ("vfmtok ", "torchrun ", "scripts/torchrun.sh ", *(f"python {script}" for script in SCRIPTS))
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -60,7 +68,8 @@ def test_commands_run_one_after_the_other(tmp_path):
     commands = [line for line in COMMANDS if line.startswith(RUN)]
     assert len(commands) > 9
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "vq_train.py").symlink_to(ROOT / "vq_train.py")
+    for script in SCRIPTS:
+        (tmp_path / script).symlink_to(ROOT / script)
     for command in commands:
         for shown, tried in TINY.items():
             command = command.replace(shown, tried)
@@ -69,8 +78,16 @@ def test_commands_run_one_after_the_other(tmp_path):
         arguments = [sys.executable, *start, *arguments]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    made = ["emoji.png", "pictures", "mine/val_lmdb/data.mdb", "codes/ids.npy", "codes/contact_sheet.png"]
-    for file in [*made, "results/emoji64/recipe.yaml", "curves.png", "tokenizer.pt", "results/vfmtok/log.jsonl"]:
+    made = ["emoji.png", "pictures", "mine/val_lmdb/data.mdb", "codes/train/ids.npy", "codes/val/contact_sheet.png"]
+    made += [
+        "results/emoji64/recipe.yaml",
+        "curves.png",
+        "tokenizer.pt",
+        "results/vfmtok/log.jsonl",
+        "grid.png",
+        "recons",
+    ]
+    for file in made:
         assert (tmp_path / file).exists(), file
 
 
