@@ -26,5 +26,6 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> str:
 
 def logged(folder: Path, name: str = "loss/total") -> dict[int, float]:
     """step -> value of the log."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    text = (folder / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be half written
     return {line["step"]: line[name] for line in lines if name in line}
