@@ -50,17 +50,27 @@ def program(name: str) -> Iterator[World]:
     An error that the user can mend becomes one line on stderr and exit code 2; where all processes raise it
     together, the first one speaks for them.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank, code = int(os.environ.get("RANK", 0)), 0
     try:
-        with group() as world:
-            yield world
+        yield start()
+        barrier()
     except VFMTokError as error:
+        code = 2
         if rank == 0 or not isinstance(error, SharedError):
             where = f" (process {rank})" if rank else ""
             print(f"{name}: error{where}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        if isinstance(error, SharedError):
+            barrier()  # one that fails alone leaves at once, for torchrun to see
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        code = 130
+    if world_size() > 1:
+        # Not by way of the interpreter's end: threads of gloo that live on abort the process there now and then
+        # ("terminate called without an active exception", torch 2.14 under load), after all work is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise SystemExit(code)
 
 
 @contextlib.contextmanager
