@@ -10,7 +10,7 @@ import vfmtok
 PACKAGE = Path(vfmtok.__file__).parent
 # A room may import the rooms of the ranks below its own, and its own. The outermost is last.
 RANKS = [
-    {"config", "distributed", "errors", "hub", "layers"},
+    {"checks", "config", "distributed", "errors", "hub", "layers"},
     {"tokenizer", "generator"},
     {"data", "discriminators", "losses"},
     {"training", "evaluation"},

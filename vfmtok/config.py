@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from vfmtok.checks import require, require_not_negative, require_positive, require_share
 from vfmtok.errors import ConfigError
 
 
@@ -40,15 +41,15 @@ class EncoderConfig:
     frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
 
     def __post_init__(self):
-        _require_positive(self, "encoder", "image_size")
+        require_positive(self, "encoder", "image_size")
         if self.levels is not None:
             increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
-            _require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
-        _require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
+            require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
+        require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
         fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
-        _require(fits, "encoder.std", "must have 3 positive numbers", self.std)
+        require(fits, "encoder.std", "must have 3 positive numbers", self.std)
         hashed = self.weights_sha256 is None or self.weights != "none"
-        _require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
+        require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class SamplerConfig:
 
     def __post_init__(self):
         square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
-        _require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
-        _require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
+        require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
+        require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ class QuantizerConfig:
     entropy_temperature: float = 0.01
 
     def __post_init__(self):
-        _require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
-        for name in ("commit_weight", "entropy_weight"):
-            weight = getattr(self, name)
-            _require(0 <= weight < math.inf, f"quantizer.{name}", "must be a number from 0", weight)
+        require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
+        require_not_negative(self, "quantizer", "commit_weight", "entropy_weight")
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,11 @@ class DecoderConfig:
     position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
 
     def __post_init__(self):
-        _require_positive(self, "decoder", "depth", "heads", "mlp_dim")
-        _require(self.registers >= 0, "decoder.registers", "must be 0 or more", self.registers)
-        _require_share(self.attention_dropout, "decoder.attention_dropout")
+        require_positive(self, "decoder", "depth", "heads", "mlp_dim")
+        require(self.registers >= 0, "decoder.registers", "must be 0 or more", self.registers)
+        require_share(self.attention_dropout, "decoder.attention_dropout")
         grid = self.position_grid
-        _require(grid is None or grid > 0, "decoder.position_grid", "must be positive", grid)
+        require(grid is None or grid > 0, "decoder.position_grid", "must be positive", grid)
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,12 @@ class PixelDecoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        _require_positive(self, "pixel_decoder", "channels", "res_blocks")
+        require_positive(self, "pixel_decoder", "channels", "res_blocks")
         whole = len(self.multipliers) > 0 and min(self.multipliers) > 0
-        _require(whole, "pixel_decoder.multipliers", "must be one or more positive numbers", self.multipliers)
+        require(whole, "pixel_decoder.multipliers", "must be one or more positive numbers", self.multipliers)
         grouped = all(self.channels * multiplier % 32 == 0 for multiplier in self.multipliers)
-        _require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
-        _require_share(self.dropout, "pixel_decoder.dropout")
+        require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
+        require_share(self.dropout, "pixel_decoder.dropout")
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,13 @@ class TokenizerConfig:
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
 
     def __post_init__(self):
-        _require_positive(self, "", "dim")
+        require_positive(self, "", "dim")
         fits = self.image_size > 0 and self.image_size % self.stride == 0
-        _require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
+        require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
         for part, heads in (("sampler", self.sampler.heads), ("decoder", self.decoder.heads)):
-            _require(heads > 0 and self.dim % heads == 0, f"{part}.heads", f"must divide dim {self.dim}", heads)
+            require(heads > 0 and self.dim % heads == 0, f"{part}.heads", f"must divide dim {self.dim}", heads)
         if self.initial_positions == "sincos":
-            _require(self.dim % 4 == 0, "dim", "must be a multiple of 4 for sincos positions", self.dim)
+            require(self.dim % 4 == 0, "dim", "must be a multiple of 4 for sincos positions", self.dim)
 
     @property
     def stride(self) -> int:
@@ -158,21 +157,6 @@ class TokenizerConfig:
     def image_grid(self) -> int:
         """Side of the ViT decoder's image map, in cells."""
         return self.image_size // self.stride
-
-
-def _require_positive(config: Any, section: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 < value < math.inf, f"{section}.{name}".lstrip("."), "must be positive", value)
-
-
-def _require_share(value: float, key: str) -> None:
-    _require(0 <= value < 1, key, "must be in [0,1)", value)
-
-
-def _require(condition: bool, key: str, rule: str, value: Any) -> None:
-    if not condition:
-        raise ConfigError(f"{key} {rule}, got {value}")
 
 
 # --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vfmtok.checks import require, require_positive, require_share
 from vfmtok.config import config_from_dict
 from vfmtok.errors import ConfigError
 from vfmtok.generator.causal_attention import AttentionPath, cached_attention, causal_attention
@@ -45,15 +46,15 @@ class GPTConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        for name in ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes", "rope_base", "norm_eps"):
-            _require(0 < getattr(self, name) < math.inf, name, "must be positive", getattr(self, name))
-        _require(self.ffn_hidden is None or self.ffn_hidden > 0, "ffn_hidden", "must be positive", self.ffn_hidden)
-        _require(self.side**2 == self.num_tokens, "num_tokens", "must be a square number", self.num_tokens)
+        sizes = ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes")
+        require_positive(self, "", *sizes, "rope_base", "norm_eps")
+        require(self.ffn_hidden is None or self.ffn_hidden > 0, "ffn_hidden", "must be positive", self.ffn_hidden)
+        require(self.side**2 == self.num_tokens, "num_tokens", "must be a square number", self.num_tokens)
         # Half of a head turns with the row and half with the column, in pairs of dimensions.
         fits = self.dim % self.n_head == 0 and self.head_dim % 4 == 0
-        _require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
+        require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
         for name in ("dropout_p", "token_dropout_p", "label_dropout_p", "drop_path_rate"):
-            _require(0 <= getattr(self, name) < 1, name, "must be in [0,1)", getattr(self, name))
+            require_share(getattr(self, name), name)
 
     @property
     def side(self) -> int:
@@ -68,11 +69,6 @@ class GPTConfig:
     def hidden(self) -> int:
         """F, the width inside the feed-forward block."""
         return self.ffn_hidden or math.ceil(int(2 * 4 * self.dim / 3) / 256) * 256
-
-
-def _require(condition: bool, key: str, rule: str, value: Any) -> None:
-    if not condition:
-        raise ConfigError(f"{key} {rule}, got {value}")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vfmtok.errors import ConfigError
+from vfmtok.checks import require
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Guidance:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self):
-        _require(0 <= self.scale < math.inf, "cfg_scale", "must be a number from 0", self.scale)
-        _require(self.interval >= -1, "cfg_interval", "must be -1 (always on) or more", self.interval)
+        require(0 <= self.scale < math.inf, "cfg_scale", "must be a number from 0", self.scale)
+        require(self.interval >= -1, "cfg_interval", "must be -1 (always on) or more", self.interval)
         known = self.schedule in ("constant", "linear", "cosine")
-        _require(known, "cfg_schedule", "must be constant, linear or cosine", self.schedule)
+        require(known, "cfg_schedule", "must be constant, linear or cosine", self.schedule)
 
     def guided_tokens(self, tokens: int) -> int:
         """How many of ``tokens`` are guided: the first so many."""
@@ -58,14 +58,9 @@ class Sampling:
         if self.greedy:
             return
         finite = 0 < self.temperature < math.inf
-        _require(finite, "temperature", "must be positive (greedy takes the likeliest token)", self.temperature)
-        _require(self.top_k >= 0, "top_k", "must be 0 (all tokens) or more", self.top_k)
-        _require(0 < self.top_p <= 1, "top_p", "must be in (0,1]", self.top_p)
-
-
-def _require(condition: bool, key: str, rule: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{key} {rule}, got {value}")
+        require(finite, "temperature", "must be positive (greedy takes the likeliest token)", self.temperature)
+        require(self.top_k >= 0, "top_k", "must be 0 (all tokens) or more", self.top_k)
+        require(0 < self.top_p <= 1, "top_p", "must be in (0,1]", self.top_p)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vfmtok.checks import require, require_not_negative, require_positive
 from vfmtok.config import TokenizerConfig
 from vfmtok.errors import ConfigError
 
@@ -36,7 +37,7 @@ class LossConfig:
     feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
 
     def __post_init__(self):
-        _require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
+        require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class AdversarialConfig:
     lecam_weight: float = 0.0  # LeCam regularisation of the discriminator; 0 leaves it out
 
     def __post_init__(self):
-        _require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
+        require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
         early = self.update_start is None or 0 <= self.update_start <= self.start
-        _require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
+        require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
 
     @property
     def learns_from(self) -> int:
@@ -74,8 +75,8 @@ class CodebookConfig:
     window: int = 65536  # tokens over which usage is counted
 
     def __post_init__(self):
-        _require_not_negative(self, "codebook", "continuous_steps")
-        _require_positive(self, "codebook", "window")
+        require_not_negative(self, "codebook", "continuous_steps")
+        require_positive(self, "codebook", "window")
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class OptimizerConfig:
     final_lr: float = 0.0
 
     def __post_init__(self):
-        _require_positive(self, "optimizer", "epochs")
-        _require_not_negative(
+        require_positive(self, "optimizer", "epochs")
+        require_not_negative(
             self, "optimizer", "lr", "weight_decay", "max_grad_norm", "warmup_epochs", "warmup_lr", "final_lr"
         )
-        _require(self.steps is None or self.steps > 0, "optimizer.steps", "must be positive", self.steps)
+        require(self.steps is None or self.steps > 0, "optimizer.steps", "must be positive", self.steps)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(fits, "optimizer.betas", "must be two numbers in [0,1)", self.betas)
+        require(fits, "optimizer.betas", "must be two numbers in [0,1)", self.betas)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class EMAConfig:
     warmup: bool = False  # min(decay, (1 + step) / (10 + step)): a short run's average forgets its beginning
 
     def __post_init__(self):
-        _require(0 <= self.decay < 1, "ema.decay", "must be in [0,1)", self.decay)
+        require(0 <= self.decay < 1, "ema.decay", "must be in [0,1)", self.decay)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class RunConfig:
 
     def __post_init__(self):
         names = ("global_batch", "accumulation", "log_every", "save_every", "keep", "validate_every")
-        _require_positive(self, "run", *names, "validation_images")
+        require_positive(self, "run", *names, "validation_images")
 
 
 @dataclass(frozen=True)
@@ -199,20 +200,3 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         elif before != after:
             changes[f"{prefix}{key}"] = (before, after)
     return changes
-
-
-def _require_positive(config: Any, section: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 < value < math.inf, f"{section}.{name}", "must be positive", value)
-
-
-def _require_not_negative(config: Any, section: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value < math.inf, f"{section}.{name}", "must be a number from 0", value)
-
-
-def _require(condition: bool, key: str, rule: str, value: Any) -> None:
-    if not condition:
-        raise ConfigError(f"{key} {rule}, got {value}")
