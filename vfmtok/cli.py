@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 from vfmtok import __version__
-from vfmtok.errors import VFMTokError
+from vfmtok.errors import VFMTokError, is_told_here
 
 COMMANDS = {
     "prepare": "vfmtok.data.prepare",
@@ -63,7 +63,8 @@ def _run(command: str, module: ModuleType, args: argparse.Namespace) -> int:
     try:
         module.run(args)
     except VFMTokError as error:
-        print(f"vfmtok {command}: error: {error}", file=sys.stderr)
+        if is_told_here(error):
+            print(f"vfmtok {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"vfmtok {command}: interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vfmtok.errors import SharedError, VFMTokError
+from vfmtok.errors import SharedError, VFMTokError, is_told_here
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def program(name: str) -> Iterator[World]:
         barrier()
     except VFMTokError as error:
         code = 2
-        if rank == 0 or not isinstance(error, SharedError):
+        if is_told_here(error):
             where = f" (process {rank})" if rank else ""
             print(f"{name}: error{where}: {error}", file=sys.stderr)
         if isinstance(error, SharedError):

@@ -1,5 +1,7 @@
 """Errors a user can cause and mend. The command line prints them as one line and exits with 2."""
 
+import os
+
 
 class VFMTokError(Exception):
     """Base of the errors below; its text is one clear line."""
@@ -19,6 +21,11 @@ class DataError(VFMTokError):
 
 class SharedError(VFMTokError):
     """An error that every process of a run raises at the same place; the first one tells it."""
+
+
+def is_told_here(error: VFMTokError) -> bool:
+    """Whether this process is the one to print ``error``."""
+    return int(os.environ.get("RANK", 0)) == 0 or not isinstance(error, SharedError)
 
 
 class EvaluationError(VFMTokError):

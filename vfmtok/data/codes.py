@@ -83,13 +83,8 @@ def run(args: argparse.Namespace) -> None:
     args.global_seed = args.global_seed or 0
     if args.batch_size < 1 or args.num_random_views < 1 or args.num_workers < 0:
         raise DataError("--batch-size and --num-random-views must be positive, --num-workers not negative")
-    try:
-        with distributed.group() as world:
-            _extract(args, world)
-    except SharedError:
-        if world.is_main:
-            raise
-        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
+    with distributed.group() as world:
+        _extract(args, world)
 
 
 # --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from vfmtok.data import stats
-from vfmtok.errors import DataError, SharedError
+from vfmtok.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,21 +51,16 @@ def _write_reference(args: argparse.Namespace) -> None:
         raise DataError("--size and --batch-size must be positive and --reference must end in .npz")
     if not out.parent.is_dir():
         raise DataError(f"no folder {out.parent} to write {out.name} to")
-    try:
-        with distributed.group() as world:
-            with distributed.together():
-                images = open_images(source, size)
-            network = open_inception(Path(args.inception).expanduser() if args.inception else None, world)
-            with distributed.together():
-                reference = measure_reference(network, images, source.name, batch, world.rank, world.size)
-            with distributed.together():
-                if world.is_main:
-                    write_reference(reference, out)
-            about = reference.protocol
-            distributed.print_main(f"{out}: {about['count']:,} images of {source}, crop {about['crop']}")
-            distributed.print_main(f"  {about['network']}, weights {about['weights_sha256'][:12]}...")
-            distributed.print_main(f"  SHA-256 of statistics and protocol: {reference.sha256}")
-    except SharedError:
-        if world.is_main:
-            raise
-        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
+    with distributed.group() as world:
+        with distributed.together():
+            images = open_images(source, size)
+        network = open_inception(Path(args.inception).expanduser() if args.inception else None, world)
+        with distributed.together():
+            reference = measure_reference(network, images, source.name, batch, world.rank, world.size)
+        with distributed.together():
+            if world.is_main:
+                write_reference(reference, out)
+        about = reference.protocol
+        distributed.print_main(f"{out}: {about['count']:,} images of {source}, crop {about['crop']}")
+        distributed.print_main(f"  {about['network']}, weights {about['weights_sha256'][:12]}...")
+        distributed.print_main(f"  SHA-256 of statistics and protocol: {reference.sha256}")

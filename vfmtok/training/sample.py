@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.data.code_cache import tokenizer_hash
-from vfmtok.errors import ConfigError, SharedError, WeightsError
+from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig, gpt_config
 from vfmtok.generator.token_sampling import Guidance, Sampling
@@ -53,13 +53,8 @@ def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     if args.n < 1 or args.batch_size < 1:
         raise ConfigError("--n and --batch-size must be positive")
-    try:
-        with distributed.group() as world:
-            _sample(args, world)
-    except SharedError:
-        if world.is_main:
-            raise
-        raise SystemExit(2) from None  # as the command line does, but the first process prints the line
+    with distributed.group() as world:
+        _sample(args, world)
 
 
 def _sample(args: argparse.Namespace, world: distributed.World) -> None:
