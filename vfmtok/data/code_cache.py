@@ -40,12 +40,16 @@ def tokenizer_hash(tokenizer: nn.Module) -> str:
 
     Left out is where the encoder's weights were read from: they are among the tensors.
     """
-    digest = hashlib.sha256()
     config = config_to_dict(tokenizer.config)
     for key in ("weights", "weights_sha256"):
         config["encoder"].pop(key)
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    return model_hash(tokenizer, config)
+
+
+def model_hash(model: nn.Module, config: dict[str, Any]) -> str:
+    """Hex SHA-256 over the names, types, shapes and bytes of all tensors and over ``config``."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -9,8 +9,6 @@ Shapes: N samples, B batch, K tokens, E side of the images.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.feature_bank import FeatureBank
@@ -70,17 +68,11 @@ def evaluate_generator(
     """
     check_match(gpt, tokenizer)
     job = _job(gpt, tokenizer, samples, inception, references)
-    results = None
-    with distributed.together():
-        if world.is_main:
-            results = parts.begin(folder, job)
-    results = distributed.gather(results)[0]
+    results = parts.begin_together(folder, job, world)
     if results is not None:
-        distributed.print_main(f"{folder} is already complete")
         return results
     store = parts.Parts(folder, samples.count)
-    with distributed.together():  # all have seen what is to do before anybody changes it
-        share = store.blocks_to_do(batch)[world.rank :: world.size]
+    share = store.share_to_do(batch, world)
     with distributed.together():
         _sample_blocks(gpt, tokenizer, samples, share, store, world, compile)
     labels, checked, warnings = samples.labels(gpt.config.num_classes), {}, []
@@ -118,11 +110,7 @@ def check_match(gpt: GPT, tokenizer: VFMTok) -> None:
 def _job(
     gpt: GPT, tokenizer: VFMTok, samples: Samples, inception: Inception | None, references: ReferenceSet | None
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(asdict(gpt.config), sort_keys=True).encode())
-    for name, tensor in sorted(gpt.state_dict().items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    models = {"GPT": digest.hexdigest(), "tokenizer": tokenizer_hash(tokenizer)}
+    models = {"GPT": model_hash(gpt, asdict(gpt.config)), "tokenizer": tokenizer_hash(tokenizer)}
     if any(found != models for found in distributed.gather(models)):
         raise SharedError("the processes built different models: set encoder.weights, random weights differ")
     return {

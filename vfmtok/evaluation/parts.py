@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vfmtok import distributed
 from vfmtok.errors import DataError
 
 Place = tuple[int, int]  # samples start ... stop - 1
@@ -54,6 +55,18 @@ def begin(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def begin_together(folder: Path, job: dict[str, Any], world: distributed.World) -> dict[str, Any] | None:
+    """``begin`` in the first process, its answer in all; raises SharedError where ``begin`` raises."""
+    results = None
+    with distributed.together():
+        if world.is_main:
+            results = begin(folder, job)
+    results = distributed.gather(results)[0]
+    if results is not None:
+        distributed.print_main(f"{folder} is already complete")
+    return results
+
+
 def finish(folder: Path, results: dict[str, Any]) -> None:
     """Write ``results.json``, which holds the job as well, and let the parts go. Raises DataError."""
     write_json(folder / "results.json", results)
@@ -86,6 +99,11 @@ class Parts:
             rows = start + np.flatnonzero(to_do[start : start + batch])
             blocks += np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
         return blocks
+
+    def share_to_do(self, batch: int, world: distributed.World) -> list[np.ndarray]:
+        """This process's blocks. It returns when all have seen what is to do, before anybody changes it."""
+        with distributed.together():
+            return self.blocks_to_do(batch)[world.rank :: world.size]
 
     def check_complete(self) -> list[Place]:
         """All parts. Raises DataError if a sample is missing."""

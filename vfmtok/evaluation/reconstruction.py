@@ -89,17 +89,11 @@ def evaluate_reconstruction(
         VFMTokError: the same on all processes.
     """
     job = _job(tokenizer, records, measures, size)
-    results = None
-    with distributed.together():
-        if world.is_main:
-            results = parts.begin(folder, job)
-    results = distributed.gather(results)[0]
+    results = parts.begin_together(folder, job, world)
     if results is not None:
-        distributed.print_main(f"{folder} is already complete")
         return results
     store = parts.Parts(folder, len(records))
-    with distributed.together():  # all have seen what is to do before anybody changes it
-        share = store.blocks_to_do(batch)[world.rank :: world.size]
+    share = store.share_to_do(batch, world)
     with distributed.together():
         _reconstruct_blocks(tokenizer, records, share, store, world, measures, size, num_workers)
     with distributed.together():
