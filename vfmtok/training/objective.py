@@ -26,6 +26,13 @@ def build_perceptual(config: LossConfig, tokenizer: VFMTok) -> nn.Module | None:
     return LPIPS(config.perceptual.removeprefix("lpips-"), config.perceptual_weights)
 
 
+def perceptual_distance(perceptual: nn.Module, images: Tensor, out: TokenizerOutput) -> Tensor:
+    """The distance of images (B,3,S,S) in [-1,1] and what the tokenizer made of them: a float32 scalar."""
+    if isinstance(perceptual, EncoderPerceptual):  # the tokenizer's pass has the features of the images
+        return perceptual(out.reconstruction, images, out.features)
+    return perceptual(out.reconstruction, images)
+
+
 class TokenizerObjective:
     """Weighted terms by name; their sum is the loss.
 
@@ -51,7 +58,7 @@ class TokenizerObjective:
         config = self.loss
         terms = {"pixel": config.pixel_weight * pixel_loss(out.reconstruction, images, config.pixel)}
         if self.perceptual is not None:
-            terms["perceptual"] = config.perceptual_weight * self._perceptual_distance(images, out)
+            terms["perceptual"] = config.perceptual_weight * perceptual_distance(self.perceptual, images, out)
         if out.feature_reconstruction is not None:
             terms["feature"] = config.feature_weight * feature_loss(out.feature_reconstruction, out.feature_target)
         terms |= {name: config.codebook_weight * value for name, value in out.losses.items()}
@@ -64,11 +71,6 @@ class TokenizerObjective:
                 weight = weight * adaptive_weight(seen, judged, self._last_layer)
             terms["adversarial"] = weight * judged
         return terms
-
-    def _perceptual_distance(self, images: Tensor, out: TokenizerOutput) -> Tensor:
-        if isinstance(self.perceptual, EncoderPerceptual):  # the tokenizer's pass has the features of the images
-            return self.perceptual(out.reconstruction, images, out.features)
-        return self.perceptual(out.reconstruction, images)
 
 
 class DiscriminatorPass(nn.Module):

@@ -14,7 +14,8 @@ from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.round_trip import psnr
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
+from vfmtok.training.objective import perceptual_distance
 
 SHOWN = 8  # images of the picture
 MIN_CELL = 128  # pixels per image side in the picture
@@ -58,8 +59,9 @@ class HeldOut:
             images = to_unit_range(part.to(self.world.device))  # (B,3,S,S)
             with autocast():
                 out = tokenizer(images)
-                distance = perceptual(out.reconstruction, images) if perceptual is not None else torch.zeros(())
-            decibels = psnr(part / 255.0, to_uint8(out.reconstruction) / 255.0)  # (B,)
+                distance = torch.zeros(()) if perceptual is None else perceptual_distance(perceptual, images, out)
+            pixels = to_pixels(out.reconstruction, self.size).cpu().permute(0, 3, 1, 2)  # (B,3,S,S)
+            decibels = psnr(part / 255.0, pixels / 255.0)  # (B,)
             sums += torch.tensor([decibels.sum(), float(distance) * len(part), len(part)], dtype=torch.float64)
         total_psnr, total_distance, count = distributed.sum_over_ranks(sums.to(self.world.device)).tolist()
         values = {"psnr": total_psnr / count}
@@ -76,11 +78,11 @@ class HeldOut:
             return self.originals()
         with autocast():
             out = tokenizer(to_unit_range(self.images[:SHOWN].to(self.world.device)))
-        return _channels_last(to_uint8(out.reconstruction))
+        return to_pixels(out.reconstruction, self.size).cpu().numpy()
 
     def originals(self) -> np.ndarray:
         """(n,S,S,3) uint8."""
-        return _channels_last(self.images[:SHOWN])
+        return self.images[:SHOWN].permute(0, 2, 3, 1).numpy()
 
 
 def read_images(records: RecordDataset, transform, indices: np.ndarray, num_workers: int) -> Tensor:
@@ -93,15 +95,6 @@ def read_images(records: RecordDataset, transform, indices: np.ndarray, num_work
         return torch.cat([batch.images.contiguous() for batch in loader])
     finally:
         loader.close()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """(B,3,S,S) in [-1,1] -> uint8 on the CPU as ``decode_to_uint8`` does: x * 127.5 + 128, clamp, truncate."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu()
-
-
-def _channels_last(images: Tensor) -> np.ndarray:
-    return images.permute(0, 2, 3, 1).numpy()
 
 
 def draw_columns(columns: dict[str, np.ndarray], title: str) -> Image.Image:
