@@ -63,16 +63,15 @@ class GPTRun:
         seed_step(run.seed, -1, 0)  # the first weights
         self.gpt = GPT(recipe.gpt)
         self.notes: list[str] = []  # for people
-        resumes = bool(CheckpointFolder(self.folder / "checkpoints").steps())
-        if finetune_from is not None and not resumes:
+        # More is better there: the log-likelihood of a held-out token.
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
+        if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
             self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from))
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
-        # More is better there: the log-likelihood of a held-out token.
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
         self.gpt.checkpoint_activations = run.checkpoint_activations
         if run.compile:
@@ -107,6 +106,11 @@ class GPTRun:
         return RunState(recipe, "gpt", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
 
     # ---- what the loop asks for ------------------------------------------------------------
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are wanted and can be made."""
+        return self.data.tokenizer is not None and self.recipe.pictures.every > 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return passes.autocast(self.recipe.run.precision, self.world.device)

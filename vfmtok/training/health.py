@@ -1,5 +1,8 @@
 """Is the run well? Numbers gathered on the device, looked at now and then, and the lines that raise an alarm."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +26,26 @@ def peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Pace:
+    """Steps per second of training alone: what is done within ``paused`` does not count."""
+
+    def __init__(self, step: int):
+        self._step, self._since = step, time.perf_counter()
+
+    def read(self, step: int) -> float:
+        """Since the last read."""
+        now = time.perf_counter()
+        rate = (step - self._step) / (now - self._since)
+        self._step, self._since = step, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begin
 
 
 class Meter:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from vfmtok import distributed
-from vfmtok.config import save_config
+from vfmtok.config import config_to_dict, save_config
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.training import checkpoint
 from vfmtok.training.checkpoint import CheckpointFolder
+from vfmtok.training.health import Alarms, peak_memory
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 
@@ -51,6 +52,53 @@ def prepare(folder: Path, recipe: Any) -> None:
         save_config(recipe, folder / "recipe.yaml")
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def open_log(folder: Path, state: RunState, total_steps: int, world: distributed.World) -> RunLog:
+    """The log of a run that goes on at ``state``; only the first process writes it."""
+    config = state.recipe.run
+    return RunLog(
+        folder,
+        config,
+        active=world.is_main,
+        step=state.step,
+        total_steps=total_steps,
+        samples_per_step=config.global_batch,
+        recipe=config_to_dict(state.recipe),
+    )
+
+
+def log_numbers(
+    log: RunLog,
+    state: RunState,
+    values: dict[str, float],
+    *,
+    shown: str,
+    lr: float,
+    steps_per_second: float,
+    source: Any,
+    num_samples: int,
+    alarms: Alarms,
+    world: distributed.World,
+) -> None:
+    """Log ``values`` and what every run tells beside them, and raise the alarms that follow.
+
+    Args:
+        source: of the batches; its clock of waiting begins anew.
+    """
+    values = values | {
+        "lr": lr,
+        "epoch": state.samples_seen / num_samples,
+        "images_per_second": steps_per_second * state.recipe.run.global_batch,
+        "data_wait": source.wait_share,
+        "memory_gib": peak_memory(world.device) / 2**30,
+        "skipped_steps": state.numbers["skipped"].total,
+        "bad_records": len(source.bad_records),
+    }
+    source.reset_timing()
+    log.scalars(state.step, values, shown)
+    for line in alarms.check(values):
+        log.alarm(state.step, line)
 
 
 def resume(

@@ -5,16 +5,14 @@ is a function of (seed, step, rank), every sample of (seed, samples seen). One p
 """
 
 import contextlib
-import time
 from pathlib import Path
 
 from vfmtok import distributed
-from vfmtok.config import config_to_dict
 from vfmtok.training import passes, run_folder
 from vfmtok.training.checkpoint import seed_step
 from vfmtok.training.gpt_recipe import GPTRecipe
 from vfmtok.training.gpt_run import GPTRun
-from vfmtok.training.health import Alarms, Meter, peak_memory
+from vfmtok.training.health import Alarms, Meter, Pace
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.optimizer import learning_rate
 from vfmtok.training.run_log import RunLog
@@ -42,15 +40,7 @@ def train_gpt(
             run = GPTRun(recipe, world, start_from, finetune_from)
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
-        log = RunLog(
-            run.folder,
-            recipe.run,
-            active=world.is_main,
-            step=run.state.step,
-            total_steps=run.plan.steps,
-            samples_per_step=recipe.run.global_batch,
-            recipe=config_to_dict(run.state.recipe),
-        )
+        log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
         with contextlib.closing(log), contextlib.closing(run.tokens()) as tokens, StopRequest() as stop:
             for line in [_summary(run), *run.notes]:
                 log.say(line)
@@ -60,7 +50,7 @@ def train_gpt(
 def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop: StopRequest) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     stepper = state.steppers["model"]
-    meter, alarms, last_log = Meter(), Alarms(), (state.step, time.perf_counter())
+    meter, alarms, pace = Meter(), Alarms(), Pace(state.step)
 
     while state.step < plan.steps:
         step = state.step
@@ -89,39 +79,37 @@ def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop:
         stopping = stop()
         at_end = state.step == plan.steps
         if state.step % recipe.run.log_every == 0 or at_end or stopping:
-            last_log = _report(run, log, tokens, meter, alarms, lr, last_log)
-        if state.step % recipe.run.validate_every == 0 or at_end:
-            run.validate(log)
-        every = recipe.pictures.every
-        if run.data.tokenizer is not None and every and (state.step % every == 0 or at_end):
-            run.draw(log)
-        if state.step % recipe.run.save_every == 0 or at_end or stopping:
-            run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
+            _report(run, log, tokens, meter, alarms, lr, pace)
+        with pace.paused():
+            if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
+                run.validate(log)
+            if run.draws and (at_end or (state.step % recipe.pictures.every == 0 and not stopping)):
+                run.draw(log)
+            if state.step % recipe.run.save_every == 0 or at_end or stopping:
+                run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
         if stopping and not at_end:
             log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
             return
     log.say(f"finished {plan.steps} steps; the run is in {run.folder}")
 
 
-def _report(run: GPTRun, log: RunLog, tokens, meter: Meter, alarms: Alarms, lr: float, last_log: tuple[int, float]):
+def _report(run: GPTRun, log: RunLog, tokens, meter: Meter, alarms: Alarms, lr: float, pace: Pace) -> None:
     """Numbers since the last report. Every process takes part; the first one writes."""
-    step, now = run.state.step, time.perf_counter()
-    images_per_second = (step - last_log[0]) * run.recipe.run.global_batch / (now - last_log[1])
-    values = meter.read() | {
-        "lr": lr,
-        "epoch": run.state.samples_seen / len(run.data),
-        "images_per_second": images_per_second,
-        "tokens_per_second": images_per_second * run.recipe.gpt.num_tokens,
-        "data_wait": tokens.wait_share,
-        "memory_gib": peak_memory(run.world.device) / 2**30,
-        "skipped_steps": run.skipped.total,
-        "bad_records": len(tokens.bad_records),
-    }
-    tokens.reset_timing()
-    log.scalars(step, values, shown=f"loss {values['loss/token']:.4f}")
-    for line in alarms.check(values):
-        log.alarm(step, line)
-    return step, now
+    values, recipe = meter.read(), run.recipe
+    rate = pace.read(run.state.step)
+    values["tokens_per_second"] = rate * recipe.run.global_batch * recipe.gpt.num_tokens
+    run_folder.log_numbers(
+        log,
+        run.state,
+        values,
+        shown=f"loss {values['loss/token']:.4f}",
+        lr=lr,
+        steps_per_second=rate,
+        source=tokens,
+        num_samples=len(run.data),
+        alarms=alarms,
+        world=run.world,
+    )
 
 
 def _summary(run: GPTRun) -> str:

@@ -5,15 +5,13 @@ is a function of (seed, step, rank), every sample of (seed, samples seen). One p
 """
 
 import contextlib
-import time
 from pathlib import Path
 
 from vfmtok import distributed
-from vfmtok.config import config_to_dict
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.training import passes, run_folder
 from vfmtok.training.checkpoint import seed_step
-from vfmtok.training.health import Alarms, Meter, peak_memory
+from vfmtok.training.health import Alarms, Meter, Pace
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.objective import discriminator_terms
 from vfmtok.training.optimizer import learning_rate
@@ -44,15 +42,7 @@ def train_tokenizer(
             run.held_out.read()  # bad images there shall not end the run at its first validation
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
-        log = RunLog(
-            run.folder,
-            recipe.run,
-            active=world.is_main,
-            step=run.state.step,
-            total_steps=run.plan.steps,
-            samples_per_step=recipe.run.global_batch,
-            recipe=config_to_dict(run.state.recipe),
-        )
+        log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
         with contextlib.closing(log), contextlib.closing(run.loader()) as loader, StopRequest() as stop:
             for line in [_summary(run), *run.notes]:
                 log.say(line)
@@ -62,7 +52,7 @@ def train_tokenizer(
 def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     tokenizer_stepper, judge_stepper = state.steppers["model"], state.steppers.get("discriminator")
-    meter, alarms, last_log = Meter(), Alarms(), (state.step, time.perf_counter())
+    meter, alarms, pace = Meter(), Alarms(), Pace(state.step)
 
     while state.step < plan.steps:
         step = state.step
@@ -114,41 +104,37 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         stopping = stop()
         at_end = state.step == plan.steps
         if state.step % recipe.run.log_every == 0 or at_end or stopping:
-            last_log = _report(run, log, loader, meter, alarms, lr, last_log)
-        paused = time.perf_counter()
-        if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
-            run.validate(log)
-        if state.step % recipe.run.save_every == 0 or at_end or stopping:
-            run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
-        last_log = (last_log[0], last_log[1] + time.perf_counter() - paused)  # speed is that of training
+            _report(run, log, loader, meter, alarms, lr, pace)
+        with pace.paused():
+            if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
+                run.validate(log)
+            if state.step % recipe.run.save_every == 0 or at_end or stopping:
+                run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
         if stopping and not at_end:
             log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
             return
     log.say(f"finished {plan.steps} steps; the run is in {run.folder}")
 
 
-def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms, lr: float, last_log):
+def _report(run: TokenizerRun, log: RunLog, loader, meter: Meter, alarms: Alarms, lr: float, pace: Pace) -> None:
     """Numbers since the last report. Every process takes part; the first one writes."""
-    step, now = run.state.step, time.perf_counter()
     values = meter.read()
     usage = run.care.usage()
     if usage is not None:
         values |= {"codebook/usage": usage.used, "codebook/perplexity": usage.perplexity}
-    values |= {
-        "lr": lr,
-        "epoch": run.state.samples_seen / len(run.records),
-        "images_per_second": (step - last_log[0]) * run.recipe.run.global_batch / (now - last_log[1]),
-        "data_wait": loader.wait_share,
-        "memory_gib": peak_memory(run.world.device) / 2**30,
-        "skipped_steps": run.skipped.total,
-        "bad_records": len(loader.bad_records),
-    }
-    loader.reset_timing()
     used = f" codes {usage.used:.0%}" if usage is not None else ""
-    log.scalars(step, values, shown=f"loss {values['loss/total']:.4f} pixel {values['loss/pixel']:.4f}{used}")
-    for line in alarms.check(values):
-        log.alarm(step, line)
-    return step, now
+    run_folder.log_numbers(
+        log,
+        run.state,
+        values,
+        shown=f"loss {values['loss/total']:.4f} pixel {values['loss/pixel']:.4f}{used}",
+        lr=lr,
+        steps_per_second=pace.read(run.state.step),
+        source=loader,
+        num_samples=len(run.records),
+        alarms=alarms,
+        world=run.world,
+    )
 
 
 def _summary(run: TokenizerRun) -> str:
