@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["vfmtok", "vfmtok.*"]),
     package_data={"vfmtok.data": ["samples/*"]},
-    entry_points={"console_scripts": ["vfmtok = vfmtok.cli:main"]},
+    entry_points={"console_scripts": ["vfmtok = vfmtok.cli:program"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

@@ -1,7 +1,5 @@
 """`python -m vfmtok` is `vfmtok`."""
 
-import sys
+from vfmtok.cli import program
 
-from vfmtok.cli import main
-
-sys.exit(main())
+program()

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 from vfmtok import __version__
 from vfmtok.errors import VFMTokError, is_told_here
@@ -26,6 +27,16 @@ SUMMARIES = {  # shown by --help without importing the modules
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }
+
+
+def program() -> NoReturn:
+    """`vfmtok` on a command line: the process ends with the exit code of ``main``."""
+    code = main()
+    if "WORLD_SIZE" in os.environ:  # torchrun started it; alone, most commands need no torch
+        from vfmtok import distributed
+
+        distributed.leave(code)
+    raise SystemExit(code)
 
 
 def main(arguments: list[str] | None = None) -> int:

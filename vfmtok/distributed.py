@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -63,22 +63,30 @@ def program(name: str) -> Iterator[World]:
             barrier()  # one that fails alone leaves at once, for torchrun to see
     except KeyboardInterrupt:
         code = 130
-    if world_size() > 1:
-        # Not by way of the interpreter's end: threads of gloo that live on abort the process there now and then
-        # ("terminate called without an active exception", torch 2.14 under load), after all work is done.
+    if code or world_size() > 1:
+        leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several does not go by way of the interpreter's end: threads of gloo that live on abort the process
+    there, or in `destroy_process_group`, now and then ("terminate called without an active exception", torch
+    2.14 under load), after all work is done.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    if code:
-        raise SystemExit(code)
+    raise SystemExit(code)
 
 
 @contextlib.contextmanager
 def group() -> Iterator[World]:
-    """The world from the start of the group to its end.
+    """The world of a command. Where all processes come to its end they wait for each other.
 
-    Where all processes come to the end, they leave together: gloo aborts a process whose peer is gone while it
-    still works. One that fails alone leaves at once, for torchrun to see.
+    (gloo aborts a process whose peer is gone while it still works.) One that fails alone leaves at once, for
+    torchrun to see.
     """
     try:
         yield start()
@@ -86,8 +94,6 @@ def group() -> Iterator[World]:
     except SharedError:
         barrier()
         raise
-    finally:
-        stop()
 
 
 @contextlib.contextmanager
@@ -103,12 +109,6 @@ def together() -> Iterator[None]:
     failed = [found for found in gather(text) if found is not None]
     if failed:
         raise SharedError(failed[0]) from None
-
-
-def stop() -> None:
-    """Leave the group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def world_size() -> int:
