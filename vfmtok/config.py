@@ -72,10 +72,12 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Cosine vector quantization."""
+    """Vector quantization: by cosine to the rows of a learned codebook, or "fsq", finite scalar quantization."""
 
+    kind: Literal["cosine", "fsq"] = "cosine"
     codebook_size: int = 16384
     code_dim: int = 12
+    levels: tuple[int, ...] | None = None  # fsq: how many values each code dimension takes; their product is the size
     commit_weight: float = 0.25  # beta of the commitment loss
     entropy_weight: float = 0.0  # weight of the entropy loss; 0 leaves it out
     entropy_temperature: float = 0.01
@@ -83,6 +85,13 @@ class QuantizerConfig:
     def __post_init__(self):
         require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
         require_not_negative(self, "quantizer", "commit_weight", "entropy_weight")
+        require((self.levels is not None) == (self.kind == "fsq"), "quantizer.levels", "belong to fsq", self.levels)
+        if self.levels is not None:
+            require(min(self.levels, default=0) >= 2, "quantizer.levels", "must be 2 or more each", self.levels)
+            size, length = math.prod(self.levels), len(self.levels)
+            require(self.codebook_size == size, "quantizer.codebook_size", f"must be {size}", self.codebook_size)
+            require(self.code_dim == length, "quantizer.code_dim", f"must be {length}", self.code_dim)
+            require(self.entropy_weight == 0, "quantizer.entropy_weight", "must be 0 with fsq", self.entropy_weight)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Every metric on 2 gloo processes and at batch 1, 7 and 64, against one process and one batch."""
 
 import pytest
+import ranks
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.codebook_usage import CodebookUsage
@@ -47,11 +46,8 @@ def measure(rank, world_size, batch):
     }
 
 
-def _process(rank, store, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.save([measure(rank, 2, batch) for batch in (1, 7, 64)], f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+def _in_batches(rank):
+    return [measure(rank, 2, batch) for batch in (1, 7, 64)]
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +62,25 @@ def test_batches_change_nothing(whole, batch):
 
 
 def test_two_processes_change_nothing(whole, tmp_path):
-    torch.multiprocessing.spawn(_process, (tmp_path / "store", tmp_path), nprocs=2)
-    for rank in range(2):
-        for found in torch.load(tmp_path / f"{rank}.pt"):
+    for results in ranks.run(_in_batches, tmp_path):
+        for found in results:
             assert found == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_rank_without_samples(tmp_path):
     """One image on two ranks: the first has none, and still takes part in every sum."""
-    torch.multiprocessing.spawn(_lonely, (tmp_path / "store", tmp_path), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == [2, [0.0, 1.0, 2.0], [[0.0, 1.0, 2.0]], 0.25]
+    for found in ranks.run(_lonely, tmp_path):
+        assert found == [2, [0.0, 1.0, 2.0], [[0.0, 1.0, 2.0]], 0.25]
 
 
-def _lonely(rank, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _lonely(rank):
     statistics, bank, usage = FeatureStatistics(3), FeatureBank(1), CodebookUsage(8)
     if rank:
         statistics.update(torch.arange(3.0).repeat(2, 1))
         bank.update(torch.arange(3.0)[None], torch.zeros(1, dtype=torch.int64))
         usage.update(torch.tensor([0, 1]))
     gaussian = statistics.compute()
-    found = [gaussian.count, gaussian.mean.tolist(), bank.compute().tolist(), usage.compute().usage]
-    torch.save(found, f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    return [gaussian.count, gaussian.mean.tolist(), bank.compute().tolist(), usage.compute().usage]
 
 
 def test_missing_and_repeated_samples_are_noticed():

@@ -17,7 +17,9 @@ def make_care(size=32, dim=4, tokens=16, **settings):
     quantizer = CosineQuantizer(QuantizerConfig(codebook_size=size, code_dim=dim))
     optimizer = torch.optim.AdamW(quantizer.parameters(), fused=True)
     average = quantizer.codebook.detach().clone()
-    return CodebookCare(quantizer, [average], optimizer, CodebookConfig(**settings), tokens, seed=3), average
+    return CodebookCare(
+        quantizer, [average], optimizer, CodebookConfig(**settings), tokens, 3, torch.device("cpu")
+    ), average
 
 
 def test_usage_of_windows():

@@ -130,6 +130,7 @@ ABLATIONS = (
     "tokenizer.encoder.frozen=false loss.perceptual=none",
     "tokenizer.quantizer.entropy_weight=0.1",
     "tokenizer.initial_positions=sincos",
+    "tokenizer.quantizer.kind=fsq tokenizer.quantizer.levels=[4,4,4] tokenizer.quantizer.code_dim=3 codebook.window=64",
     "tokenizer.encoder.name=test_efficientnet tokenizer.encoder.levels=[2,3,4]",
     "loss.pixel=l1 optimizer.name=adam ema.enabled=false data.crop=center data.flip=false",
     "run.precision=bf16 run.checkpoint_activations=true",

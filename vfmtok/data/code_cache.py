@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok.config import config_to_dict
+from vfmtok.data.round_trip import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
 
@@ -116,6 +117,10 @@ class CodeCache:
         views = [self.view_for(seed, int(e), int(i)) for e, i in zip(epochs, indices, strict=True)]
         ids = torch.from_numpy(self._ids[indices, views].astype(np.int64))  # (B,K)
         return ids, self.labels[torch.from_numpy(indices)]
+
+    def code_counts(self) -> Tensor:
+        """How often each code occurs in all views, (V,) int64."""
+        return count_codes(self._ids, self.codebook_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ids": None}  # a pickled memory map would be the whole file

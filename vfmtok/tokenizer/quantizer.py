@@ -1,7 +1,8 @@
 """Cosine vector quantization (van den Oord et al., 2017; unit vectors as in ViT-VQGAN, Yu et al., 2022).
 
-A quantizer maps latents to the codes of a finite codebook. Another one replaces it by keeping
-``forward``, ``lookup`` and the ``Quantized`` it returns.
+A quantizer maps latents to the codes of a finite codebook. Another one replaces it by keeping ``forward``,
+``lookup``, the ``Quantized`` it returns and the switch ``continuous`` (see finite_scalar.py), and by a name in
+QUANTIZERS of tokenizer.py.
 
 Shapes: B batch, K tokens, V codebook size, E code dimensions.
 """
@@ -18,8 +19,8 @@ from vfmtok.layers.precision import at_least_float32
 
 @dataclass
 class Quantized:
-    """codes (B,K,E) unit vectors, with the straight-through gradient in training; ids (B,K) int64;
-    losses: float32 scalars by name, already weighted, to be summed."""
+    """codes (B,K,E), with the straight-through gradient in training (CosineQuantizer's are unit vectors); ids (B,K)
+    int64; losses: float32 scalars "vq", "commit" and "entropy", already weighted, to be summed."""
 
     codes: Tensor
     ids: Tensor

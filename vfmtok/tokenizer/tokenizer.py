@@ -16,10 +16,13 @@ from vfmtok.config import TokenizerConfig
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import linear_in_float32
 from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.tokenizer.finite_scalar import FiniteScalarQuantizer
 from vfmtok.tokenizer.pixel_decoder import PixelDecoder
 from vfmtok.tokenizer.quantizer import CosineQuantizer, Quantized
 from vfmtok.tokenizer.region_sampler import RegionSampler
 from vfmtok.tokenizer.vit_decoder import ViTDecoder
+
+QUANTIZERS = {"cosine": CosineQuantizer, "fsq": FiniteScalarQuantizer}  # by quantizer.kind
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Encoding:
     """What ``encode`` finds on the way to the ids."""
 
     ids: Tensor  # (B,K) int64
-    codes: Tensor  # (B,K,E) quantized, unit vectors
+    codes: Tensor  # (B,K,E) quantized; unit vectors, of the cosine quantizer
     latents: Tensor  # (B,K,E) before normalisation and quantization
     region_tokens: Tensor  # (B,K,D)
     features: list[Tensor]  # L x (B,N,C) from the encoder; the last is the feature target
@@ -63,7 +66,7 @@ class VFMTok(nn.Module):
             raise ConfigError(f"encoder '{config.encoder.name}': the last level must be square, is {feature_grid}")
         self.sampler = RegionSampler(config.sampler, dim, self.encoder.widths, self.encoder.grids, start)
         self.to_latents = nn.Linear(dim, code_dim)
-        self.quantizer = CosineQuantizer(config.quantizer)
+        self.quantizer = QUANTIZERS[config.quantizer.kind](config.quantizer)
         self.decoder = ViTDecoder(
             config.decoder,
             dim,

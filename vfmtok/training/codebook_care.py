@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.data.round_trip import usage_of_counts
+from vfmtok.tokenizer.finite_scalar import FiniteScalarQuantizer
 from vfmtok.tokenizer.quantizer import CosineQuantizer
 from vfmtok.training.recipe import CodebookConfig
 
@@ -34,7 +35,7 @@ class CodebookCare:
     """Counts codes over windows of tokens, and revives those without use.
 
     Args:
-        quantizer: whose codebook it is.
+        quantizer: whose codes they are; only a cosine quantizer has a codebook to care for.
         averages: other copies of the codebook that revived rows are written to as well (the EMA's).
         optimizer: whose moments of revived rows are cleared.
         tokens_per_step: over all processes; a window is whole steps.
@@ -42,18 +43,18 @@ class CodebookCare:
 
     def __init__(
         self,
-        quantizer: CosineQuantizer,
+        quantizer: CosineQuantizer | FiniteScalarQuantizer,
         averages: list[Tensor],
         optimizer: torch.optim.Optimizer,
         config: CodebookConfig,
         tokens_per_step: int,
         seed: int,
+        device: torch.device,
     ):
         self.quantizer, self.averages, self.optimizer = quantizer, averages, optimizer
         self.config, self.seed = config, seed
         self.window_steps = math.ceil(config.window / tokens_per_step)
-        size, device = quantizer.config.codebook_size, quantizer.codebook.device
-        self._counts = torch.zeros(size, dtype=torch.int64, device=device)  # of this process
+        self._counts = torch.zeros(quantizer.config.codebook_size, dtype=torch.int64, device=device)  # of this process
         self._last = torch.zeros_like(self._counts)  # the last whole window
         self._last_is_global = True
 

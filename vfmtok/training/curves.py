@@ -6,6 +6,7 @@ The first run is drawn in colour, the others in greys behind it: name a referenc
 import argparse
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 from vfmtok.errors import ConfigError, DataError
 
@@ -52,7 +53,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
-def draw_curves(logs: dict[str, dict[str, tuple[list[int], list[float]]]], out: Path) -> None:
+def draw_curves(logs: dict[str, dict[str, tuple[list[int], list[float]]]], out: Path | BinaryIO) -> None:
     """One panel per quantity, one line per run and name. Raises ConfigError without matplotlib, or if ``out`` fails."""
     try:
         from matplotlib.figure import Figure

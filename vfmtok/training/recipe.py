@@ -159,6 +159,10 @@ class TokenizerRecipe:
     def __post_init__(self):
         if not self.tokenizer.encoder.frozen and self.loss.perceptual == "encoder":
             raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
+        if self.tokenizer.quantizer.kind != "cosine" and (self.codebook.kmeans or self.codebook.revive):
+            raise ConfigError(
+                "codebook.kmeans and codebook.revive need quantizer.kind cosine, whose codebook is learned"
+            )
         if self.codebook.kmeans and not self.codebook.continuous_steps:
             raise ConfigError("codebook.kmeans needs codebook.continuous_steps, at whose end it runs")
 

