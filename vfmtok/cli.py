@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
+    "agreement": "vfmtok.evaluation.class_agreement",
     "report": "vfmtok.evaluation.html_report",
 }
 SUMMARIES = {  # shown by --help without importing the modules
@@ -26,6 +27,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
+    "agreement": "whether generated images look like their classes, by a linear probe on the frozen encoder",
     "report": "what scripts/quickstart.sh left in a folder, as one HTML page",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }

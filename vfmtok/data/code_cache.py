@@ -9,6 +9,7 @@ Shapes: N records, V views of each, K tokens, B batch.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfmtok.config import config_to_dict
+from vfmtok.config import changed_from_defaults
 from vfmtok.data.round_trip import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
@@ -37,19 +38,15 @@ IDENTITY = (
 
 
 def tokenizer_hash(tokenizer: nn.Module) -> str:
-    """Hex SHA-256 over the names, types, shapes and bytes of all tensors and over the configuration.
-
-    Left out is where the encoder's weights were read from: they are among the tensors.
-    """
-    config = config_to_dict(tokenizer.config)
-    for key in ("weights", "weights_sha256"):
-        config["encoder"].pop(key)
-    return model_hash(tokenizer, config)
+    """``model_hash`` without where the encoder's weights were read from: they are among the tensors."""
+    config = tokenizer.config
+    encoder = dataclasses.replace(config.encoder, weights="none", weights_sha256=None)
+    return model_hash(tokenizer, dataclasses.replace(config, encoder=encoder))
 
 
-def model_hash(model: nn.Module, config: dict[str, Any]) -> str:
-    """Hex SHA-256 over the names, types, shapes and bytes of all tensors and over ``config``."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+def model_hash(model: nn.Module, config: Any) -> str:
+    """Hex SHA-256 over names, types, shapes and bytes of all tensors and what ``config``, a dataclass, changes."""
+    digest = hashlib.sha256(json.dumps(changed_from_defaults(config), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -59,15 +59,22 @@ def linear_probe(
     """
     recipe = recipe or ProbeRecipe()
     _check(recipe, num_classes, (train_features, train_labels), (val_features, val_labels))
-    train, val = average_tokens(train_features), average_tokens(val_features)  # (N,C)
-    probe = _build_probe(train.shape[1], num_classes, recipe.seed).to(train.device)
-    _train(probe, train, train_labels.to(train.device), recipe)
-    probe.eval()
+    probe = train_probe(train_features, train_labels, num_classes, recipe)
+    device, val = train_features.device, average_tokens(val_features)  # (N,C)
     with torch.no_grad():
-        logits = torch.cat([probe(block.to(train.device)) for block in val.split(4096)])  # (N,Y)
+        logits = torch.cat([probe(block.to(device)) for block in val.split(4096)])  # (N,Y)
     guesses = logits.topk(min(5, num_classes), dim=1).indices == val_labels.to(logits.device)[:, None]
     top1, top5 = (guesses[:, :n].any(dim=1).double().mean().item() for n in (1, 5))
-    return ProbeResult(top1, top5, len(train), len(val), recipe)
+    return ProbeResult(top1, top5, len(train_features), len(val), recipe)
+
+
+def train_probe(features: Tensor, labels: Tensor, num_classes: int, recipe: ProbeRecipe) -> nn.Module:
+    """The probe alone: features (N,C) float32 -> logits (N,Y). Arguments and errors of ``linear_probe``."""
+    _check(recipe, num_classes, (features, labels))
+    features = average_tokens(features)  # (N,C)
+    probe = _build_probe(features.shape[1], num_classes, recipe.seed).to(features.device)
+    _train(probe, features, labels.to(features.device), recipe)
+    return probe.eval()
 
 
 def average_tokens(features: Tensor) -> Tensor:

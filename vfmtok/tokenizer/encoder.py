@@ -89,6 +89,7 @@ class Encoder(nn.Module):
         config: the resolved ``EncoderConfig``: levels, mean, std, resampling, weights' SHA-256.
         widths: channels of every level.
         grids: (height, width) in cells of every level at ``config.image_size``.
+        available_levels: how many the whole backbone has.
 
     Frozen (``config.frozen``), it stays in eval mode, takes no gradient and builds no graph.
 
@@ -101,7 +102,8 @@ class Encoder(nn.Module):
         super().__init__()
         facts = ENCODERS.get(config.name, EncoderFacts(config.name, ()))
         self.backbone = _create_backbone(facts.timm_name, config.name)
-        self.levels = _choose_levels(config, facts, len(self.backbone.feature_info))
+        self.available_levels = len(self.backbone.feature_info)
+        self.levels = _choose_levels(config, facts, self.available_levels)
         published = self.backbone.pretrained_cfg
         self.config = dataclasses.replace(
             config,
