@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vfmtok
+from vfmtok import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,3 +31,11 @@ def tiny_tokenizer(tiny_config):
         return vfmtok.VFMTok(tiny_config(*overrides))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def sample_set(tmp_path_factory) -> Path:
+    """The embedded images as `vfmtok prepare sample` leaves them."""
+    folder = tmp_path_factory.mktemp("sample_set") / "emoji"
+    assert cli.main(["prepare", "sample", str(folder)]) == 0
+    return folder

@@ -5,18 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfmtok import cli, distributed
+from vfmtok import distributed
 from vfmtok.config import load_config, save_config
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.train_tokenizer import train_tokenizer
-
-
-@pytest.fixture(scope="session")
-def sample_set(tmp_path_factory) -> Path:
-    """The embedded images as `vfmtok prepare sample` leaves them."""
-    folder = tmp_path_factory.mktemp("sample_set") / "emoji"
-    assert cli.main(["prepare", "sample", str(folder)]) == 0
-    return folder
 
 
 @pytest.fixture

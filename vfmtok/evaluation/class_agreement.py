@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--per-class and --batch-size must be positive")
     world = distributed.World(0, 1, distributed.start().device)
     tokenizer = pretrained.load_tokenizer(args.vq_ckpt).to(world.device)
-    gpt = pretrained.load_gpt(args.gpt).to(world.device)
     train = CodeCache(Path(args.code_path).expanduser())
     if train.metadata["tokenizer_hash"] != tokenizer_hash(tokenizer):
         raise WeightsError(f"the token cache {args.code_path} is of another tokenizer than {args.vq_ckpt}")
     splits = open_splits(Path(args.data).expanduser())
     if splits.keys() != {"train", "val"}:
         raise DataError(f"{args.data} needs a training and a validation split: the judge learns from one")
+    gpt = pretrained.load_gpt(args.gpt).to(world.device)
     num_classes = gpt.config.num_classes
     if num_classes < 2:
         raise DataError("there is one class: nothing for images to agree with")
