@@ -6,10 +6,12 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from small_caches import recipe_file, small_recipe, write_cache
 from training_runs import finish, logged, start
@@ -17,7 +19,7 @@ from training_runs import finish, logged, start
 import vfmtok
 from vfmtok import distributed
 from vfmtok.data.code_cache import CodeCache
-from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
 from vfmtok.hub import pretrained
 from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
@@ -240,6 +242,45 @@ def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_
     write_cache(other / "train", made_by="cd" * 32)
     with pytest.raises(DataError, match="trained on the tokens of another tokenizer"):
         GPTRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
+
+
+def damage(cache: Path, name: str, value: int) -> None:
+    array = np.load(cache / name, mmap_mode="r+")
+    array[-1] = value
+    array.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("ids.npy", 32, "val is damaged: it holds the id 32, and there are 32 codes"), ("labels.npy", 3, "labels 0 to 3")],
+)
+def test_damaged_held_out_ids_are_found_before_the_first_step(caches, name, value, message):
+    damage(caches / "val", name, value)
+    with pytest.raises(DataError, match=message):
+        GPTRun(small_recipe(caches), ALONE)
+
+
+def test_a_damaged_training_cache_is_one_line(caches):
+    """The counted rows leave out the last of 40 here: it is met on the way."""
+    run = GPTRun(small_recipe(caches), ALONE)
+    damage(caches / "train", "ids.npy", 32)
+    tokens = run.tokens()
+    with pytest.raises(DataError, match="train is damaged: it holds the id 32"):
+        for _ in range(5):
+            next(tokens)
+
+
+def _refused(folder: Path, rank: int) -> torch.Tensor:
+    recipe = small_recipe(folder, data={"code_path": str(folder / ("train" if rank == 0 else "elsewhere"))})
+    with pytest.raises(SharedError) as caught:
+        GPTRun(recipe, distributed.World(rank, 2, torch.device("cpu")))
+    return torch.tensor(list(str(caught.value).encode()))
+
+
+def test_what_one_process_finds_wrong_all_say(caches):
+    """A node without the cache, say."""
+    told = [bytes(text.tolist()).decode() for text in ranks.run(partial(_refused, caches), caches)]
+    assert told[0] == told[1] and "no token cache at" in told[0]
 
 
 def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
