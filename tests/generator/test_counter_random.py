@@ -38,7 +38,7 @@ def test_exponential_and_independent():
 
 
 def test_no_number_is_infinite():
-    """The largest of some 20 million, whose word float32 rounds up to 2^32: where it is the only token left, it counts."""
+    """The largest of some 20 million; float32 rounds its word up to 2^32. It counts where its token is the only one."""
     e = exponentials(0, torch.tensor([1369]), torch.tensor([0]), 8192)[0, 8158]
     assert 16 < e < 17
 

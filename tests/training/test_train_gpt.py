@@ -17,9 +17,10 @@ from small_caches import recipe_file, small_recipe, write_cache
 from training_runs import finish, logged, start
 
 import vfmtok
-from vfmtok import distributed
+from vfmtok import cli, distributed
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
+from vfmtok.evaluation import flags
 from vfmtok.hub import pretrained
 from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
@@ -216,6 +217,34 @@ def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
     assert torch.equal(tuned.gpt.output.weight, gpt.output.weight)
     with pytest.raises(WeightsError, match="holds no tokenizer"):
         pretrained.load_tokenizer(folder)
+
+
+def test_a_run_leaves_as_one_file(caches, tmp_path, capsys):
+    """`vfmtok export`: the average, as test_net.py's --gpt-ckpt and load_released read it; or everything."""
+    folder = trained(caches)
+    assert cli.main(["export", str(folder), str(tmp_path / "gpt.pt")]) == 0
+    assert cli.main(["export", str(folder), str(tmp_path / "full.pt"), "--kind", "full"]) == 0
+    assert "full checkpoint" in capsys.readouterr().out
+    ours = pretrained.load_gpt(folder)
+    size = {"n_layer": 2, "n_head": 2, "dim": 32, "ffn_hidden": 64, "num_tokens": 16}
+    theirs = flags.load_gpt(tmp_path / "gpt.pt", "GPT-B", size)
+    content = torch.load(tmp_path / "gpt.pt", weights_only=True)
+    loaded = vfmtok.load_released(vfmtok.GPT(ours.config), content["model"])
+    for name, tensor in final(folder).parts["ema"].items():
+        for gpt in (ours, theirs, loaded):
+            assert torch.equal(gpt.state_dict()[name], tensor), name
+    full = torch.load(tmp_path / "full.pt", weights_only=True)
+    assert full.keys() == {"model", "ema", "steps"} and full["steps"] == 12
+    assert full["ema"].keys() == full["model"].keys() == content["model"].keys() == vfmtok.to_released(ours).keys()
+    assert torch.equal(full["model"]["tok_embeddings.weight"], final(folder).parts["model"]["token_embedding.weight"])
+
+
+def test_a_part_that_was_never_published_is_not_exported(caches, tmp_path, capsys):
+    folder = trained(caches, gpt={"qk_norm": True}, optimizer={"steps": 1})
+    capsys.readouterr()
+    assert cli.main(["export", str(folder), str(tmp_path / "gpt.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "'layers.0.attention.q_norm.weight' has no name" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

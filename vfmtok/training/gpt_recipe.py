@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vfmtok.checks import require, require_not_negative, require_positive
 from vfmtok.errors import ConfigError
 from vfmtok.generator.gpt import GPTConfig
+from vfmtok.generator.token_sampling import Guidance, Sampling
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
 
 
@@ -59,6 +61,14 @@ class PicturesConfig:
     top_p: float = 1.0
     temperature: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        """What could not be drawn is found now, not after the first 5000 steps."""
+        require_not_negative(self, "pictures", "every")
+        require_positive(self, "pictures", "classes", "per_class")
+        require(0 <= self.seed < 2**64, "pictures.seed", "must be in [0,2^64)", self.seed)
+        Guidance(self.cfg_scale)
+        Sampling(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
