@@ -27,7 +27,7 @@ from vfmtok.evaluation.linear_probe import ProbeRecipe, linear_probe
 from vfmtok.hub import pretrained
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.training.sample import draw_ids
-from vfmtok.training.validation import read_images
+from vfmtok.training.validation import read_samples
 
 # AdamW at MAE's schedule: LARS is made for batches larger than this data set.
 PROBE = ProbeRecipe(optimizer="adamw", base_lr=1e-2, batch=256, epochs=40, warmup_epochs=4, weight_decay=1e-2)
@@ -56,25 +56,23 @@ def main() -> None:
     labels = torch.arange(gpt.config.num_classes).repeat_interleave(args.per_class)  # (N,)
     val_ids = torch.stack([val[row, 0][0] for row in range(len(val))])
     print(f"judge: linear probe on levels {args.levels} of {config.name}, {len(judge.labels)} training images")
-    _print_real("held-out images", *judge.of_real())
+    print(f"{'held-out images':40s} {_share(judge.of_real(), len(judge.val_labels))}")
     sets = {"held-out images, decoded": (val_ids, val.labels)}
     sets["floor: class-wise positional unigram"] = (positional_unigram(train, labels, args.seed), labels)
     for scale in args.cfg_scales:
         ids = draw_ids(gpt, labels, 60, world, cfg_scale=scale, seed=args.seed)
         sets[f"generated, guidance {scale:g}"] = (ids, labels)
     for name, (ids, wanted) in sets.items():
-        accuracy = judge.of_ids(ids, wanted)
-        error = math.sqrt(accuracy * (1 - accuracy) / len(wanted))
         overlap = largest_overlap(ids, train)
         print(
-            f"{name:40s} agreement {accuracy:.3f} +- {error:.3f} of {len(wanted)}; "
+            f"{name:40s} {_share(judge.of_ids(ids, wanted), len(wanted))}; "
             f"overlap with a training image: mean {overlap.mean():.3f}, largest {overlap.max():.3f}"
         )
-    print(f"({count} images a setting, {args.per_class} a class, seed {args.seed}; errors are binomial)")
+    print(f"({count} images a setting, {args.per_class} a class, seed {args.seed}; +- is the binomial standard error)")
 
 
-def _print_real(name: str, accuracy: float, count: int) -> None:
-    print(f"{name:40s} agreement {accuracy:.3f} of {count}")
+def _share(accuracy: float, count: int) -> str:
+    return f"agreement {accuracy:.3f} +- {math.sqrt(accuracy * (1 - accuracy) / count):.3f} of {count}"
 
 
 class Judge:
@@ -82,34 +80,32 @@ class Judge:
 
     def __init__(self, encoder: nn.Module, tokenizer: nn.Module, data: Path, num_classes: int):
         self.encoder, self.tokenizer, self.num_classes = encoder, tokenizer, num_classes
-        self.size = tokenizer.config.image_size
+        self.size, self.device = tokenizer.config.image_size, tokenizer.to_latents.weight.device
         splits = open_splits(data)
         self.features, self.labels = self._real(splits["train"])
         self.val_features, self.val_labels = self._real(splits["val"])
 
-    def of_real(self) -> tuple[float, int]:
-        return self._accuracy(self.val_features, self.val_labels), len(self.val_labels)
+    def of_real(self) -> float:
+        return self._accuracy(self.val_features, self.val_labels)
 
     def of_ids(self, ids: Tensor, labels: Tensor) -> float:
-        device = self.tokenizer.to_latents.weight.device
-        pixels = [
-            self.tokenizer.decode_to_uint8(part.to(device), self.size).permute(0, 3, 1, 2) for part in ids.split(64)
-        ]
+        parts = ids.to(self.device).split(64)
+        pixels = [self.tokenizer.decode_to_uint8(part, self.size).permute(0, 3, 1, 2) for part in parts]
         return self._accuracy(self._features(torch.cat(pixels)), labels)
 
     def _accuracy(self, features: Tensor, labels: Tensor) -> float:
         return linear_probe(self.features, self.labels, features, labels, self.num_classes, PROBE).top1
 
     def _real(self, records) -> tuple[Tensor, Tensor]:
-        images = read_images(records, EvaluationCrop(self.size), np.arange(len(records)), 0)
-        return self._features(images), torch.tensor([records[index].label for index in range(len(records))])
+        images, labels = read_samples(records, EvaluationCrop(self.size), np.arange(len(records)), 0)
+        return self._features(images), labels
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """uint8 (N,3,S,S) -> (N,C): all levels, averaged over cells."""
         found = []
         for part in images.split(64):
-            levels = self.encoder(to_unit_range(part))  # L x (B,N,C)
+            levels = self.encoder(to_unit_range(part.to(self.device)))  # L x (B,N,C)
             found.append(torch.cat([level.float().mean(dim=1) for level in levels], dim=1))
         return torch.cat(found)
 
