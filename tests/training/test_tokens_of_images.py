@@ -172,6 +172,8 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         (["--classes", ","], "names no class"),
         (["--classes", "1", "--top-p", "0"], "top_p"),
         (["--classes", "1", "--n", "0"], "must be positive"),
+        (["--classes", "1", "--num-classes", "4"], "has num_classes 3, not 4"),
+        (["--classes", "1", "--gpt-model", "GPT-B"], "has n_layer 2, not 12"),
     ],
 )
 def test_samples_that_cannot_be_drawn(place, run, tmp_path, capsys, arguments, message):

@@ -233,6 +233,8 @@ def test_a_run_leaves_as_one_file(caches, tmp_path, capsys):
     for name, tensor in final(folder).parts["ema"].items():
         for gpt in (ours, theirs, loaded):
             assert torch.equal(gpt.state_dict()[name], tensor), name
+    with pytest.raises(ConfigError, match="has num_classes 3, not 4"):  # --num-classes of test_net.py, for a run
+        flags.load_gpt(folder, "GPT-B", {"num_classes": 4})
     full = torch.load(tmp_path / "full.pt", weights_only=True)
     assert full.keys() == {"model", "ema", "steps"} and full["steps"] == 12
     assert full["ema"].keys() == full["model"].keys() == content["model"].keys() == vfmtok.to_released(ours).keys()
