@@ -14,6 +14,7 @@ import pytest
 import ranks
 import torch
 from small_caches import recipe_file, small_recipe, write_cache
+from torch._dynamo.utils import counters
 from training_runs import finish, logged, start
 
 import vfmtok
@@ -176,6 +177,22 @@ def test_a_run_goes_on_with_shards(caches):
     file = recipe_file(caches, "mixed")
     assert "continuing" in finish(start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py"))
     assert logged(caches / "mixed", "loss/token") == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow  # the C++ compiler takes half a minute
+def test_a_compiled_run_is_the_plain_one(caches):
+    """One graph trains and one validates, whatever the held-out rows leave over; checkpoints continue either way."""
+    plain = trained(caches, "plain", run={"validate_every": 3})
+    torch._dynamo.reset()
+    counters.clear()
+    for steps in (4, 8):
+        trained(caches, "compiled", run={"validate_every": 3, "compile": True}, optimizer={"steps": steps})
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    trained(caches, "compiled", run={"validate_every": 3})
+    for name in ("loss/token", "validation/loss", "validation/ema_loss"):
+        found = logged(caches / "compiled", name)
+        assert {step: found[step] for step in logged(plain, name)} == pytest.approx(logged(plain, name), rel=1e-5)
+    assert final(plain).parts["model"].keys() == final(caches / "compiled").parts["model"].keys()
 
 
 def test_sharding_needs_processes(caches):
