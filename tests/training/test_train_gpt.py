@@ -25,7 +25,6 @@ from vfmtok.evaluation import flags
 from vfmtok.hub import pretrained
 from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
-from vfmtok.training.token_validation import TokenAlarms, unigram_cross_entropy
 from vfmtok.training.train_gpt import train_gpt
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -92,10 +91,6 @@ def test_validation_is_the_mean_of_minus_log_p(caches):
         np.add.at(counts, train[row, 0][0].numpy(), 1)
     expected = -np.mean([np.log(counts[held_out[row, 0][0]] / counts.sum()) for row in range(len(held_out))])
     assert logged(folder, "validation/unigram")[12] == pytest.approx(expected, abs=1e-9)
-
-
-def test_unigram_of_ids_never_seen_is_finite():
-    assert unigram_cross_entropy(torch.tensor([0, 0]), torch.tensor([1]), 2) == pytest.approx(math.log(4))
 
 
 def killed_again_and_again(folder: Path, steps: int, kills: int, seed: int) -> list[int]:
@@ -338,11 +333,9 @@ def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     assert "training (there is no held-out set)" in capsys.readouterr().out
 
 
-def test_alarms():
-    alarms = TokenAlarms()
-    assert alarms.check(5.0, 4.0, warmed_up=False) == []
-    assert "no better than" in alarms.check(4.5, 4.0, warmed_up=True)[0]
-    assert alarms.check(4.4, 4.0, warmed_up=True) == []  # told already
-    assert alarms.check(3.0, 4.0, warmed_up=True) == []
-    (line,) = alarms.check(3.1, 4.0, warmed_up=True)
-    assert "over-fits" in line and "0.100 above its best" in line
+def test_a_run_that_goes_on_knows_its_best(caches):
+    trained(caches, optimizer={"steps": 6})
+    run = GPTRun(small_recipe(caches), ALONE)
+    best = -run.state.metrics["log_likelihood"]
+    (line,) = run.alarms.check(best + 0.1, math.inf, warmed_up=True)
+    assert "0.100 above its best" in line

@@ -30,6 +30,7 @@ class TokenDataConfig:
             raise ConfigError("give data.code_path (--code-path) or data.path (--anno-file), not both")
         if (self.path is not None or self.val_path is not None) and self.vq_ckpt is None:
             raise ConfigError("images (--anno-file, --val-path) need the tokenizer that encodes them: give --vq-ckpt")
+        require_not_negative(self, "data", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class TokenOptimizerConfig(OptimizerConfig):
     epochs: float = 300
     warmup_epochs: float = 0
     lr_batch: int | None = 256  # ``lr`` is for a batch of this size and grows with the global batch; None: as it is
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.lr_batch is None or self.lr_batch > 0, "optimizer.lr_batch", "must be positive", self.lr_batch)
 
     def scaled_to(self, global_batch: int) -> "TokenOptimizerConfig":
         """With the learning rates of this batch, whatever ``lr_batch`` was."""

@@ -73,6 +73,7 @@ class GPTRun:
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
+        self.alarms = TokenAlarms()
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
@@ -80,7 +81,6 @@ class GPTRun:
         if run.compile:
             self.gpt.compile()
         self.model = passes.wrap(self.gpt, world) if recipe.parallel == "ddp" else self.gpt
-        self.alarms = TokenAlarms()
 
     def _read_held_out(self) -> tuple[HeldOutTokens, dict[str, float]]:
         """The held-out ids and their baselines: at the start, where what is wrong with them costs nothing yet."""
@@ -115,7 +115,8 @@ class GPTRun:
         optimizer = build_optimizer(config, [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
         stepper = Stepper(optimizer, matrices + vectors, config.max_grad_norm, recipe.run.precision == "fp16")
         ema = EMA(learned_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
-        numbers = {"skipped": SkippedSteps(self.world.device), "tokens": TokenFacts(self.data)}
+        skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
+        numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
         return RunState(recipe, "gpt", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
 
     # ---- what the loop asks for ------------------------------------------------------------

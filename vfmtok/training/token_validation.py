@@ -59,7 +59,7 @@ def baselines(train_ids: Tensor, held_out_ids: Tensor, vocab_size: int) -> dict[
 
 
 class TokenAlarms:
-    """Lines about trouble that only validation shows, each told when it begins."""
+    """Lines about trouble that only validation shows, each told when it begins. A run that goes on knows its best."""
 
     def __init__(self):
         self._best, self._active = math.inf, set()
@@ -80,3 +80,9 @@ class TokenAlarms:
         lines = [line for name, line in found.items() if name not in self._active]
         self._active = set(found)
         return lines
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"best": self._best if math.isfinite(self._best) else None}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self._best = math.inf if state["best"] is None else state["best"]
