@@ -9,7 +9,8 @@ from vfmtok.training.train_gpt import train_gpt
 def main() -> None:
     args = gpt_flags.gpt_parser().parse_args()
     with distributed.program("train_c2i.py") as world:
-        recipe = gpt_flags.gpt_recipe(args)
+        with distributed.together():
+            recipe = gpt_flags.gpt_recipe(args)
         weights = path_of(args.gpt_ckpt)
         train_gpt(
             recipe,

@@ -8,7 +8,8 @@ from vfmtok.training.train_tokenizer import train_tokenizer
 def main() -> None:
     args = flags.tokenizer_parser().parse_args()
     with distributed.program("vq_train.py") as world:
-        recipe = flags.tokenizer_recipe(args)
+        with distributed.together():
+            recipe = flags.tokenizer_recipe(args)
         if args.codebook_embed_dim is not None:
             distributed.print_main("--codebook-embed-dim is without effect: VFMTok has no patch codebook")
         weights = flags.path_of(args.vq_ckpt)

@@ -2,8 +2,9 @@
 
     python benchmarks/train_gpt.py --recipe configs/emoji64_gpt.yaml --code-path CACHE [--data DATA --vq-ckpt RUN]
 
-The bound is the time of the step's matrix products alone (the linear layers of all blocks and the head, forward and
-backward, at the same rows and type), measured in the same run. A line's share is of the whole step.
+A step is cut as the training loop cuts it: reading (what the loop waits for), encoding (images only), forward,
+backward, and update (clipping, optimizer, average). The bound is the time of the step's matrix products alone (the
+linear layers of all blocks and the head, forward and backward, at the same rows and type), measured in the same run.
 
 Shapes: R rows (images times tokens of a pass).
 """
@@ -18,69 +19,96 @@ import torch
 from torch import nn
 
 from vfmtok import distributed
-from vfmtok.config import load_config, with_overrides
-from vfmtok.training import passes
-from vfmtok.training.gpt_recipe import GPTRecipe
+from vfmtok.training import gpt_flags, passes
 from vfmtok.training.gpt_run import GPTRun
+
+PARTS = ("reading", "encoding", "forward", "backward", "update")
+WARM_UP = 2  # steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", required=True)
-    parser.add_argument("--code-path", required=True)
+    parser.add_argument("--code-path", required=True, help="a token cache")
     parser.add_argument("--data", help="images, to encode at every step")
-    parser.add_argument("--vq-ckpt", help="the tokenizer that made the cache")
+    parser.add_argument("--vq-ckpt", help="the tokenizer that encodes them")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     args = parser.parse_args()
-    world = distributed.start()
-    base = load_config(args.recipe, args.set, kind=GPTRecipe)
-    sources = {"token cache": {"data.code_path": args.code_path}}
+    sources = {"token cache": ["--code-path", args.code_path]}
     if args.data and args.vq_ckpt:
-        sources["images"] = {"data.path": args.data, "data.vq_ckpt": args.vq_ckpt}
+        sources["images"] = ["--anno-file", args.data, "--vq-ckpt", args.vq_ckpt]
+    with distributed.program("benchmarks/train_gpt.py") as world:
+        totals = {source: measure(source, flags, args, world) for source, flags in sources.items()}
+        if len(totals) == 2 and world.is_main:
+            print(f"a step from images takes {totals['images'] / totals['token cache']:.2f} times one from the cache")
+
+
+def measure(source: str, flags: list[str], args: argparse.Namespace, world: distributed.World) -> float:
+    """Print the split of a step from this source; returns its seconds."""
+    settings = [*args.set, "run.validation_images=1"]  # none is measured here
     with tempfile.TemporaryDirectory() as folder:
-        for source, values in sources.items():
-            recipe = with_overrides(base, (), {**values, "run.results_dir": folder})
-            run = GPTRun(recipe, world)
-            split = time_steps(run, args.steps)
-            total = sum(split.values())
-            bound = time_products(run)
-            batch, tokens = recipe.run.global_batch, recipe.gpt.num_tokens
-            print(f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, {world.device}")
-            print(f"  step {1e3 * total:8.1f} ms, {batch / total:.0f} images/s, median of {args.steps}")
-            for name, seconds in split.items():
-                print(f"    {name:10s} {1e3 * seconds:8.1f} ms  {seconds / total:6.1%}")
-            print(f"  matrix products alone {1e3 * bound:.1f} ms: the step reaches {bound / total:.0%} of this bound")
+        flags = [*flags, "--recipe", args.recipe, "--results-dir", folder]
+        flags += [word for setting in settings for word in ("--set", setting)]
+        run = GPTRun(gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(flags)), world)
+    times = time_steps(run, args.steps)
+    split = {name: statistics.median(values) for name, values in times.items()}
+    total = statistics.median(map(sum, zip(*times.values(), strict=True)))
+    bound = time_products(run)
+    batch, tokens = run.recipe.run.global_batch, run.recipe.gpt.num_tokens
+    distributed.print_main(
+        f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
+        f"{run.recipe.run.precision} on {world.device}, {torch.get_num_threads()} threads\n"
+        f"  step       {1e3 * total:8.1f} ms  {batch / total:.0f} images/s, {batch * tokens / total:.0f} tokens/s, "
+        f"median of {args.steps}"
+    )
+    for name, seconds in split.items():
+        if seconds:
+            distributed.print_main(f"    {name:8s} {1e3 * seconds:8.1f} ms  {seconds / total:6.1%}")
+    distributed.print_main(
+        f"  matrix products alone {1e3 * bound:.1f} ms: the step reaches {bound / total:.0%} of this bound"
+    )
+    return total
 
 
-def time_steps(run: GPTRun, steps: int) -> dict[str, float]:
-    """Medians of the parts of a step, in seconds."""
+def time_steps(run: GPTRun, steps: int) -> dict[str, list[float]]:
+    """Seconds of every part of every step but the first ones."""
     tokens, stepper, device = run.tokens(), run.state.steppers["model"], run.world.device
-    times: dict[str, list[float]] = {name: [] for name in ("data", "forward", "backward", "update")}
-    for step in range(steps + 2):
-        marks = [_now(device)]
+    times: dict[str, list[float]] = {name: [] for name in PARTS}
+    for step in range(WARM_UP + steps):
+        spent = dict.fromkeys(PARTS, 0.0)
+        start = _now(device)
+        tokens.reset_timing()
         batch = next(tokens)
-        ids, labels = batch.ids.to(device), batch.labels.to(device)
-        marks.append(_now(device))
-        with run.autocast():
-            loss = run.model(labels, ids[:, :-1], targets=ids).loss
-        marks.append(_now(device))
-        stepper.backward(loss)
-        marks.append(_now(device))
+        spent["reading"] = _now(device) - start
+        if hasattr(tokens, "loader"):  # what was not waited for went into encoding
+            spent["encoding"] = spent["reading"] - tokens.loader.wait_seconds
+            spent["reading"] = tokens.loader.wait_seconds
+        for last, (ids, labels) in passes.micro_batches(run.plan.micro_batch, batch.ids, batch.labels):
+            start = _now(device)
+            with passes.synced(run.model, last):
+                with run.autocast():
+                    ids, labels = ids.to(device), labels.to(device)
+                    loss = run.model(labels, ids[:, :-1], targets=ids).loss
+                between = _now(device)
+                stepper.backward(loss / run.recipe.run.accumulation)
+            spent["forward"] += between - start
+            spent["backward"] += _now(device) - between
+        start = _now(device)
         stepper.step(run.optimizer_config.lr)
         if run.state.ema is not None:
             run.state.ema.update(step)
-        marks.append(_now(device))
-        for name, before, after in zip(times, marks, marks[1:], strict=False):
-            times[name].append(after - before)
+        spent["update"] = _now(device) - start
+        for name, seconds in spent.items():
+            times[name].append(seconds)
     tokens.close()
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
+    return {name: values[WARM_UP:] for name, values in times.items()}
 
 
 def time_products(run: GPTRun, repeat: int = 5) -> float:
-    """Seconds of all linear layers, forward and backward, each by itself."""
-    device, rows = run.world.device, run.plan.rank_batch * run.recipe.gpt.num_tokens
-    dtype = torch.bfloat16 if run.recipe.run.precision == "bf16" else torch.float32
+    """Seconds of all linear layers in all passes of a step, forward and backward, each by itself."""
+    device, rows = run.world.device, run.plan.micro_batch * run.recipe.gpt.num_tokens
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.recipe.run.precision, torch.float32)
     total = 0.0
     with passes.autocast("none", device):
         for linear in (module for module in run.gpt.modules() if isinstance(module, nn.Linear)):
@@ -88,7 +116,7 @@ def time_products(run: GPTRun, repeat: int = 5) -> float:
             x = torch.randn(rows, weight.shape[1], device=device, dtype=dtype)  # (R,in)
             gradient = torch.randn(rows, weight.shape[0], device=device, dtype=dtype)  # (R,out)
             total += _median(lambda x=x, w=weight, g=gradient: (x @ w.T, g @ w, g.T @ x), device, repeat)
-    return total
+    return total * run.recipe.run.accumulation
 
 
 def _median(function: Callable[[], object], device: torch.device, repeat: int) -> float:

@@ -26,9 +26,9 @@ SUMMARIES = {  # shown by --help without importing the modules
     "sample": "images of classes from a generator, as one picture",
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
-    "export": "a run's tokenizer under the released names, as one file",
     "agreement": "whether generated images look like their classes, by a linear probe on the frozen encoder",
     "report": "what scripts/quickstart.sh left in a folder, as one HTML page",
+    "export": "a run's tokenizer or generator under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }
 

@@ -37,6 +37,12 @@ def test_exponential_and_independent():
     assert small == pytest.approx(1e-3, abs=5 * (1e-3 / n) ** 0.5)
 
 
+def test_no_number_is_infinite():
+    """The largest of some 20 million; float32 rounds its word up to 2^32. It counts where its token is the only one."""
+    e = exponentials(0, torch.tensor([1369]), torch.tensor([0]), 8192)[0, 8158]
+    assert 16 < e < 17
+
+
 def test_a_number_depends_on_its_address_alone():
     step = torch.tensor([9])
     e = exponentials(3, torch.arange(10), step, 21)

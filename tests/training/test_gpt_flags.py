@@ -91,6 +91,14 @@ def test_every_flag_reaches_its_field(flag, cache):
         ("--code-path {cache} --image-size 64", "--image-size 64 does not fit the tokenizer, whose image size is 32"),
         ("--code-path {cache} --finetune", "needs --gpt-ckpt"),
         ("--code-path nowhere", "no token cache at nowhere"),
+        ("--code-path {cache} --num-workers -1", "data.num_workers must be a number from 0, got -1"),
+        ("--code-path {cache} --set optimizer.lr_batch=0", "optimizer.lr_batch must be positive, got 0"),
+        ("--code-path {cache} --set optimizer.lr=-1", "optimizer.lr must be a number from 0"),
+        ("--code-path {cache} --set pictures.per_class=0", "pictures.per_class must be positive, got 0"),
+        ("--code-path {cache} --set pictures.every=-1", "pictures.every must be a number from 0"),
+        ("--code-path {cache} --set pictures.cfg_scale=-1", "cfg_scale must be"),
+        ("--code-path {cache} --set pictures.temperature=0", "temperature must be positive"),
+        ("--code-path {cache} --set pictures.seed=-1", "pictures.seed must be in"),
     ],
 )
 def test_commands_that_cannot_be_meant(command, message, cache):

@@ -17,7 +17,7 @@ from training_runs import ROOT, logged
 import vfmtok
 from vfmtok import cli, distributed
 from vfmtok.data.code_cache import tokenizer_hash
-from vfmtok.data.records import Record, write_records
+from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.generate import generate
 from vfmtok.hub import pretrained
@@ -85,9 +85,25 @@ def test_images_train_as_their_cache_does(place):
         found = logged(place.folder / "images_run", name)
         assert found == pytest.approx(logged(place.folder / "cached", name), abs=1e-5) and found
     both = place.data(val_path=str(place.folder / "images"))  # a cache to train on, images held out
-    held_out, known = GPTRun(small_recipe(place.folder, "both", data=both, **settings), ALONE).held_out()
-    cached, expected = GPTRun(small_recipe(place.folder, "both", **settings), ALONE).held_out()
-    assert torch.equal(held_out.ids, cached.ids) and torch.equal(held_out.labels, cached.labels) and known == expected
+    found = GPTRun(small_recipe(place.folder, "both", data=both, **settings), ALONE)
+    cached = GPTRun(small_recipe(place.folder, "both", **settings), ALONE)
+    assert torch.equal(found.held_out.ids, cached.held_out.ids) and found.baselines == cached.baselines
+    assert torch.equal(found.held_out.labels, cached.held_out.labels)
+
+
+def test_labels_beyond_the_classes_are_one_line(place, tmp_path):
+    """Of images that do not name their classes: held-out ones at the start, others when they are met."""
+    records = [Record(jpeg(photographs()[i].resize((40, 36))), 2 * i, f"{i}.jpg") for i in range(4)]
+    for name, count in (("train", 2), ("val", 4)):
+        write_records(tmp_path / f"{name}_lmdb", records[:count])
+    images = {"code_path": None, "path": str(tmp_path / "train_lmdb"), "val_path": str(tmp_path / "val_lmdb")}
+    with pytest.raises(DataError, match=r"val_lmdb has labels 0 to 6, the generator 3 classes \(--num-classes\)"):
+        GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
+    images["val_path"] = str(tmp_path / "train_lmdb")
+    run = GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
+    run.data.records = RecordDataset(tmp_path / "val_lmdb")
+    with pytest.raises(DataError, match="labels 0 to 6"):
+        next(run.tokens())
 
 
 def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
@@ -156,6 +172,8 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         (["--classes", ","], "names no class"),
         (["--classes", "1", "--top-p", "0"], "top_p"),
         (["--classes", "1", "--n", "0"], "must be positive"),
+        (["--classes", "1", "--num-classes", "4"], "has num_classes 3, not 4"),
+        (["--classes", "1", "--gpt-model", "GPT-B"], "has n_layer 2, not 12"),
     ],
 )
 def test_samples_that_cannot_be_drawn(place, run, tmp_path, capsys, arguments, message):

@@ -6,22 +6,25 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from small_caches import recipe_file, small_recipe, write_cache
+from torch._dynamo.utils import counters
 from training_runs import finish, logged, start
 
 import vfmtok
-from vfmtok import distributed
+from vfmtok import cli, distributed
 from vfmtok.data.code_cache import CodeCache
-from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
+from vfmtok.evaluation import flags
 from vfmtok.hub import pretrained
 from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
-from vfmtok.training.token_validation import TokenAlarms, unigram_cross_entropy
 from vfmtok.training.train_gpt import train_gpt
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -88,10 +91,6 @@ def test_validation_is_the_mean_of_minus_log_p(caches):
         np.add.at(counts, train[row, 0][0].numpy(), 1)
     expected = -np.mean([np.log(counts[held_out[row, 0][0]] / counts.sum()) for row in range(len(held_out))])
     assert logged(folder, "validation/unigram")[12] == pytest.approx(expected, abs=1e-9)
-
-
-def test_unigram_of_ids_never_seen_is_finite():
-    assert unigram_cross_entropy(torch.tensor([0, 0]), torch.tensor([1]), 2) == pytest.approx(math.log(4))
 
 
 def killed_again_and_again(folder: Path, steps: int, kills: int, seed: int) -> list[int]:
@@ -175,6 +174,22 @@ def test_a_run_goes_on_with_shards(caches):
     assert logged(caches / "mixed", "loss/token") == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow  # the C++ compiler takes half a minute
+def test_a_compiled_run_is_the_plain_one(caches):
+    """One graph trains and one validates, whatever the held-out rows leave over; checkpoints continue either way."""
+    plain = trained(caches, "plain", run={"validate_every": 3})
+    torch._dynamo.reset()
+    counters.clear()
+    for steps in (4, 8):
+        trained(caches, "compiled", run={"validate_every": 3, "compile": True}, optimizer={"steps": steps})
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    trained(caches, "compiled", run={"validate_every": 3})
+    for name in ("loss/token", "validation/loss", "validation/ema_loss"):
+        found = logged(caches / "compiled", name)
+        assert {step: found[step] for step in logged(plain, name)} == pytest.approx(logged(plain, name), rel=1e-5)
+    assert final(plain).parts["model"].keys() == final(caches / "compiled").parts["model"].keys()
+
+
 def test_sharding_needs_processes(caches):
     with pytest.raises(ConfigError, match=r"scripts/torchrun\.sh"):
         GPTRun(small_recipe(caches, parallel="fsdp"), ALONE)
@@ -216,6 +231,36 @@ def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
         pretrained.load_tokenizer(folder)
 
 
+def test_a_run_leaves_as_one_file(caches, tmp_path, capsys):
+    """`vfmtok export`: the average, as test_net.py's --gpt-ckpt and load_released read it; or everything."""
+    folder = trained(caches)
+    assert cli.main(["export", str(folder), str(tmp_path / "gpt.pt")]) == 0
+    assert cli.main(["export", str(folder), str(tmp_path / "full.pt"), "--kind", "full"]) == 0
+    assert "full checkpoint" in capsys.readouterr().out
+    ours = pretrained.load_gpt(folder)
+    size = {"n_layer": 2, "n_head": 2, "dim": 32, "ffn_hidden": 64, "num_tokens": 16}
+    theirs = flags.load_gpt(tmp_path / "gpt.pt", "GPT-B", size)
+    content = torch.load(tmp_path / "gpt.pt", weights_only=True)
+    loaded = vfmtok.load_released(vfmtok.GPT(ours.config), content["model"])
+    for name, tensor in final(folder).parts["ema"].items():
+        for gpt in (ours, theirs, loaded):
+            assert torch.equal(gpt.state_dict()[name], tensor), name
+    with pytest.raises(ConfigError, match="has num_classes 3, not 4"):  # --num-classes of test_net.py, for a run
+        flags.load_gpt(folder, "GPT-B", {"num_classes": 4})
+    full = torch.load(tmp_path / "full.pt", weights_only=True)
+    assert full.keys() == {"model", "ema", "steps"} and full["steps"] == 12
+    assert full["ema"].keys() == full["model"].keys() == content["model"].keys() == vfmtok.to_released(ours).keys()
+    assert torch.equal(full["model"]["tok_embeddings.weight"], final(folder).parts["model"]["token_embedding.weight"])
+
+
+def test_a_part_that_was_never_published_is_not_exported(caches, tmp_path, capsys):
+    folder = trained(caches, gpt={"qk_norm": True}, optimizer={"steps": 1})
+    capsys.readouterr()
+    assert cli.main(["export", str(folder), str(tmp_path / "gpt.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "'layers.0.attention.q_norm.weight' has no name" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -242,6 +287,45 @@ def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_
         GPTRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
 
 
+def damage(cache: Path, name: str, value: int) -> None:
+    array = np.load(cache / name, mmap_mode="r+")
+    array[-1] = value
+    array.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("ids.npy", 32, "val is damaged: it holds the id 32, and there are 32 codes"), ("labels.npy", 3, "labels 0 to 3")],
+)
+def test_damaged_held_out_ids_are_found_before_the_first_step(caches, name, value, message):
+    damage(caches / "val", name, value)
+    with pytest.raises(DataError, match=message):
+        GPTRun(small_recipe(caches), ALONE)
+
+
+def test_a_damaged_training_cache_is_one_line(caches):
+    """The counted rows leave out the last of 40 here: it is met on the way."""
+    run = GPTRun(small_recipe(caches), ALONE)
+    damage(caches / "train", "ids.npy", 32)
+    tokens = run.tokens()
+    with pytest.raises(DataError, match="train is damaged: it holds the id 32"):
+        for _ in range(5):
+            next(tokens)
+
+
+def _refused(folder: Path, rank: int) -> torch.Tensor:
+    recipe = small_recipe(folder, data={"code_path": str(folder / ("train" if rank == 0 else "elsewhere"))})
+    with pytest.raises(SharedError) as caught:
+        GPTRun(recipe, distributed.World(rank, 2, torch.device("cpu")))
+    return torch.tensor(list(str(caught.value).encode()))
+
+
+def test_what_one_process_finds_wrong_all_say(caches):
+    """A node without the cache, say."""
+    told = [bytes(text.tolist()).decode() for text in ranks.run(partial(_refused, caches), caches)]
+    assert told[0] == told[1] and "no token cache at" in told[0]
+
+
 def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     write_cache(folder / "train")
@@ -249,11 +333,9 @@ def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     assert "training (there is no held-out set)" in capsys.readouterr().out
 
 
-def test_alarms():
-    alarms = TokenAlarms()
-    assert alarms.check(5.0, 4.0, warmed_up=False) == []
-    assert "no better than" in alarms.check(4.5, 4.0, warmed_up=True)[0]
-    assert alarms.check(4.4, 4.0, warmed_up=True) == []  # told already
-    assert alarms.check(3.0, 4.0, warmed_up=True) == []
-    (line,) = alarms.check(3.1, 4.0, warmed_up=True)
-    assert "over-fits" in line and "0.100 above its best" in line
+def test_a_run_that_goes_on_knows_its_best(caches):
+    trained(caches, optimizer={"steps": 6})
+    run = GPTRun(small_recipe(caches), ALONE)
+    best = -run.state.metrics["log_likelihood"]
+    (line,) = run.alarms.check(best + 0.1, math.inf, warmed_up=True)
+    assert "0.100 above its best" in line

@@ -30,7 +30,7 @@ from vfmtok.hub import pretrained
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.sample import draw_ids
-from vfmtok.training.validation import read_images
+from vfmtok.training.validation import read_samples
 
 # AdamW at MAE's schedule: LARS is made for batches larger than a small data set.
 PROBE = ProbeRecipe(optimizer="adamw", base_lr=1e-2, batch=256, epochs=40, warmup_epochs=4, weight_decay=1e-2)
@@ -145,8 +145,7 @@ class Judge:
 
     def read(self, records: RecordDataset) -> tuple[Tensor, Tensor]:
         """images (N,3,S,S) uint8 by the evaluation crop, labels (N,)."""
-        images = read_images(records, EvaluationCrop(self.size), np.arange(len(records)), 0)
-        return images, torch.tensor([records[index].label for index in range(len(records))])
+        return read_samples(records, EvaluationCrop(self.size), np.arange(len(records)), 0)
 
     @torch.no_grad()
     def of_images(self, images: Tensor, labels: Tensor) -> float:

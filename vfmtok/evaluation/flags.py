@@ -16,8 +16,8 @@ from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.reconstruction import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
-from vfmtok.generator.gpt import GPT, GPT_SIZES, gpt_config
-from vfmtok.hub.pretrained import build_gpt, load_tokenizer, read_gpt_weights
+from vfmtok.generator.gpt import GPT, GPT_SIZES
+from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 
@@ -204,16 +204,10 @@ def open_gpt(args: argparse.Namespace, tokenizer: TokenizerConfig, world: distri
 def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
     """A GPT of a run or checkpoint, or from a file under the released names.
 
-    Of a file, what is not ``given`` of the shape is what its tensors say.
+    See ``gpt_config_of`` for ``given`` fields of its configuration.
     """
     weights = read_gpt_weights(path)
-    if weights.config is not None:
-        return build_gpt(weights)
-    shape = {}
-    if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
-        shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
-        shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
-    return build_gpt(weights, gpt_config(size, **{**shape, **given}))
+    return build_gpt(weights, gpt_config_of(weights, size, given))
 
 
 def samples_of(args: argparse.Namespace) -> Samples:

@@ -36,12 +36,12 @@ def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 7) -> Words:
 def exponentials(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
     """samples (B,), step (1,), int64 and not negative -> (B,count) float32, of the exponential distribution of mean 1.
 
-    Never 0, and fine near it: in steps of 2^-32. Any seed in [0,2^64) will do: different seeds give
-    unrelated numbers.
+    Never 0, and fine near it: in steps of 2^-32; never infinite, at most 24 ln 2. Any seed in [0,2^64) will do:
+    different seeds give unrelated numbers.
     """
     blocks = torch.arange((count + 3) // 4, device=samples.device)[None]  # (1,V/4), four numbers each
     samples = samples[:, None]  # (B,1)
     counter = (blocks, step[None] & _MASK, samples & _MASK, samples >> 32)
     words = torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=-1)  # (B,V/4,4)
     uniform = (words.flatten(1)[:, :count].float() + 0.5) * 2.0**-32  # (B,V) in (0,1]
-    return -torch.log1p(-uniform)
+    return -torch.log1p(-uniform.clamp(max=1 - 2.0**-24))  # float32 rounds the last 2^-25 of all words up to 1

@@ -100,6 +100,32 @@ def build_gpt(weights: GPTWeights, config: Any = None) -> nn.Module:
     return gpt.eval().requires_grad_(False)
 
 
+def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) -> Any:
+    """The GPTConfig of weights that were read.
+
+    A run brings its own, which no ``given`` field may contradict. A file's is that of the named size with the fields
+    that are given; of codes and classes there are otherwise as many as its tensors say.
+
+    Raises:
+        ConfigError: a contradiction, or a file without a size.
+    """
+    import vfmtok
+
+    if weights.config is not None:
+        for name, value in given.items():
+            own = getattr(weights.config, name, "unknown")
+            if own != value:
+                raise ConfigError(f"the GPT of {weights.source} has {name} {own}, not {value}")
+        return weights.config
+    if size is None:
+        raise ConfigError(f"{weights.source} does not bring its configuration: name the model (--gpt-model)")
+    shape = {}
+    if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
+        shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
+        shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
+    return vfmtok.gpt_config(size, **{**shape, **given})
+
+
 def read_gpt_weights(path: str | Path) -> GPTWeights:
     """What ``load_gpt`` reads. Raises WeightsError."""
     import vfmtok

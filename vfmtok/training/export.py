@@ -1,7 +1,8 @@
-"""`vfmtok export RUN OUT.pt`: a run's tokenizer under the released names, as one torch file.
+"""`vfmtok export RUN OUT.pt`: the tokenizer or generator of a run under the released names, as one torch file.
 
 ``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
-average, the discriminator and the step, as published training checkpoints do.
+average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
+model's configuration, as the published ones do not.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import vfmtok
+from vfmtok.config import TokenizerConfig, config_from_dict
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained
@@ -22,7 +24,7 @@ from vfmtok.training import checkpoint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[1].replace("``", "")
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
-    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt")
+    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt or gpt.pt")
     parser.add_argument("--kind", choices=("inference", "full"), default="inference")
 
 
@@ -50,12 +52,11 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
         WeightsError: the checkpoint is not whole, or has a part without a published name.
     """
     saved = checkpoint.load(folder)
-    config = pretrained.read_tokenizer_weights(folder).config
-    tokenizer = vfmtok.VFMTok(config)
+    model = _model(saved)
 
     def published(part: str) -> dict:
-        pretrained.copy_strictly(tokenizer, saved.parts[part], str(folder))
-        return {name: tensor.detach().clone() for name, tensor in vfmtok.to_released(tokenizer).items()}
+        pretrained.copy_strictly(model, saved.parts[part], str(folder))
+        return {name: tensor.detach().clone() for name, tensor in vfmtok.to_released(model).items()}
 
     if kind == "inference":
         return {"model": published("ema" if "ema" in saved.parts else "model")}
@@ -63,8 +64,16 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     if "ema" in saved.parts:
         content["ema"] = published("ema")
     if "discriminator" in saved.parts:
-        content["discriminator"] = to_released_discriminator(_discriminator(saved, config.image_size))
+        content["discriminator"] = to_released_discriminator(_discriminator(saved, model.config.image_size))
     return {**content, "steps": saved.step}
+
+
+def _model(saved: checkpoint.Checkpoint) -> nn.Module:
+    """What the run trained, with weights to be replaced."""
+    recipe, source = saved.numbers["recipe"], str(saved.path)
+    if "gpt" in recipe:
+        return vfmtok.GPT(config_from_dict(recipe["gpt"], vfmtok.GPTConfig, source))
+    return vfmtok.VFMTok(config_from_dict(recipe["tokenizer"], TokenizerConfig, source))
 
 
 def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:

@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vfmtok.checks import require, require_not_negative, require_positive
 from vfmtok.errors import ConfigError
 from vfmtok.generator.gpt import GPTConfig
+from vfmtok.generator.token_sampling import Guidance, Sampling
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
 
 
@@ -28,6 +30,7 @@ class TokenDataConfig:
             raise ConfigError("give data.code_path (--code-path) or data.path (--anno-file), not both")
         if (self.path is not None or self.val_path is not None) and self.vq_ckpt is None:
             raise ConfigError("images (--anno-file, --val-path) need the tokenizer that encodes them: give --vq-ckpt")
+        require_not_negative(self, "data", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class TokenOptimizerConfig(OptimizerConfig):
     epochs: float = 300
     warmup_epochs: float = 0
     lr_batch: int | None = 256  # ``lr`` is for a batch of this size and grows with the global batch; None: as it is
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.lr_batch is None or self.lr_batch > 0, "optimizer.lr_batch", "must be positive", self.lr_batch)
 
     def scaled_to(self, global_batch: int) -> "TokenOptimizerConfig":
         """With the learning rates of this batch, whatever ``lr_batch`` was."""
@@ -59,6 +66,14 @@ class PicturesConfig:
     top_p: float = 1.0
     temperature: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        """What could not be drawn is found now, not after the first 5000 steps."""
+        require_not_negative(self, "pictures", "every")
+        require_positive(self, "pictures", "classes", "per_class")
+        require(0 <= self.seed < 2**64, "pictures.seed", "must be in [0,2^64)", self.seed)
+        Guidance(self.cfg_scale)
+        Sampling(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)

@@ -57,19 +57,23 @@ class GPTRun:
         run = recipe.run
         self.optimizer_config = recipe.optimizer.scaled_to(run.global_batch)
         self.folder = Path(run.results_dir).expanduser()
-        self.data = open_tokens(recipe, world)
-        self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
+        with distributed.together():  # what one process alone may fail at ends before all measure something together
+            self.data = open_tokens(recipe, world)
+            self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
+        self.held_out, self.baselines = self._read_held_out()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
         seed_step(run.seed, -1, 0)  # the first weights
         self.gpt = GPT(recipe.gpt)
         self.notes: list[str] = []  # for people
         # More is better there: the log-likelihood of a held-out token.
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
-        if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-            self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from))
+        with distributed.together():
+            if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
+                self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from))
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
+        self.alarms = TokenAlarms()
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
@@ -77,8 +81,17 @@ class GPTRun:
         if run.compile:
             self.gpt.compile()
         self.model = passes.wrap(self.gpt, world) if recipe.parallel == "ddp" else self.gpt
-        self.alarms = TokenAlarms()
-        self._held_out: tuple[HeldOutTokens, dict[str, float]] | None = None
+
+    def _read_held_out(self) -> tuple[HeldOutTokens, dict[str, float]]:
+        """The held-out ids and their baselines: at the start, where what is wrong with them costs nothing yet."""
+        data, count = self.data, self.recipe.run.validation_images
+        train = data.cache if data.cache is not None else data.records
+        held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
+        ids, labels = chosen_tokens(held if held is not None else train, data, count, self.world, self.recipe)
+        counted = UNIGRAM_RECORDS if data.cache is not None else count
+        train_ids, _ = chosen_tokens(train, data, counted, self.world, self.recipe)
+        found = baselines(train_ids, ids, self.recipe.gpt.vocab_size)
+        return HeldOutTokens(ids, labels, self.plan.micro_batch, self.world), found
 
     def _choose_attention(self) -> str:
         """The faster kernel, as the first process measures it: all must round alike."""
@@ -102,7 +115,8 @@ class GPTRun:
         optimizer = build_optimizer(config, [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
         stepper = Stepper(optimizer, matrices + vectors, config.max_grad_norm, recipe.run.precision == "fp16")
         ema = EMA(learned_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
-        numbers = {"skipped": SkippedSteps(self.world.device), "tokens": TokenFacts(self.data)}
+        skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
+        numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
         return RunState(recipe, "gpt", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
 
     # ---- what the loop asks for ------------------------------------------------------------
@@ -127,19 +141,6 @@ class GPTRun:
             with self.state.ema.swapped_in(), sharding.gathered_for(self.gpt):
                 yield "ema_"
 
-    def held_out(self) -> tuple[HeldOutTokens, dict[str, float]]:
-        """The held-out ids and what their baselines are, made when first asked for. Every process must ask."""
-        if self._held_out is None:
-            data, count = self.data, self.recipe.run.validation_images
-            train = data.cache if data.cache is not None else data.records
-            held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
-            ids, labels = chosen_tokens(held if held is not None else train, data, count, self.world, self.recipe)
-            counted = UNIGRAM_RECORDS if data.cache is not None else count
-            train_ids, _ = chosen_tokens(train, data, counted, self.world, self.recipe)
-            found = baselines(train_ids, ids, self.recipe.gpt.vocab_size)
-            self._held_out = HeldOutTokens(ids, labels, self.plan.micro_batch, self.world), found
-        return self._held_out
-
     @property
     def held_out_name(self) -> str:
         held = self.data.held_out_cache is not None or self.data.held_out_records is not None
@@ -147,7 +148,7 @@ class GPTRun:
 
     def validate(self, log: RunLog) -> None:
         """Measure the weights and their average on held-out ids."""
-        step, (held_out, known) = self.state.step, self.held_out()
+        step, held_out, known = self.state.step, self.held_out, self.baselines
         self.gpt.eval()
         metrics: dict[str, float] = {}
         for prefix in self.averages():

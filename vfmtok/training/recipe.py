@@ -23,6 +23,9 @@ class DataConfig:
     flip: bool = True
     num_workers: int = 4  # processes that read and decode, per training process
 
+    def __post_init__(self):
+        require_not_negative(self, "data", "num_workers")
+
 
 @dataclass(frozen=True)
 class LossConfig:

@@ -18,7 +18,7 @@ from vfmtok import distributed
 from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generator.generate import generate
-from vfmtok.generator.gpt import GPT_SIZES, GPTConfig, gpt_config
+from vfmtok.generator.gpt import GPT_SIZES, GPTConfig
 from vfmtok.generator.token_sampling import Guidance, Sampling
 from vfmtok.hub import pretrained
 from vfmtok.training import passes
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--image-size", type=int, help="side of an image (default: the tokenizer's)")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights")
-    parser.add_argument("--num-classes", type=int, default=1000, help="of released weights (default 1000)")
+    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights; a run knows its own")
+    parser.add_argument("--num-classes", type=int, help="default: as many as the weights have")
     parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
 
 
@@ -68,7 +68,7 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
                 f"{args.gpt} was trained on the tokens of another tokenizer (hash {weights.tokenizer_hash[:12]}...) "
                 f"than {args.vq_ckpt}"
             )
-        gpt = pretrained.build_gpt(weights, _released_config(args, weights, tokenizer)).to(world.device)
+        gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(world.device)
         chosen = find_classes(args.classes, weights.classes, gpt.config.num_classes)
         if args.precision == "bf16":
             gpt = gpt.to(torch.bfloat16)
@@ -92,19 +92,13 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
 
 
-def _released_config(
-    args: argparse.Namespace, weights: pretrained.GPTWeights, tokenizer: nn.Module
-) -> GPTConfig | None:
-    """For files of weights: the named size, with what the tokenizer fixes."""
-    if weights.config is not None or args.gpt_model is None:
-        return None
+def _gpt_config(args: argparse.Namespace, weights: pretrained.GPTWeights, tokenizer: nn.Module) -> GPTConfig:
+    """What the flags say and the tokenizer fixes; a run's own configuration has to agree."""
     of = tokenizer.config
-    return gpt_config(
-        args.gpt_model,
-        vocab_size=of.quantizer.codebook_size,
-        num_tokens=of.sampler.num_tokens,
-        num_classes=args.num_classes,
-    )
+    given = {"vocab_size": of.quantizer.codebook_size, "num_tokens": of.sampler.num_tokens}
+    if args.num_classes is not None:
+        given["num_classes"] = args.num_classes
+    return pretrained.gpt_config_of(weights, args.gpt_model, given | GPT_SIZES.get(args.gpt_model, {}))
 
 
 def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:

@@ -26,7 +26,7 @@ from vfmtok.generator.gpt import GPTConfig
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.training import passes
 from vfmtok.training.gpt_recipe import GPTRecipe, TokenDataConfig
-from vfmtok.training.validation import read_images
+from vfmtok.training.validation import read_samples
 
 UNIGRAM_RECORDS = 20_000  # of the training cache, whose ids are counted for the baseline
 
@@ -122,7 +122,7 @@ def _check_sizes(config: GPTConfig, data: TokenData) -> None:
     else:
         of = data.tokenizer.config
         vocab, tokens, source = of.quantizer.codebook_size, of.sampler.num_tokens, "the tokenizer"
-        largest = -1
+        largest = -1  # images tell their labels as they are read
     if config.vocab_size != vocab:
         raise ConfigError(f"gpt.vocab_size (--vocab-size) is {config.vocab_size}, {source} has {vocab} codes")
     if config.num_tokens != tokens:
@@ -136,6 +136,18 @@ def _check_sizes(config: GPTConfig, data: TokenData) -> None:
         raise ConfigError(f"gpt.num_classes (--num-classes) is {config.num_classes}, the data have label {largest}")
 
 
+def check_rows(ids: Tensor | None, labels: Tensor, config: GPTConfig, path: Path) -> None:
+    """ids (N,K) and labels (N,), on the CPU, are ones that the GPT has; raises DataError.
+
+    Looked at before they are used: on a GPU an index out of range ends the process without a word about the data.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < config.num_classes:
+        found = f"labels {labels.min()} to {labels.max()}"
+        raise DataError(f"{path} has {found}, the generator {config.num_classes} classes (--num-classes)")
+    if ids is not None and ids.numel() and ids.max() >= config.vocab_size:
+        raise DataError(f"{path} is damaged: it holds the id {ids.max()}, and there are {config.vocab_size} codes")
+
+
 # --------------------------------------------------------------------------------------
 # Training batches
 # --------------------------------------------------------------------------------------
@@ -146,8 +158,8 @@ class CachedTokens:
 
     bad_records: tuple = ()  # `vfmtok codes` has dealt with them
 
-    def __init__(self, cache: CodeCache, order: SampleOrder, samples_seen: int):
-        self.cache, self.seed = cache, order.seed
+    def __init__(self, cache: CodeCache, order: SampleOrder, samples_seen: int, config: GPTConfig):
+        self.cache, self.seed, self.config = cache, order.seed, config
         self._steps = order.batches(samples_seen)
         self.reset_timing()
 
@@ -155,6 +167,7 @@ class CachedTokens:
         start = time.perf_counter()
         step = next(self._steps)
         ids, labels = self.cache.batch(step.indices, self.seed, step.epochs)
+        check_rows(ids, labels, self.config, self.cache.path)
         self._waited += time.perf_counter() - start
         return TokenBatch(ids, labels, step.samples_seen)
 
@@ -172,12 +185,16 @@ class CachedTokens:
 class EncodedTokens:
     """Endless batches of images, encoded on the device."""
 
-    def __init__(self, loader: ImageLoader, tokenizer: nn.Module, micro_batch: int, precision: str):
-        self.loader, self.tokenizer, self.micro_batch, self.precision = loader, tokenizer, micro_batch, precision
+    def __init__(
+        self, loader: ImageLoader, path: Path, tokenizer: nn.Module, micro_batch: int, precision: str, config: GPTConfig
+    ):
+        self.loader, self.path, self.tokenizer, self.config = loader, path, tokenizer, config
+        self.micro_batch, self.precision = micro_batch, precision
         self.reset_timing, self.close = loader.reset_timing, loader.close
 
     def __next__(self) -> TokenBatch:
         batch = next(self.loader)
+        check_rows(None, batch.labels, self.config, self.path)
         ids = encode(self.tokenizer, batch.images, self.micro_batch, self.precision)
         return TokenBatch(ids, batch.labels, batch.samples_seen)
 
@@ -197,12 +214,12 @@ def training_tokens(
     run = recipe.run
     order = SampleOrder(len(data), run.global_batch, run.seed, world_size=world.size, rank=world.rank)
     if data.cache is not None:
-        return CachedTokens(data.cache, order, samples_seen)
+        return CachedTokens(data.cache, order, samples_seen, recipe.gpt)
     crop = RandomCrop(
         data.tokenizer.config.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center"
     )
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
-    return EncodedTokens(loader, data.tokenizer, micro_batch, run.precision)
+    return EncodedTokens(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.gpt)
 
 
 @torch.no_grad()
@@ -232,22 +249,30 @@ def chosen_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Up to ``count`` evenly spaced samples of a cache (first view) or of images (evaluation crop).
 
-    Every process gets all of them; images are encoded by all together.
+    Every process gets all of them, and must ask; images are encoded by all together.
 
     Returns:
         ids (N,K), labels (N,), int64 on the CPU.
+
+    Raises:
+        DataError: there are none, too many are bad, or they are none that the GPT has.
     """
     chosen = evenly_spaced(len(source), count)
-    if isinstance(source, CodeCache):
-        ids = torch.stack([source[index, 0][0] for index in chosen.tolist()])
-        return ids, source.labels[torch.from_numpy(chosen)]
-    share = chosen[world.rank :: world.size]
-    crop = EvaluationCrop(data.tokenizer.config.image_size)
-    images = read_images(source, crop, share, recipe.data.num_workers)
+    with distributed.together():
+        if not len(source):
+            raise DataError(f"{source.path} holds no samples")
+        if isinstance(source, CodeCache):
+            ids = torch.stack([source[index, 0][0] for index in chosen.tolist()])
+            labels = source.labels[torch.from_numpy(chosen)]
+            check_rows(ids, labels, recipe.gpt, source.path)
+            return ids, labels
+        share = chosen[world.rank :: world.size]
+        crop = EvaluationCrop(data.tokenizer.config.image_size)
+        images, labels = read_samples(source, crop, share, recipe.data.num_workers)
+        check_rows(None, labels, recipe.gpt, source.path)
     ids = encode(data.tokenizer, images, 32, recipe.run.precision).cpu()
-    parts = distributed.gather((ids, [source[index].label for index in share.tolist()]))
     all_ids = torch.empty(len(chosen), ids.shape[1], dtype=torch.int64)
-    labels = torch.empty(len(chosen), dtype=torch.int64)
-    for rank, (part, part_labels) in enumerate(parts):
-        all_ids[rank :: world.size], labels[rank :: world.size] = part, torch.tensor(part_labels, dtype=torch.int64)
-    return all_ids, labels
+    all_labels = torch.empty(len(chosen), dtype=torch.int64)
+    for rank, (part, part_labels) in enumerate(distributed.gather((ids, labels))):
+        all_ids[rank :: world.size], all_labels[rank :: world.size] = part, part_labels
+    return all_ids, all_labels

@@ -31,22 +31,21 @@ class HeldOutTokens:
     def measure(self, gpt: GPT, autocast) -> dict[str, float]:
         """The mean "loss" -log p(token), in nats, and "accuracy", the share of tokens that the model holds likeliest.
 
-        The GPT is in eval mode. Every process must call it, and makes as many passes as the others: sharded
-        weights are gathered in each.
+        The GPT is in eval mode. Every process must call it, and makes as many passes as the others, all of ``batch``
+        rows: sharded weights are gathered in each, and a compiled GPT is compiled for every number of rows.
         """
-        stride = self.batch * self.world.size
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for start in range(self.world.rank * self.batch, len(self.ids) + self.world.rank * self.batch, stride):
-            rows = slice(start, start + self.batch)
-            ids, labels = self.ids[rows], self.labels[rows]
-            idle = len(ids) == 0
-            ids, labels = (self.ids[:1], self.labels[:1]) if idle else (ids, labels)
-            ids, labels = ids.to(self.world.device), labels.to(self.world.device)  # (B,K), (B,)
+        count, device = len(self.ids), self.world.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        for start in range(0, count, self.batch * self.world.size):
+            rows = start + self.world.rank * self.batch + torch.arange(self.batch)  # (B,)
+            counts = (rows < count).to(device)[:, None]  # (B,1): beyond the end the last one comes again, uncounted
+            rows = rows.clamp(max=count - 1)
+            ids, labels = self.ids[rows].to(device), self.labels[rows].to(device)  # (B,K), (B,)
             with autocast():
                 logits = gpt(labels, ids[:, :-1]).logits  # (B,K,V)
             losses = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")  # (B*K,)
-            hits = (logits.argmax(-1) == ids).sum()
-            sums += torch.stack([losses.double().sum(), hits.double()]) * (not idle)
+            losses, hits = losses.view_as(ids), logits.argmax(-1) == ids  # 2 x (B,K)
+            sums += torch.stack([(losses.double() * counts).sum(), (hits * counts).sum().double()])
         loss, accuracy = (distributed.sum_over_ranks(sums) / self.ids.numel()).tolist()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -60,7 +59,7 @@ def baselines(train_ids: Tensor, held_out_ids: Tensor, vocab_size: int) -> dict[
 
 
 class TokenAlarms:
-    """Lines about trouble that only validation shows, each told when it begins."""
+    """Lines about trouble that only validation shows, each told when it begins. A run that goes on knows its best."""
 
     def __init__(self):
         self._best, self._active = math.inf, set()
@@ -81,3 +80,9 @@ class TokenAlarms:
         lines = [line for name, line in found.items() if name not in self._active]
         self._active = set(found)
         return lines
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"best": self._best if math.isfinite(self._best) else None}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self._best = math.inf if state["best"] is None else state["best"]

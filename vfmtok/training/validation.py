@@ -87,12 +87,19 @@ class HeldOut:
 
 def read_images(records: RecordDataset, transform, indices: np.ndarray, num_workers: int) -> Tensor:
     """Crops (n,3,S,S) uint8 of the records at ``indices``, in their order."""
+    return read_samples(records, transform, indices, num_workers)[0]
+
+
+def read_samples(records: RecordDataset, transform, indices: np.ndarray, num_workers: int) -> tuple[Tensor, Tensor]:
+    """The same with labels (n,) int64; in the place of a bad record is the next good one, with its own label."""
     if not len(indices):
-        return torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
+        empty = torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
+        return empty, torch.empty(0, dtype=torch.int64)
     blocks = [indices[start : start + 64] for start in range(0, len(indices), 64)]
     loader = ImageLoader(records, transform, BlockOrder(blocks), num_workers=min(num_workers, len(blocks)))
     try:
-        return torch.cat([batch.images.contiguous() for batch in loader])
+        batches = [(batch.images.contiguous(), batch.labels) for batch in loader]
+        return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
     finally:
         loader.close()
 
