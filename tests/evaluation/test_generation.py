@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
-from vfmtok.errors import ConfigError, DataError, EvaluationError
+from vfmtok.config import config_to_dict
+from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.errors import ConfigError, DataError, EvaluationError, WeightsError
 from vfmtok.evaluation import parts
+from vfmtok.evaluation.flags import generation_parser, open_gpt
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.precision_recall import precision_recall
@@ -176,3 +181,37 @@ def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and error.startswith("test_net.py: error: ") and text in error
         assert error.count("\n") == 1
+
+
+def test_a_run_says_what_it_is(models, tmp_path, monkeypatch, capsys):
+    """Its size, tokenizer and class names; flags that contradict them are errors, not ignored."""
+    gpt, tokenizer = models
+    run = tmp_path / "flags_of_the_world"
+    run.mkdir()
+    save_file(dict(gpt.state_dict()), run / "model.safetensors")
+    (run / "config.yaml").write_text(yaml.safe_dump({"gpt": config_to_dict(gpt.config)}))
+
+    def learned_from(digest):
+        facts = {"classes": ["ant", "bee", "cat"], "tokenizer_hash": digest}
+        (run / "state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": facts}}}))
+
+    def opened(*more):
+        given = [*flags, "--gpt-ckpt", run, "--no-fid", *more]
+        return open_gpt(generation_parser().parse_args(list(map(str, given))), tokenizer, WORLD)
+
+    flags = tiny_models.write_models(tmp_path)
+    learned_from(tokenizer_hash(tokenizer))
+    found, name, classes = opened("--num-classes", 3, "--vocab-size", 64, "--gpt-set", "n_layer=3")
+    assert name == "flags_of_the_world" and classes == ["ant", "bee", "cat"]
+    assert torch.equal(found.output.weight, gpt.output.weight)
+    for more, text in (
+        (["--num-classes", 4], "holds a GPT with num_classes 3, not 4"),
+        (["--vocab-size", 65], "holds a GPT with vocab_size 64, not 65"),
+        (["--gpt-model", "GPT-L"], "holds a GPT with n_layer 3, not GPT-L with 24"),
+        (["--gpt-set", "qk_norm=true"], "holds a GPT with qk_norm False, not True"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            opened(*more)
+    learned_from("ab" * 32)
+    with pytest.raises(WeightsError, match="trained on the tokens of another tokenizer"):
+        opened()

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vfmtok import distributed
-from vfmtok.config import TokenizerConfig
+from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
+from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.reconstruction import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
 from vfmtok.generator.gpt import GPT, GPT_SIZES, gpt_config
-from vfmtok.hub.pretrained import build_gpt, load_tokenizer, read_gpt_weights
+from vfmtok.hub.pretrained import GPTWeights, build_gpt, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
     from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+
+DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
 
 # (flag, field of the tokenizer's configuration); a flag that is not given changes nothing.
 TOKENIZER_FLAGS = (
@@ -78,13 +81,18 @@ def generation_parser() -> argparse.ArgumentParser:
     )
     _add_tokenizer_flags(parser)
     parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint or released GPT weights")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, default="GPT-B", help="its size (default GPT-B)")
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="codes of the GPT (default: as many as the file holds)"
+        "--gpt-model", choices=GPT_SIZES, help="its size (default: a run's own; of a file of weights GPT-B)"
     )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="default: as many as the file holds")
     parser.add_argument(
-        "--latent-size", type=int, metavar="N", help="tokens per side, 16 for 256 tokens (default: the tokenizer's)"
+        "--vocab-size", type=_positive, metavar="N", help="codes of the GPT (default: as many as the file holds)"
+    )
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="default: as many as the file holds")
+    parser.add_argument(
+        "--latent-size",
+        type=_positive,
+        metavar="N",
+        help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
     )
     parser.add_argument(
         "--gpt-set",
@@ -183,37 +191,50 @@ def open_tokenizer(args: argparse.Namespace, world: distributed.World) -> VFMTok
     return tokenizer.to(world.device)
 
 
-def open_gpt(args: argparse.Namespace, tokenizer: TokenizerConfig, world: distributed.World) -> GPT:
-    """On this process's device, in the dtype it samples in. Raises VFMTokError."""
-    if args.latent_size is not None and args.latent_size**2 != tokenizer.sampler.num_tokens:
+def open_gpt(
+    args: argparse.Namespace, tokenizer: VFMTok, world: distributed.World
+) -> tuple[GPT, str, list[str] | None]:
+    """On this process's device, in the dtype it samples in; what its results are called; its classes' names if known.
+
+    Raises VFMTokError.
+    """
+    num_tokens = tokenizer.config.sampler.num_tokens
+    if args.latent_size is not None and args.latent_size**2 != num_tokens:
         raise ConfigError(
-            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has "
-            f"{tokenizer.sampler.num_tokens}"
+            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"
         )
-    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes, "num_tokens": tokenizer.sampler.num_tokens}
+    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes}
     given = {name: value for name, value in given.items() if value is not None}
     for change in args.gpt_set:
         name, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
         given[name] = yaml.safe_load(value)
-    gpt = load_gpt(path_of(args.gpt_ckpt), args.gpt_model, given)
-    return gpt.eval().requires_grad_(False).to(world.device, DTYPES[args.precision])
+    path = path_of(args.gpt_ckpt)
+    weights = read_gpt_weights(path)
+    weights.check_tokenizer(tokenizer_hash(tokenizer))
+    gpt = _build_gpt(weights, args.gpt_model, given, num_tokens)
+    name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
+    return gpt.eval().requires_grad_(False).to(world.device, DTYPES[args.precision]), name, weights.classes
 
 
-def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
-    """A GPT of a run or checkpoint, or from a file under the released names.
+def _build_gpt(weights: GPTWeights, size: str | None, given: dict[str, Any], num_tokens: int) -> GPT:
+    """Of a run or checkpoint, which must be what is ``given``; or of a file under the released names.
 
     Of a file, what is not ``given`` of the shape is what its tensors say.
     """
-    weights = read_gpt_weights(path)
     if weights.config is not None:
+        for field, value in {**GPT_SIZES.get(size, {}), **given}.items():
+            own = getattr(weights.config, field, None)
+            if own != value:
+                named = f"{size} with " if size and field not in given else ""
+                raise ConfigError(f"{weights.source} holds a GPT with {field} {own}, not {named}{value}")
         return build_gpt(weights)
-    shape = {}
+    shape = {"num_tokens": num_tokens}
     if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
         shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
         shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
-    return build_gpt(weights, gpt_config(size, **{**shape, **given}))
+    return build_gpt(weights, gpt_config(size or DEFAULT_GPT, **{**shape, **given}))
 
 
 def samples_of(args: argparse.Namespace) -> Samples:
@@ -240,8 +261,7 @@ def open_records(path: str) -> RecordDataset:
 def class_names(reference: str | None) -> list[str] | None:
     """Of a reference that is a dataset, for the grid. Raises DataError."""
     path = path_of(reference)
-    is_dataset = path is not None and ((path / "data.mdb").is_file() or (path / "train_lmdb").is_dir())
-    return open_records(reference).classes if is_dataset else None
+    return open_records(reference).classes if path is not None and is_dataset(path) else None
 
 
 def open_measures(args: argparse.Namespace, world: distributed.World) -> Measures:

@@ -56,10 +56,15 @@ def open_images(source: str | Path | np.ndarray | Tensor, size: int | None = Non
         return NpzImages(path)
     if not path.is_dir():
         raise DataError(f"no images at {path}: expected a .npz file or a folder")
-    if (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val")):
+    if is_dataset(path):
         splits = open_splits(path)
         return RecordImages(splits.get("val") or next(iter(splits.values())), size)
     return FolderImages(path, size)
+
+
+def is_dataset(path: Path) -> bool:
+    """Is this the folder of an LMDB, or one that `vfmtok prepare` made?"""
+    return (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val"))
 
 
 def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
