@@ -7,6 +7,7 @@ Shapes: N images, B batch, S side.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,9 +30,10 @@ class ImageBatch(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """N images in a fixed order. ``crop`` says how they became squares, for the protocol."""
+    """N images in a fixed order. For the protocol ``crop`` says how they became squares, ``name`` whose they are."""
 
     crop: str
+    name: str
 
     def __len__(self) -> int: ...
 
@@ -67,6 +69,12 @@ def is_dataset(path: Path) -> bool:
     return (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val"))
 
 
+def size_of(source: ImageSource) -> str:
+    """Width x height of the first image, such as "256x256". Raises DataError."""
+    height, width = next(iter(source.read(0, 1))).shape[:2]
+    return f"{width}x{height}"
+
+
 def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
     """This rank's share, from N*rank/world_size on. Raises DataError for an image of another size than the first."""
     start, stop = (len(source) * part // world_size for part in (rank, rank + 1))
@@ -91,7 +99,7 @@ def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1)
 class ArrayImages:
     """Images in memory, (N,S,S,3) uint8."""
 
-    crop = "as given"
+    crop, name = "as given", "memory"
 
     def __init__(self, images: np.ndarray | Tensor):
         images = images.cpu().numpy() if isinstance(images, Tensor) else images
@@ -111,7 +119,7 @@ class NpzImages:
     crop = "as given"
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.name = path, path.name
         with self._open() as file:
             self._shape = _read_header(file, path)
 
@@ -125,7 +133,7 @@ class NpzImages:
             for index in range(stop):
                 try:
                     content = file.read(size)
-                except (OSError, zipfile.BadZipFile, EOFError) as error:
+                except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
                     raise DataError(f"{self.path} is damaged at image {index}: {error}") from None
                 if len(content) != size:
                     raise DataError(f"{self.path} ends at image {index} of {len(self)}")
@@ -149,7 +157,7 @@ class FolderImages:
         if not self._files:
             raise DataError(f"no image files in {path}")
         self._size = size
-        self.crop = _crop_name(size)
+        self.crop, self.name = _crop_name(size), path.resolve().name
 
     def __len__(self) -> int:
         return len(self._files)
@@ -169,7 +177,11 @@ class RecordImages:
         if size is None:
             raise DataError(f"{records.path}: say the size of the evaluation crop")
         self._records, self._size = records, size
-        self.crop = _crop_name(size)
+        path = Path(records.path).resolve()  # of a split also the dataset's name
+        self.crop, self.name = (
+            _crop_name(size),
+            "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:]),
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -204,7 +216,7 @@ def _read_header(file, path: Path) -> tuple[int, ...]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"'arr_0' of {path} is damaged: {error}") from None
     _check_layout(shape, dtype, f"'arr_0' of {path}")
     if fortran_order:
