@@ -15,8 +15,10 @@ from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
-from vfmtok.evaluation.reconstruction import Measures
+from vfmtok.evaluation.linear_probe import ProbeRecipe
+from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
+from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES, gpt_config
 from vfmtok.hub.pretrained import GPTWeights, build_gpt, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
@@ -57,7 +59,12 @@ def reconstruction_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="per process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
-        "--num_workers", "--num-workers", type=int, default=workers, metavar="N", help="loading processes per process"
+        "--num_workers",
+        "--num-workers",
+        type=_count,
+        default=workers,
+        metavar="N",
+        help="loading processes of each process",
     )
     parser.add_argument(
         "--tokens", type=_integers, metavar="N,N", help="tokens whose sampling points are drawn (default: four)"
@@ -66,6 +73,10 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
     )
     parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
+    parser.add_argument(
+        "--linear-probe", metavar="PATH", help="L.P.: training images of a linear probe on the tokens (a train_lmdb)"
+    )
+    parser.add_argument("--probe-optimizer", choices=("lars", "adamw"), help="of the probe (default lars)")
     _add_inception_flags(
         parser, ("--reference",), "statistics or images that rFID compares with (default: the originals)"
     )
@@ -163,6 +174,12 @@ def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, 
     parser.add_argument(
         "--no-fid", action="store_true", help="without the Inception network: what needs none is still done"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got '{text}'")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -264,7 +281,19 @@ def class_names(reference: str | None) -> list[str] | None:
     return open_records(reference).classes if path is not None and is_dataset(path) else None
 
 
-def open_measures(args: argparse.Namespace, world: distributed.World) -> Measures:
+def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe | None:
+    """The linear probe, if it is asked for; of a prepared folder its training split. Raises DataError."""
+    if args.linear_probe is None:
+        if args.probe_optimizer is not None:
+            raise ConfigError("--probe-optimizer belongs to --linear-probe")
+        return None
+    splits = open_splits(Path(args.linear_probe).expanduser())
+    probe = TokenProbe(splits.get("train") or next(iter(splits.values())), ProbeRecipe(args.probe_optimizer or "lars"))
+    probe.check(records)
+    return probe
+
+
+def open_measures(args: argparse.Namespace, world: distributed.World, probe: TokenProbe | None) -> Measures:
     """What vqgan_test.py measures beyond the pixels; every process must call it. Raises VFMTokError."""
     from vfmtok.evaluation.lpips import open_lpips
 
@@ -282,7 +311,7 @@ def open_measures(args: argparse.Namespace, world: distributed.World) -> Measure
         if args.reference:
             where, size = path_of(args.reference), args.image_size_eval
             reference = compared.open_reference(where, inception, size, args.batch_size, world)
-    return Measures(inception, reference, lpips, tuple(notes))
+    return Measures(inception, reference, lpips, probe, tuple(notes))
 
 
 def open_references(
