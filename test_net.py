@@ -14,8 +14,8 @@ def main() -> None:
         with distributed.together():
             scales, samples = parse_scales(args.cfg_scale), flags.samples_of(args)
             tokenizer = flags.open_tokenizer(args, world)
-            gpt = flags.open_gpt(args, tokenizer.config, world)
-            class_names = flags.class_names(args.reference)
+            gpt, name, classes = flags.open_gpt(args, tokenizer, world)
+            class_names = classes or flags.class_names(args.reference)
         inception, references = flags.open_references(args, samples.size, world)
 
         def evaluate(setting, folder):
@@ -32,7 +32,7 @@ def main() -> None:
                 class_names=class_names,
             )
 
-        run_sweep(evaluate, samples, scales, Path(args.sample_dir).expanduser(), args.gpt_model, world)
+        run_sweep(evaluate, samples, scales, Path(args.sample_dir).expanduser(), name, world)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ def main() -> None:
     with distributed.program("vqgan_test.py") as world:
         with distributed.together():
             records, tokenizer = flags.open_records(args.anno_file), flags.open_tokenizer(args, world)
+            probe = flags.open_probe(args, records)
         results = evaluate_reconstruction(
             tokenizer,
             records,
             folder,
             world,
-            flags.open_measures(args, world),
+            flags.open_measures(args, world, probe),
             size=args.image_size_eval,
             batch=args.batch_size,
             num_workers=args.num_workers,

@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
-from vfmtok.errors import ConfigError, DataError, EvaluationError
+from vfmtok.config import config_to_dict
+from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.errors import ConfigError, DataError, EvaluationError, WeightsError
 from vfmtok.evaluation import parts
+from vfmtok.evaluation.compared import ReferenceSet
+from vfmtok.evaluation.flags import generation_parser, open_gpt
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.precision_recall import precision_recall
-from vfmtok.evaluation.reference import inception_features
-from vfmtok.evaluation.samples import Samples, write_checked_samples
+from vfmtok.evaluation.reference import inception_features, measure_reference
+from vfmtok.evaluation.samples import Samples, warnings_about, write_checked_samples
 
 COUNT, SIZE = 11, 40  # divisible by nothing
 SAMPLES = Samples(count=COUNT, size=SIZE, cfg_scale=1.5, seed=3)
@@ -93,6 +99,22 @@ def test_an_interrupted_run_continues_with_the_same_images(models, plain, tmp_pa
     assert np.asarray(Image.open(tmp_path / "grid.png")).std() > 10
 
 
+def test_samples_are_measured_anew_and_not_made_anew(models, plain, inception, tmp_path):
+    """What was sampled with --no-fid, or against another reference, took hours."""
+    first = evaluate(models, tmp_path)
+    assert first["numbers"] == {} and "KID are left out: no Inception network" in first["notes"][0]
+    made = (tmp_path / "samples.npz").stat().st_mtime_ns
+    second = evaluate(models, tmp_path, inception=inception)
+    assert list(values(second)) == ["IS (CFG 1.5)"] and second["samples"] == first["samples"]
+    assert "weights unknown" in second["numbers"]["IS (CFG 1.5)"]["protocol"]
+    reference = measure_reference(inception, open_images(samples_in(plain[0])[0]), "itself")
+    third = evaluate(models, tmp_path, inception=inception, references=ReferenceSet(reference, None))
+    assert values(third)["gFID (CFG 1.5)"] == pytest.approx(0, abs=1e-3)
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == made and not (tmp_path / "parts").exists()
+    with pytest.raises(DataError, match="another top_k"):
+        evaluate(models, tmp_path, Samples(count=COUNT, size=SIZE, seed=3, top_k=5))
+
+
 def test_models_that_do_not_belong_together(models, tmp_path):
     with pytest.raises(ConfigError, match="16 tokens of 65 codes, the tokenizer reads 16 of 64"):
         evaluate((tiny_models.gpt(vocab_size=65), models[1]), tmp_path)
@@ -108,15 +130,21 @@ def test_samples_are_checked(tmp_path):
         store = parts.Parts(tmp_path, 4)
         for rows in (np.arange(3), np.arange(3, 4)):
             store.write(rows, {"images": images[rows], "labels": found[rows]})
-        return write_checked_samples(store, samples, labels, tmp_path / "samples.npz")
+        return write_checked_samples(store, samples, labels, 3, tmp_path / "samples.npz")
 
-    counted, warnings = check(good)
-    assert counted == {"count": 4, "classes": 2, "labels_per_class": [2, 2], "copies": 0, "single_colour": 0}
-    assert warnings == [] and np.array_equal(samples_in(tmp_path)[0], good)
+    counted = check(good)
+    assert counted == {
+        **{"count": 4, "classes": 3, "classes_without_samples": 1, "labels_per_class": [0, 2]},
+        **{"copies": 0, "single_colour": 0},
+    }
+    assert warnings_about(counted) == [] and np.array_equal(samples_in(tmp_path)[0], good)
     assert len(open_images(tmp_path / "samples.npz")) == 4
     copies = good.copy()
     copies[3], copies[1] = good[0], 7
-    assert check(copies)[1] == ["1 of the 4 samples are copies of others", "1 of the 4 samples are of a single colour"]
+    assert warnings_about(check(copies)) == [
+        "1 of the 4 samples are copies of others",
+        "1 of the 4 samples are of a single colour",
+    ]
     with pytest.raises(EvaluationError, match="samples 0 to 2 do not have the labels"):
         check(good, 1 - labels)
     with pytest.raises(EvaluationError, match="not uint8"):
@@ -128,12 +156,12 @@ def test_samples_are_checked(tmp_path):
     assert np.array_equal(samples_in(tmp_path)[0], copies)  # what is wrong replaces nothing
     (tmp_path / "parts/00000003-00000004.npz").unlink()
     with pytest.raises(DataError, match="lacks samples"):
-        write_checked_samples(parts.Parts(tmp_path, 4), samples, labels, tmp_path / "samples.npz")
+        write_checked_samples(parts.Parts(tmp_path, 4), samples, labels, 3, tmp_path / "samples.npz")
 
 
 def test_the_script_in_two_processes(models, plain, inception, inception_file, tmp_path):
     """Every published flag; the images of one process; and the numbers against those images measured here."""
-    images = np.random.default_rng(1).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)
     np.savez(tmp_path / "reference.npz", images)
     flags = [*tiny_models.write_models(tmp_path), "--gpt-ckpt", tmp_path / "gpt.pt", *GPT_SHAPE]
     flags += ["--gpt-model", "GPT-B", "--image-size", 32, "--image-size-eval", SIZE, "--sample-dir", tmp_path]
@@ -176,3 +204,37 @@ def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and error.startswith("test_net.py: error: ") and text in error
         assert error.count("\n") == 1
+
+
+def test_a_run_says_what_it_is(models, tmp_path, monkeypatch, capsys):
+    """Its size, tokenizer and class names; flags that contradict them are errors, not ignored."""
+    gpt, tokenizer = models
+    run = tmp_path / "flags_of_the_world"
+    run.mkdir()
+    save_file(dict(gpt.state_dict()), run / "model.safetensors")
+    (run / "config.yaml").write_text(yaml.safe_dump({"gpt": config_to_dict(gpt.config)}))
+
+    def learned_from(digest):
+        facts = {"classes": ["ant", "bee", "cat"], "tokenizer_hash": digest}
+        (run / "state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": facts}}}))
+
+    def opened(*more):
+        given = [*flags, "--gpt-ckpt", run, "--no-fid", *more]
+        return open_gpt(generation_parser().parse_args(list(map(str, given))), tokenizer, WORLD)
+
+    flags = tiny_models.write_models(tmp_path)
+    learned_from(tokenizer_hash(tokenizer))
+    found, name, classes = opened("--num-classes", 3, "--vocab-size", 64, "--gpt-set", "n_layer=3")
+    assert name == "flags_of_the_world" and classes == ["ant", "bee", "cat"]
+    assert torch.equal(found.output.weight, gpt.output.weight)
+    for more, text in (
+        (["--num-classes", 4], "has num_classes 3, not 4"),
+        (["--vocab-size", 65], "has vocab_size 64, not 65"),
+        (["--gpt-model", "GPT-L"], "has n_layer 3, not 24"),
+        (["--gpt-set", "qk_norm=true"], "has qk_norm False, not True"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            opened(*more)
+    learned_from("ab" * 32)
+    with pytest.raises(WeightsError, match="trained on the tokens of another tokenizer"):
+        opened()

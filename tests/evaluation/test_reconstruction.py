@@ -13,7 +13,8 @@ from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.evaluation.reconstruction import Measures, evaluate_reconstruction
+from vfmtok.evaluation.reconstruction import evaluate_reconstruction
+from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.reconstruction_picture import colour_of_error, draw_sampling_points, sampling_points
 from vfmtok.tokenizer.tokenizer import to_pixels
 
@@ -116,6 +117,25 @@ def test_batches_change_nothing_but_rounding(tokenizer, records, plain, tmp_path
     for batch in (2, 64):
         found = evaluate(tokenizer, records, tmp_path / f"{batch}", batch=batch)
         assert values(found) == pytest.approx(values(plain[1]), rel=1e-6, abs=2e-6)
+
+
+def test_what_is_left_out_is_said(tokenizer, inception, tmp_path):
+    images = [tiny_models.Record(tiny_models.encoded(i, (40, 36)), 0, f"{i}") for i in range(5)]
+    tiny_models.write_records(tmp_path / "few", images)
+    results = evaluate(tokenizer, tiny_models.RecordDataset(tmp_path / "few"), tmp_path / "out", Measures(inception))
+    assert "rFID" in results["numbers"] and "rIS" not in results["numbers"]
+    assert "rIS is left out: 10 splits need as many images" in results["notes"]
+    assert "weights unknown" in results["numbers"]["rFID"]["protocol"]
+
+
+def test_other_tokens_are_drawn_of_what_is_finished(tokenizer, records, tmp_path):
+    evaluate(tokenizer, records, tmp_path)
+    points, others = (tmp_path / name for name in ("sampling_points.png", "reconstructions.png"))
+    before, untouched = points.read_bytes(), others.stat().st_mtime_ns
+    evaluate(tokenizer, records, tmp_path, shown_tokens=(0, 15))
+    assert points.read_bytes() != before and others.stat().st_mtime_ns == untouched
+    evaluate(tokenizer, records, tmp_path, shown_tokens=(5, 6, 9, 10))  # those it takes by itself
+    assert points.read_bytes() == before
 
 
 def test_too_many_bad_records_are_an_error(tokenizer, tmp_path):

@@ -43,6 +43,7 @@ def test_there_and_back(measured, tmp_path):
         "source": "five of noise",
         "count": 5,
         "crop": "as given",
+        "size": "24x24",
         "network": "Inception 2015-12-05 (torch-fidelity)",
         "weights_sha256": None,
         "spatial": "mixed_6/conv, convolution, 7 channels",

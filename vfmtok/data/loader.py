@@ -283,3 +283,12 @@ class _BatchSource(Dataset):
                 bad.append(BadRecord(index, name, str(error), epoch))
             index = (index + 1) % len(self.records)
         raise DataError(f"{MAX_BAD_IN_A_ROW} bad records in a row; the last: {bad[-1].name}: {bad[-1].reason}")
+
+
+def check_bad(bad: int, records: RecordDataset) -> None:
+    """Raise DataError if more than 1% (and more than one) are bad."""
+    if bad > max(1, BAD_FRACTION * len(records)):
+        raise DataError(
+            f"{bad} of the {len(records)} records of {records.path} are bad, more than {BAD_FRACTION:.0%}: mend the "
+            "dataset (`vfmtok stats` lists them)"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.image_sources import open_images
+from vfmtok.evaluation.image_sources import open_images, size_of
 from vfmtok.evaluation.inception import Inception, load_inception
 from vfmtok.evaluation.reference import Reference, inception_features, measure_reference, read_reference
 
@@ -38,10 +38,10 @@ def open_reference(path: Path, network: Inception, size: int, batch: int, world:
 
     Args:
         path: an npz of statistics or images, a folder of images, or a prepared dataset.
-        size: side of the evaluation crop, for images that are not in an npz.
+        size: side of what is compared with it, and of the evaluation crop of images that are not in an npz.
 
     Raises:
-        VFMTokError: nothing usable is there, or it was made with another network.
+        VFMTokError: nothing usable is there, its images have another size, or it was made with another network.
     """
     source, reference = None, None
     with distributed.together():
@@ -52,9 +52,10 @@ def open_reference(path: Path, network: Inception, size: int, batch: int, world:
             source = open_images(path, size)
         if reference is not None and reference.pool is not None:
             _check_network(reference, network, path)
+        _check_size(reference.size if reference is not None else size_of(source), size, path)
     if reference is None or reference.pool is None:
         with distributed.together():
-            reference = measure_reference(network, source, path.name, batch, world.rank, world.size)
+            reference = measure_reference(network, source, source.name, batch, world.rank, world.size)
     return reference
 
 
@@ -68,6 +69,15 @@ def open_reference_set(path: Path, network: Inception, size: int, batch: int, wo
         for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
             bank.update(features.pool, indices)
     return ReferenceSet(reference, bank.compute())
+
+
+def _check_size(found: str | None, size: int, path: Path) -> None:
+    """Inception enlarges all images to 299: what was smaller is more blurred, and FID tells that first of all."""
+    if found not in (None, f"{size}x{size}"):
+        raise EvaluationError(
+            f"the reference {path} is of {found} images, what is compared with it of {size}x{size}: measure at its "
+            "size (--image-size-eval), or make a reference of this size (vfmtok stats --reference --size)"
+        )
 
 
 def _check_network(reference: Reference, network: Inception, path: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from vfmtok import distributed
-from vfmtok.config import TokenizerConfig
+from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
-from vfmtok.evaluation.reconstruction import Measures
+from vfmtok.evaluation.image_sources import is_dataset
+from vfmtok.evaluation.linear_probe import ProbeRecipe
+from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
+from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES
 from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
@@ -24,6 +27,8 @@ from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
     from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+
+DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
 
 # (flag, field of the tokenizer's configuration); a flag that is not given changes nothing.
 TOKENIZER_FLAGS = (
@@ -54,7 +59,12 @@ def reconstruction_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="per process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
-        "--num_workers", "--num-workers", type=int, default=workers, metavar="N", help="loading processes per process"
+        "--num_workers",
+        "--num-workers",
+        type=_count,
+        default=workers,
+        metavar="N",
+        help="loading processes of each process",
     )
     parser.add_argument(
         "--tokens", type=_integers, metavar="N,N", help="tokens whose sampling points are drawn (default: four)"
@@ -63,6 +73,10 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
     )
     parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
+    parser.add_argument(
+        "--linear-probe", metavar="PATH", help="L.P.: training images of a linear probe on the tokens (a train_lmdb)"
+    )
+    parser.add_argument("--probe-optimizer", choices=("lars", "adamw"), help="of the probe (default lars)")
     _add_inception_flags(
         parser, ("--reference",), "statistics or images that rFID compares with (default: the originals)"
     )
@@ -78,13 +92,18 @@ def generation_parser() -> argparse.ArgumentParser:
     )
     _add_tokenizer_flags(parser)
     parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint or released GPT weights")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, default="GPT-B", help="its size (default GPT-B)")
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="codes of the GPT (default: as many as the file holds)"
+        "--gpt-model", choices=GPT_SIZES, help="its size (default: a run's own; of a file of weights GPT-B)"
     )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="default: as many as the file holds")
     parser.add_argument(
-        "--latent-size", type=int, metavar="N", help="tokens per side, 16 for 256 tokens (default: the tokenizer's)"
+        "--vocab-size", type=_positive, metavar="N", help="codes of the GPT (default: as many as the file holds)"
+    )
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="default: as many as the file holds")
+    parser.add_argument(
+        "--latent-size",
+        type=_positive,
+        metavar="N",
+        help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
     )
     parser.add_argument(
         "--gpt-set",
@@ -157,6 +176,12 @@ def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, 
     )
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got '{text}'")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a positive whole number is needed, got '{text}'")
@@ -183,31 +208,35 @@ def open_tokenizer(args: argparse.Namespace, world: distributed.World) -> VFMTok
     return tokenizer.to(world.device)
 
 
-def open_gpt(args: argparse.Namespace, tokenizer: TokenizerConfig, world: distributed.World) -> GPT:
-    """On this process's device, in the dtype it samples in. Raises VFMTokError."""
-    if args.latent_size is not None and args.latent_size**2 != tokenizer.sampler.num_tokens:
+def open_gpt(
+    args: argparse.Namespace, tokenizer: VFMTok, world: distributed.World
+) -> tuple[GPT, str, list[str] | None]:
+    """On this process's device, in the dtype it samples in; what its results are called; its classes' names if known.
+
+    Raises VFMTokError.
+    """
+    num_tokens = tokenizer.config.sampler.num_tokens
+    if args.latent_size is not None and args.latent_size**2 != num_tokens:
         raise ConfigError(
-            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has "
-            f"{tokenizer.sampler.num_tokens}"
+            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"
         )
-    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes, "num_tokens": tokenizer.sampler.num_tokens}
+    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes}
     given = {name: value for name, value in given.items() if value is not None}
     for change in args.gpt_set:
         name, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
         given[name] = yaml.safe_load(value)
-    gpt = load_gpt(path_of(args.gpt_ckpt), args.gpt_model, given)
-    return gpt.eval().requires_grad_(False).to(world.device, DTYPES[args.precision])
-
-
-def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
-    """A GPT of a run or checkpoint, or from a file under the released names.
-
-    See ``gpt_config_of`` for ``given`` fields of its configuration.
-    """
+    path = path_of(args.gpt_ckpt)
     weights = read_gpt_weights(path)
-    return build_gpt(weights, gpt_config_of(weights, size, given))
+    weights.check_tokenizer(tokenizer_hash(tokenizer))
+    if weights.config is None:
+        config = gpt_config_of(weights, args.gpt_model or DEFAULT_GPT, {"num_tokens": num_tokens, **given})
+    else:
+        config = gpt_config_of(weights, None, {**GPT_SIZES.get(args.gpt_model, {}), **given})
+    gpt = build_gpt(weights, config)
+    name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
+    return gpt.eval().requires_grad_(False).to(world.device, DTYPES[args.precision]), name, weights.classes
 
 
 def samples_of(args: argparse.Namespace) -> Samples:
@@ -234,11 +263,22 @@ def open_records(path: str) -> RecordDataset:
 def class_names(reference: str | None) -> list[str] | None:
     """Of a reference that is a dataset, for the grid. Raises DataError."""
     path = path_of(reference)
-    is_dataset = path is not None and ((path / "data.mdb").is_file() or (path / "train_lmdb").is_dir())
-    return open_records(reference).classes if is_dataset else None
+    return open_records(reference).classes if path is not None and is_dataset(path) else None
 
 
-def open_measures(args: argparse.Namespace, world: distributed.World) -> Measures:
+def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe | None:
+    """The linear probe, if it is asked for; of a prepared folder its training split. Raises DataError."""
+    if args.linear_probe is None:
+        if args.probe_optimizer is not None:
+            raise ConfigError("--probe-optimizer belongs to --linear-probe")
+        return None
+    splits = open_splits(Path(args.linear_probe).expanduser())
+    probe = TokenProbe(splits.get("train") or next(iter(splits.values())), ProbeRecipe(args.probe_optimizer or "lars"))
+    probe.check(records)
+    return probe
+
+
+def open_measures(args: argparse.Namespace, world: distributed.World, probe: TokenProbe | None) -> Measures:
     """What vqgan_test.py measures beyond the pixels; every process must call it. Raises VFMTokError."""
     from vfmtok.evaluation.lpips import open_lpips
 
@@ -256,7 +296,7 @@ def open_measures(args: argparse.Namespace, world: distributed.World) -> Measure
         if args.reference:
             where, size = path_of(args.reference), args.image_size_eval
             reference = compared.open_reference(where, inception, size, args.batch_size, world)
-    return Measures(inception, reference, lpips, tuple(notes))
+    return Measures(inception, reference, lpips, probe, tuple(notes))
 
 
 def open_references(

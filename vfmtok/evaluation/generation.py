@@ -1,8 +1,9 @@
-"""How good a generator's images are: gFID, sFID, IS, precision and recall of N samples, class by class.
+"""How good a generator's images are: N samples are made, checked and measured (sample_metrics.py).
 
 Sample n of a seed is one image: its label and its random numbers are functions of (seed, n), and batches begin at
 multiples of the batch size whatever the number of processes. So any number of them, and a run that was cut off and
-started again, give the same images. Before anything is computed the samples are checked.
+started again, give the same images. Before anything is computed the samples are checked. Samples that are there
+already are measured anew where the Inception network or the reference is another one.
 
 Shapes: N samples, B batch, K tokens, E side of the images.
 """
@@ -15,20 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
 from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, check_same_tap, frechet_distance
 from vfmtok.evaluation.image_sources import NpzImages
-from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
-from vfmtok.evaluation.precision_recall import NEIGHBOUR, precision_recall
-from vfmtok.evaluation.report import Number, as_tree, collected_warnings, describe_reference, not_finite
-from vfmtok.evaluation.samples import Samples, draw_grid, write_checked_samples
+from vfmtok.evaluation.report import as_tree, not_finite
+from vfmtok.evaluation.sample_metrics import Measured, Subject, measure_samples
+from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
 from vfmtok.layers.precision import full_float32
@@ -68,29 +65,24 @@ def evaluate_generator(
     """
     check_match(gpt, tokenizer)
     job = _job(gpt, tokenizer, samples, inception, references)
-    results = parts.begin_together(folder, job, world)
+    results = parts.begin_together(folder, job, world, may_change=MEASURING)
     if results is not None:
         return results
-    store = parts.Parts(folder, samples.count)
-    share = store.share_to_do(batch, world)
-    with distributed.together():
-        _sample_blocks(gpt, tokenizer, samples, share, store, world, compile)
-    labels, checked, warnings = samples.labels(gpt.config.num_classes), {}, []
-    with distributed.together():
-        if world.is_main:
-            checked, warnings = write_checked_samples(store, samples, labels, folder / "samples.npz")
-    numbers, notes = [], ["gFID, sFID, IS, Pr and Rc are left out: no Inception network (--no-fid)"]
+    checked = _made_before(folder, samples, world)
+    if checked is None:
+        checked = _make(gpt, tokenizer, samples, folder, world, batch, compile, class_names)
+    found = Measured(notes=["gFID, sFID, IS, Pr, Rc and KID are left out: no Inception network (--no-fid)"])
     if inception is not None:
-        numbers, more, notes = _measure(folder / "samples.npz", samples, inception, references, batch, world)
-        warnings += more
+        about = f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, {samples.classes} classes"
+        subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, about)
+        found = measure_samples(subject, inception, references, batch, world)
     with distributed.together():
         if world.is_main:
-            draw_grid(folder, samples, labels, class_names)
             results = {
                 "job": job,
-                "numbers": as_tree(numbers),
-                "warnings": warnings + not_finite(numbers),
-                "notes": notes,
+                "numbers": as_tree(found.numbers),
+                "warnings": warnings_about(checked) + found.warnings + not_finite(found.numbers),
+                "notes": found.notes,
                 "samples": checked,
             }
             parts.finish(folder, results)
@@ -105,6 +97,9 @@ def check_match(gpt: GPT, tokenizer: VFMTok) -> None:
             f"the GPT makes {gpt.config.num_tokens} tokens of {gpt.config.vocab_size} codes, the tokenizer reads "
             f"{theirs[1]} of {theirs[0]}: they do not belong together"
         )
+
+
+MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
 
 
 def _job(
@@ -124,6 +119,41 @@ def _job(
 # --------------------------------------------------------------------------------------
 # Sampling
 # --------------------------------------------------------------------------------------
+
+
+def _made_before(folder: Path, samples: Samples, world: distributed.World) -> dict[str, Any] | None:
+    """What was counted of finished samples that lie here, the same in every process."""
+    checked = None
+    with distributed.together():
+        if world.is_main and (folder / "samples.npz").is_file():
+            checked = (parts.read_json(folder / "results.json") or {}).get("samples")
+            if len(NpzImages(folder / "samples.npz")) != samples.count:
+                checked = None
+    return distributed.gather(checked)[0]
+
+
+def _make(
+    gpt: GPT,
+    tokenizer: VFMTok,
+    samples: Samples,
+    folder: Path,
+    world: distributed.World,
+    batch: int,
+    compile: bool,
+    class_names: list[str] | None,
+) -> dict[str, Any] | None:
+    """samples.npz and grid.png, and (in the first process) what was counted. Every process must call it."""
+    store = parts.Parts(folder, samples.count)
+    share = store.share_to_do(batch, world)
+    with distributed.together():
+        _sample_blocks(gpt, tokenizer, samples, share, store, world, compile)
+    checked = None
+    with distributed.together():
+        if world.is_main:
+            labels, num_classes = samples.labels(gpt.config.num_classes), gpt.config.num_classes
+            checked = write_checked_samples(store, samples, labels, num_classes, folder / "samples.npz")
+            draw_grid(folder, samples, labels, class_names)
+    return checked
 
 
 def _sample_blocks(
@@ -156,85 +186,3 @@ def _sample_blocks(
             arrays = {"images": pixels.cpu().numpy(), "labels": labels[rows], "ids": ids.int().cpu().numpy()}
             store.write(rows, arrays)
             bar.update(len(rows))
-
-
-# --------------------------------------------------------------------------------------
-# The numbers
-# --------------------------------------------------------------------------------------
-
-
-def _measure(
-    path: Path,
-    samples: Samples,
-    inception: Inception,
-    references: ReferenceSet | None,
-    batch: int,
-    world: distributed.World,
-) -> tuple[list[Number], list[str], list[str]]:
-    """Numbers, warnings and notes (in the first process; none elsewhere). Every process must call it."""
-    from vfmtok.evaluation.reference import inception_features
-
-    score = InceptionScore(samples.count) if samples.count >= SPLITS else None
-    bank = FeatureBank(samples.count)
-    pool, spatial = FeatureStatistics(2048), FeatureStatistics(2023)
-    with distributed.together():
-        for indices, features in inception_features(inception, NpzImages(path), batch, world.rank, world.size):
-            pool.update(features.pool)
-            spatial.update(features.spatial)
-            bank.update(features.pool, indices)
-            if score is not None:
-                score.update(features.probabilities, indices)
-    with distributed.together():
-        gaussians, features = (pool.compute(), spatial.compute()), bank.compute()
-        scored = score.compute() if score is not None else None
-    numbers, notes, warnings = [], [], []
-    with distributed.together():
-        if world.is_main:
-            with collected_warnings() as warnings:
-                numbers, notes = _distances(references, gaussians, samples)
-            if scored is not None:
-                of = f"{SPLITS} splits in order, std {scored.std:.3f}; {_about(samples)}"
-                numbers.append(Number(f"IS ({samples.guidance})", scored.mean, of))
-            else:
-                notes.append(f"IS is left out: {SPLITS} splits need as many samples")
-            shares, more = _precision_recall(references, features, samples, world)
-            numbers, notes = numbers + shares, notes + more
-    return numbers, warnings, notes
-
-
-def _distances(
-    references: ReferenceSet | None, gaussians: tuple[Gaussian, Gaussian], samples: Samples
-) -> tuple[list[Number], list[str]]:
-    """gFID and sFID, as far as the reference goes, and what is left out."""
-    if references is None:
-        return [], ["gFID and sFID are left out: no reference (--ref-batch)"]
-    reference, guidance = references.reference, samples.guidance
-    protocol = f"{_about(samples)}, against {describe_reference(reference)}; Inception 2015-12-05"
-    gfid = frechet_distance(gaussians[0], reference.pool, "gFID")
-    numbers = [Number(f"gFID ({guidance})", gfid, f"pool3; {protocol}")]
-    if reference.spatial is None:
-        return numbers, ["sFID is left out: the reference has no mu_s and sigma_s"]
-    check_same_tap(reference.spatial, gaussians[1])
-    sfid = frechet_distance(gaussians[1], reference.spatial, "sFID")
-    return [*numbers, Number(f"sFID ({guidance})", sfid, f"mixed_6/conv, 7 channels; {protocol}")], []
-
-
-def _precision_recall(
-    references: ReferenceSet | None, features: Tensor, samples: Samples, world: distributed.World
-) -> tuple[list[Number], list[str]]:
-    """Pr and Rc of features (N,2048), or why they are left out."""
-    others = references.features if references is not None else None
-    count = 0 if others is None else len(others)
-    if min(count, len(features)) <= NEIGHBOUR:
-        why = f"the reference holds {count} images and there are {len(features)} samples"
-        return [], [f"Pr and Rc are left out: {why}; --ref-batch may also name a dataset or a folder of images"]
-    found = precision_recall(features, others, device=world.device)
-    of = f"k={NEIGHBOUR} on pool3; {_about(samples)}, against {count:,} reference images"
-    return [
-        Number(f"Pr ({samples.guidance})", found.precision, of),
-        Number(f"Rc ({samples.guidance})", found.recall, of),
-    ], []
-
-
-def _about(samples: Samples) -> str:
-    return f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, {samples.classes} classes"

@@ -7,6 +7,7 @@ Shapes: N images, B batch, S side.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,9 +30,10 @@ class ImageBatch(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """N images in a fixed order. ``crop`` says how they became squares, for the protocol."""
+    """N images in a fixed order. For the protocol ``crop`` says how they became squares, ``name`` whose they are."""
 
     crop: str
+    name: str
 
     def __len__(self) -> int: ...
 
@@ -56,10 +58,21 @@ def open_images(source: str | Path | np.ndarray | Tensor, size: int | None = Non
         return NpzImages(path)
     if not path.is_dir():
         raise DataError(f"no images at {path}: expected a .npz file or a folder")
-    if (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val")):
+    if is_dataset(path):
         splits = open_splits(path)
         return RecordImages(splits.get("val") or next(iter(splits.values())), size)
     return FolderImages(path, size)
+
+
+def is_dataset(path: Path) -> bool:
+    """Is this the folder of an LMDB, or one that `vfmtok prepare` made?"""
+    return (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val"))
+
+
+def size_of(source: ImageSource) -> str:
+    """Width x height of the first image, such as "256x256". Raises DataError."""
+    height, width = next(iter(source.read(0, 1))).shape[:2]
+    return f"{width}x{height}"
 
 
 def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
@@ -86,7 +99,7 @@ def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1)
 class ArrayImages:
     """Images in memory, (N,S,S,3) uint8."""
 
-    crop = "as given"
+    crop, name = "as given", "memory"
 
     def __init__(self, images: np.ndarray | Tensor):
         images = images.cpu().numpy() if isinstance(images, Tensor) else images
@@ -106,7 +119,7 @@ class NpzImages:
     crop = "as given"
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.name = path, path.name
         with self._open() as file:
             self._shape = _read_header(file, path)
 
@@ -120,7 +133,7 @@ class NpzImages:
             for index in range(stop):
                 try:
                     content = file.read(size)
-                except (OSError, zipfile.BadZipFile, EOFError) as error:
+                except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
                     raise DataError(f"{self.path} is damaged at image {index}: {error}") from None
                 if len(content) != size:
                     raise DataError(f"{self.path} ends at image {index} of {len(self)}")
@@ -144,7 +157,7 @@ class FolderImages:
         if not self._files:
             raise DataError(f"no image files in {path}")
         self._size = size
-        self.crop = _crop_name(size)
+        self.crop, self.name = _crop_name(size), path.resolve().name
 
     def __len__(self) -> int:
         return len(self._files)
@@ -164,7 +177,11 @@ class RecordImages:
         if size is None:
             raise DataError(f"{records.path}: say the size of the evaluation crop")
         self._records, self._size = records, size
-        self.crop = _crop_name(size)
+        path = Path(records.path).resolve()  # of a split also the dataset's name
+        self.crop, self.name = (
+            _crop_name(size),
+            "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:]),
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -199,7 +216,7 @@ def _read_header(file, path: Path) -> tuple[int, ...]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"'arr_0' of {path} is damaged: {error}") from None
     _check_layout(shape, dtype, f"'arr_0' of {path}")
     if fortran_order:

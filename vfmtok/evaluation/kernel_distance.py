@@ -15,6 +15,8 @@ from torch import Tensor
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import as_float64
 
+SUBSETS, SUBSET_SIZE = 100, 1000
+
 
 @dataclass(frozen=True)
 class KernelDistance:
@@ -28,7 +30,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    samples: Tensor, reference: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+    samples: Tensor, reference: Tensor, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 2020
 ) -> KernelDistance:
     """samples (N,D), reference (M,D) -> KID, computed in float64 on the samples' device.
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from vfmtok.errors import DataError
 Place = tuple[int, int]  # samples start ... stop - 1
 
 
-def begin(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+def begin(folder: Path, job: dict[str, Any], may_change: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """Make the folder of a job, or find the one to continue.
+
+    Args:
+        may_change: keys of the job in which it may differ from what the folder holds: what is there is gone on with.
 
     Returns:
         the results if this very job is finished, else None.
@@ -39,13 +43,14 @@ def begin(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
             continue
         theirs = found.get("job", {}) if name == "results.json" else found
         different = [key for key, value in _plain(job).items() if theirs.get(key) != value]
-        if different:
-            key = different[0]
+        fixed = [key for key in different if key not in may_change]
+        if fixed:
+            key = fixed[0]
             raise DataError(
                 f"{folder} holds an evaluation with another {key} ({theirs.get(key)}, not {job[key]}): choose another "
                 "folder, or delete that one"
             )
-        if name == "results.json":
+        if name == "results.json" and not different:
             return found
     try:
         (folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -55,12 +60,14 @@ def begin(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def begin_together(folder: Path, job: dict[str, Any], world: distributed.World) -> dict[str, Any] | None:
+def begin_together(
+    folder: Path, job: dict[str, Any], world: distributed.World, may_change: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
     """``begin`` in the first process, its answer in all; raises SharedError where ``begin`` raises."""
     results = None
     with distributed.together():
         if world.is_main:
-            results = begin(folder, job)
+            results = begin(folder, job, may_change)
     results = distributed.gather(results)[0]
     if results is not None:
         distributed.print_main(f"{folder} is already complete")
@@ -123,7 +130,7 @@ class Parts:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return [archive[name] for name in names]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read {path}: {error}; delete it and run again") from None
 
 
@@ -148,8 +155,8 @@ def replace_file(path: Path, write: Callable[[Any], None]) -> None:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Raises DataError."""
-    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    """Strict JSON, without NaN. Raises DataError."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
 
 

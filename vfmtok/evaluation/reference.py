@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
-from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches
+from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
 
 FORMAT = 1
@@ -38,6 +39,12 @@ class Reference:
     protocol: dict  # empty for a file written by others
     sha256: str  # over statistics and protocol; of a file without statistics, of the whole file
     images: ImageSource | None = None
+    name: str = ""  # of the file
+
+    @property
+    def size(self) -> str | None:
+        """Of its images, such as "256x256"; None: not said."""
+        return self.protocol.get("size") or (size_of(self.images) if self.images is not None else None)
 
 
 def inception_features(
@@ -65,9 +72,10 @@ def measure_reference(
         for _, features in inception_features(network, source, batch, rank, world_size):
             pool.update(features.pool)
             spatial.update(features.spatial)
-    protocol = {"source": name, "count": len(source), "crop": source.crop, **network.protocol()}
+    protocol = {"source": name, "count": len(source), "crop": source.crop, "size": size_of(source)}
+    protocol |= network.protocol()
     gaussians = pool.compute(), spatial.compute()
-    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source)
+    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source, name)
 
 
 def write_reference(reference: Reference, path: str | Path) -> None:
@@ -114,14 +122,14 @@ def read_reference(path: str | Path) -> Reference:
         with archive:
             names = set(archive.files)
             arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "vfmtok") if name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"cannot read the reference {path}: {error}") from None
     images = NpzImages(path) if "arr_0" in names else None
     about = _read_about(arrays.pop("vfmtok", None), path)
     if not arrays:
         if images is None:
             raise DataError(f"{path} is no reference: it has neither mu, sigma, mu_s, sigma_s nor images in 'arr_0'")
-        return Reference(None, None, {}, _file_digest(path), images)
+        return Reference(None, None, {}, _file_digest(path), images, path.name)
     wanted = ("mu", "sigma", "mu_s", "sigma_s") if {"mu_s", "sigma_s"} & arrays.keys() else ("mu", "sigma")
     missing = [name for name in wanted if name not in arrays]
     if missing:
@@ -133,7 +141,7 @@ def read_reference(path: str | Path) -> Reference:
     digest = _digest(pool, spatial, protocol)
     if about and about.get("sha256") != digest:
         raise DataError(f"the reference {path} does not match the SHA-256 inside it: it was damaged or edited")
-    return Reference(pool, spatial, protocol, digest, images)
+    return Reference(pool, spatial, protocol, digest, images, path.name)
 
 
 def _read_about(text: np.ndarray | None, path: Path) -> dict:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vfmtok.evaluation.frechet import RankDeficientWarning
 
 if TYPE_CHECKING:  # it needs torch-fidelity
+    from vfmtok.evaluation.inception import Inception
     from vfmtok.evaluation.reference import Reference
 
 
@@ -31,19 +32,24 @@ def as_lines(title: str, results: dict[str, Any]) -> list[str]:
     width = max((len(name) for name in numbers), default=0)
     lines = [title]
     for name, entry in numbers.items():
-        lines.append(f"  {name:<{width}}  {entry['value']:>10.{entry['digits']}f}  {entry['protocol']}")
+        value = "none" if entry["value"] is None else f"{entry['value']:.{entry['digits']}f}"
+        lines.append(f"  {name:<{width}}  {value:>10}  {entry['protocol']}")
     if checked := results.get("samples"):
         low, high = checked["labels_per_class"]
         lines.append(
             f"  checked: {checked['count']:,} samples, {checked['classes']:,} classes with {low} to {high} each"
+            + (f" ({empty:,} without any)" if (empty := checked["classes_without_samples"]) else "")
         )
     lines += [f"  WARNING: {text}" for text in results["warnings"]]
     return lines + [f"  note: {text}" for text in results["notes"]]
 
 
 def as_tree(numbers: list[Number]) -> dict[str, dict[str, Any]]:
-    """By name what a JSON file keeps. Values that are not finite stay readable to Python alone."""
-    return {n.name: {"value": n.value, "protocol": n.protocol, "digits": n.digits} for n in numbers}
+    """By name what a JSON file keeps. JSON has no infinity and no NaN: such values become null."""
+    return {
+        n.name: {"value": n.value if math.isfinite(n.value) else None, "protocol": n.protocol, "digits": n.digits}
+        for n in numbers
+    }
 
 
 def not_finite(numbers: list[Number]) -> list[str]:
@@ -65,8 +71,14 @@ def collected_warnings() -> Iterator[list[str]]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+def describe_network(network: Inception) -> str:
+    """Inception in a protocol, with the weights it really has."""
+    return f"Inception 2015-12-05, weights {(network.weights_sha256 or 'unknown')[:8]}, float32"
+
+
 def describe_reference(reference: Reference) -> str:
     """A reference in a protocol: what it says of itself, and its hash."""
     about = reference.protocol
-    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else "a file by others"
+    named = f"{reference.name} (by others: count and crop not said)"
+    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else named
     return f"{said}, reference {reference.sha256[:12]}"

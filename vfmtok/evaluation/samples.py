@@ -18,6 +18,7 @@ from vfmtok.data.contact_sheet import Section, draw_sheet
 from vfmtok.errors import ConfigError, EvaluationError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
+from vfmtok.generator.token_sampling import Guidance, Sampling
 
 DTYPES = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRID_CLASSES, GRID_IMAGES = 10, 8
@@ -39,6 +40,10 @@ class Samples:
     precision: str = "none"  # of the GPT; the tokenizer decodes in float32
 
     def __post_init__(self):
+        Guidance(self.cfg_scale, self.cfg_interval)  # impossible settings end here, not after hours
+        Sampling(self.temperature, self.top_k, self.top_p)
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"the seed must be in [0,2^64), got {self.seed}")
         if self.count < 1 or self.size < 1:
             raise ConfigError(f"the number of samples and their size must be positive, got {self.count}, {self.size}")
         if self.classes not in ("random", "balanced"):
@@ -65,7 +70,7 @@ class Samples:
         """(N,) int64; label n depends on (seed, n) alone. Raw Philox words stay the same in every NumPy."""
         if self.classes == "balanced":
             return np.arange(self.count) % num_classes
-        words = np.random.Philox(key=[self.seed & (2**64 - 1), 0x6C6162656C73]).random_raw(self.count)
+        words = np.random.Philox(key=[self.seed, 0x6C6162656C73]).random_raw(self.count)
         return (words % np.uint64(num_classes)).astype(np.int64)
 
 
@@ -75,12 +80,12 @@ class Samples:
 
 
 def write_checked_samples(
-    store: parts.Parts, samples: Samples, labels: np.ndarray, path: Path
-) -> tuple[dict[str, Any], list[str]]:
+    store: parts.Parts, samples: Samples, labels: np.ndarray, num_classes: int, path: Path
+) -> dict[str, Any]:
     """All parts as one npz: ``arr_0`` (N,E,E,3) uint8 and ``labels`` (N,) int64, part by part: they may be 10 GB.
 
     Returns:
-        what was counted, and warnings: images that occur twice, images of one colour.
+        what was counted.
 
     Raises:
         DataError: samples are missing, or the disk refuses.
@@ -108,18 +113,21 @@ def write_checked_samples(
             raise EvaluationError("no pixel of the samples is above 1: these are not images of 0 to 255")
 
     parts.replace_file(path, write)
-    per_class = np.bincount(labels)
-    twice = samples.count - len(seen)
-    warnings = [f"{twice} of the {samples.count} samples are copies of others"] if twice else []
-    warnings += [f"{flat} of the {samples.count} samples are of a single colour"] if flat else []
-    counted = {
+    per_class = np.bincount(labels, minlength=num_classes)
+    return {
         "count": samples.count,
-        "classes": int((per_class > 0).sum()),
-        "labels_per_class": [int(per_class[per_class > 0].min()), int(per_class.max())],
-        "copies": twice,
+        "classes": num_classes,
+        "classes_without_samples": int((per_class == 0).sum()),
+        "labels_per_class": [int(per_class.min()), int(per_class.max())],
+        "copies": samples.count - len(seen),
         "single_colour": flat,
     }
-    return counted, warnings
+
+
+def warnings_about(checked: dict[str, Any]) -> list[str]:
+    """What people must hear of what ``write_checked_samples`` counted."""
+    found = (("copies", "are copies of others"), ("single_colour", "are of a single colour"))
+    return [f"{checked[key]} of the {checked['count']} samples {text}" for key, text in found if checked[key]]
 
 
 def _check_part(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: parts.Place, samples: Samples):

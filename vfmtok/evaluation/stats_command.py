@@ -56,11 +56,11 @@ def _write_reference(args: argparse.Namespace) -> None:
             images = open_images(source, size)
         network = open_inception(Path(args.inception).expanduser() if args.inception else None, world)
         with distributed.together():
-            reference = measure_reference(network, images, source.name, batch, world.rank, world.size)
+            reference = measure_reference(network, images, images.name, batch, world.rank, world.size)
         with distributed.together():
             if world.is_main:
                 write_reference(reference, out)
         about = reference.protocol
-        distributed.print_main(f"{out}: {about['count']:,} images of {source}, crop {about['crop']}")
+        distributed.print_main(f"{out}: {about['count']:,} images of {about['source']}, crop {about['crop']}")
         distributed.print_main(f"  {about['network']}, weights {about['weights_sha256'][:12]}...")
         distributed.print_main(f"  SHA-256 of statistics and protocol: {reference.sha256}")

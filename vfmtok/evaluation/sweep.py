@@ -38,11 +38,12 @@ def run_sweep(
         scale -> results.
     """
     found: dict[float, dict[str, Any]] = {}
-    for scale in scales:
-        setting = replace(samples, cfg_scale=scale)
+    # Without guidance nothing is left of its interval. All settings are looked at before the first one takes hours.
+    settings = [replace(samples, cfg_scale=s, cfg_interval=samples.cfg_interval if s != 1 else -1) for s in scales]
+    for setting in settings:
         place = folder / f"{model}-{setting.name}"
-        found[scale] = evaluate(setting, place)
-        distributed.print_main("\n".join(as_lines(f"{model}: {place}", found[scale])))
+        results = found[setting.cfg_scale] = evaluate(setting, place)
+        distributed.print_main("\n".join(as_lines(f"{model}: {place}", results)))
     if len(found) > 1:
         with distributed.together():
             if world.is_main:
@@ -53,13 +54,21 @@ def run_sweep(
 
 
 def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
-    """All results in one JSON file, what earlier sweeps of these samples found included, and the picture."""
+    """All results in one JSON file, what earlier sweeps of the same models found included, and the picture.
+
+    Those of other models, or against another reference, do not belong on the same curve; they keep their own folders.
+    """
     path = stem.with_name(stem.name + ".json")
+    job = _without_guidance(next(iter(found.values()))["job"])
     earlier = parts.read_json(path) or {}
-    kept = earlier | {f"{scale:g}": {"numbers": r["numbers"], "warnings": r["warnings"]} for scale, r in found.items()}
-    kept = dict(sorted(kept.items(), key=lambda item: float(item[0])))
-    parts.write_json(path, kept)
-    points = {float(scale): _short_names(results["numbers"]) for scale, results in kept.items()}
+    if earlier and earlier.get("job") != job:
+        different = next((key for key, value in job.items() if earlier.get("job", {}).get(key) != value), "job")
+        print(f"sweep: {path} was of another {different} and begins anew")
+        earlier = {}
+    scales = {f"{scale:g}": {"numbers": r["numbers"], "warnings": r["warnings"]} for scale, r in found.items()}
+    scales = dict(sorted((earlier.get("scales", {}) | scales).items(), key=lambda item: float(item[0])))
+    parts.write_json(path, {"job": job, "scales": scales})
+    points = {float(scale): _short_names(results["numbers"]) for scale, results in scales.items()}
     if any(points.values()):
         draw_sweep(points, stem.with_name(stem.name + ".png"), model)
         print(f"sweep: {path} and its picture {stem.name}.png")
@@ -67,9 +76,13 @@ def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
         print(f"sweep: {path}")
 
 
+def _without_guidance(job: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in job.items() if key not in ("cfg_scale", "cfg_interval")}
+
+
 def _short_names(numbers: dict[str, Any]) -> dict[str, float]:
-    """ "gFID (CFG 1.5)" -> "gFID"."""
-    return {name.partition(" (")[0]: entry["value"] for name, entry in numbers.items()}
+    """ "gFID (CFG 1.5)" -> "gFID", of what has a value."""
+    return {name.partition(" (")[0]: entry["value"] for name, entry in numbers.items() if entry["value"] is not None}
 
 
 def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) -> None:

@@ -40,6 +40,14 @@ class GPTWeights:
     classes: list[str] | None = None  # names by label
     tokenizer_hash: str | None = None  # of the tokenizer whose ids it was trained on
 
+    def check_tokenizer(self, digest: str) -> None:
+        """Raise WeightsError if ``digest`` is not of the tokenizer that it learned from (files do not say)."""
+        if self.tokenizer_hash is not None and self.tokenizer_hash != digest:
+            raise WeightsError(
+                f"{self.source} was trained on the tokens of another tokenizer (hash {self.tokenizer_hash[:12]}...) "
+                f"than this one ({digest[:12]}...)"
+            )
+
 
 def load_tokenizer(path: str | Path, config_file: str | Path | None = None, overrides: Iterable[str] = ()) -> nn.Module:
     """A tokenizer in eval mode, without gradients.

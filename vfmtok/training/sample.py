@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.data.code_cache import tokenizer_hash
-from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.errors import ConfigError
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig
 from vfmtok.generator.token_sampling import Guidance, Sampling
@@ -63,11 +63,7 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
         weights = pretrained.read_gpt_weights(args.gpt)
-        if weights.tokenizer_hash is not None and weights.tokenizer_hash != tokenizer_hash(tokenizer):
-            raise WeightsError(
-                f"{args.gpt} was trained on the tokens of another tokenizer (hash {weights.tokenizer_hash[:12]}...) "
-                f"than {args.vq_ckpt}"
-            )
+        weights.check_tokenizer(tokenizer_hash(tokenizer))
         gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(world.device)
         chosen = find_classes(args.classes, weights.classes, gpt.config.num_classes)
         if args.precision == "bf16":

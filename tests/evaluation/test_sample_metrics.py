@@ -1,0 +1,96 @@
+"""What samples are measured by: names, protocols, and numbers that do not take the others with them."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import WORLD
+
+from vfmtok.config import EncoderConfig
+from vfmtok.errors import EvaluationError
+from vfmtok.evaluation import parts, sample_metrics
+from vfmtok.evaluation.compared import ReferenceSet, open_reference
+from vfmtok.evaluation.feature_bank import FeatureBank
+from vfmtok.evaluation.features import encoder_features
+from vfmtok.evaluation.frechet import Gaussian
+from vfmtok.evaluation.image_sources import batches, open_images
+from vfmtok.evaluation.kernel_distance import kernel_distance
+from vfmtok.evaluation.reference import measure_reference
+from vfmtok.evaluation.report import Number, as_lines, as_tree, not_finite
+from vfmtok.evaluation.sample_metrics import Measured, Subject, measure_samples
+from vfmtok.tokenizer.encoder import Encoder
+
+
+def noise(count, side=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def reference(inception):
+    return measure_reference(inception, open_images(noise(6, seed=1)), "six of noise")
+
+
+SUBJECT = Subject(open_images(noise(5)), "no CFG", "5 samples")
+
+
+def test_a_number_that_fails_leaves_the_others(inception, reference):
+    rectified = Gaussian(reference.spatial.mean.abs(), reference.spatial.covariance)
+    wrong = dataclasses.replace(reference, spatial=rectified)
+    features = FeatureBank(6)
+    with torch.no_grad():
+        features.update(inception(torch.from_numpy(noise(6, seed=1)).permute(0, 3, 1, 2)).pool, torch.arange(6))
+    found = measure_samples(SUBJECT, inception, ReferenceSet(wrong, features.compute()), 4, WORLD)
+    assert [number.name for number in found.numbers] == ["gFID (no CFG)", "Pr (no CFG)", "Rc (no CFG)"]
+    assert any(text.startswith("sFID (no CFG) is left out: the reference's spatial") for text in found.warnings)
+    assert any("BIASED" in text for text in found.warnings)
+    assert [text.partition(" left out")[0] for text in found.notes] == ["IS is", "KID is"]
+    assert all(n.protocol.count("weights unknown") == 1 and "5 samples" in n.protocol for n in found.numbers)
+
+
+def test_kid_is_measured_where_there_are_enough():
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(1003, 6, generator=draw), torch.randn(1001, 6, generator=draw) + 0.2
+    found = Measured()
+    sample_metrics._add_pairs(found, SUBJECT, ReferenceSet(None, theirs), ours, "network", WORLD)
+    kid = next(number for number in found.numbers if number.name == "KID (no CFG)")
+    assert kid.value == kernel_distance(ours, theirs).mean and "100 subsets of 1,000" in kid.protocol
+
+
+@pytest.mark.filterwarnings("ignore:the frozen encoder")
+def test_distance_on_another_encoder(inception, reference):
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(name="tf_efficientnet_lite0", image_size=32))
+    found = measure_samples(SUBJECT, inception, ReferenceSet(reference, None), 2, WORLD, encoder)
+    number = next(number for number in found.numbers if number.name == "fd@tf_efficientnet_lite0 (no CFG)")
+    means = []
+    for images in (SUBJECT.images, reference.images):
+        pixels, _ = next(batches(images, 64))
+        means.append(encoder_features(encoder, pixels).double().mean(0))
+    assert number.value >= (means[0] - means[1]).square().sum().item() > 0
+    assert "level 5 at 32 px" in number.protocol and "against 6 images" in number.protocol
+    bare = dataclasses.replace(reference, images=None)
+    found = measure_samples(SUBJECT, inception, ReferenceSet(bare, None), 2, WORLD, encoder)
+    assert "fd@tf_efficientnet_lite0 is left out: the reference holds no images" in found.notes
+
+
+def test_a_reference_of_another_size_is_an_error(inception, tmp_path):
+    np.savez(tmp_path / "reference.npz", noise(5))
+    assert open_reference(tmp_path / "reference.npz", inception, 24, 4, WORLD).protocol["size"] == "24x24"
+    with pytest.raises(EvaluationError, match="is of 24x24 images, what is compared with it of 256x256"):
+        open_reference(tmp_path / "reference.npz", inception, 256, 4, WORLD)
+
+
+def test_what_is_not_finite_stays_strict_json(tmp_path):
+    numbers = [Number("PSNR", math.inf, "dB"), Number("SSIM", math.nan, "mean"), Number("IS", 2.0, "splits")]
+    results = {"numbers": as_tree(numbers), "warnings": not_finite(numbers), "notes": []}
+    parts.write_json(tmp_path / "results.json", results)
+    text = (tmp_path / "results.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text and json.loads(text) == results
+    lines = as_lines("title", results)
+    assert lines[1].split() == ["PSNR", "none", "dB"] and lines[-2:] == [
+        "  WARNING: PSNR is inf",
+        "  WARNING: SSIM is nan",
+    ]

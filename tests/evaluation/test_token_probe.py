@@ -1,0 +1,69 @@
+"""The L.P. column: whose tokens the probe sees, what it is tested on, and the flag that asks for it."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import BAD, COUNT, WORLD, run_script, values
+
+from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.errors import DataError
+from vfmtok.evaluation.linear_probe import linear_probe
+from vfmtok.evaluation.token_probe import TokenProbe, mean_tokens
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_models.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory):
+    return tiny_models.write_dataset(tmp_path_factory.mktemp("val"))
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "train_lmdb"
+    images = [tiny_models.Record(tiny_models.encoded(100 + i, (36, 40)), i % 3, f"{i}") for i in range(9)]
+    tiny_models.write_records(folder, images, classes=["a", "b", "c"])
+    return tiny_models.RecordDataset(folder)
+
+
+def test_tokens_are_those_of_the_good_records(tokenizer, val):
+    tokens, labels = mean_tokens(tokenizer, val, 4, 0, WORLD)
+    good = [index for index in range(COUNT) if index != BAD]
+    assert labels.tolist() == [index % 3 for index in good]
+    crop = EvaluationCrop(tokenizer.config.image_size)
+    for place, index in ((0, 0), (BAD, BAD + 1), (12, 13)):
+        image = to_unit_range(crop(val[index].image))[None]
+        expected = tokenizer.encode(image).region_tokens[0].double().mean(0)
+        assert good[place] == index and torch.allclose(tokens[place].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_flag_in_two_processes(tokenizer, train, val, tmp_path):
+    flags = [*tiny_models.write_models(tmp_path), "--anno-file", val.path, "--num_workers", 0, "--no-lpips", "--no-fid"]
+    flags += ["--output_dir", tmp_path / "out", "--batch-size", 5, "--image-size-eval", 48]
+    flags += ["--linear-probe", train.path.parent, "--probe-optimizer", "adamw"]
+    done = run_script("vqgan_test.py", *flags, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    probe = TokenProbe(train)
+    (x, labels), (val_x, val_labels) = (mean_tokens(tokenizer, records, 5, 0, WORLD) for records in (train, val))
+    expected = linear_probe(x, labels, val_x, val_labels, 3, type(probe.recipe)("adamw"))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert values(results)["L.P. top-1"] == pytest.approx(100 * expected.top1)
+    assert values(results)["L.P. top-5"] == 100
+    for text in ("13 images, 3 classes", "adamw", "16 region tokens", "9 images of", "train_lmdb"):
+        assert text in results["numbers"]["L.P. top-1"]["protocol"]
+
+
+def test_sets_that_prove_nothing(val, tmp_path):
+    with pytest.raises(DataError, match="tested on the images it learns from"):
+        TokenProbe(val).check(val)
+    content = [tiny_models.encoded(i, (40, 36)) for i in range(3)]
+    tiny_models.write_records(tmp_path, [tiny_models.Record(c, 0, "") for c in content], classes=["a", "b", "x"])
+    with pytest.raises(DataError, match="do not have the same classes"):
+        TokenProbe(tiny_models.RecordDataset(tmp_path)).check(val)

@@ -1,0 +1,143 @@
+"""The numbers of a reconstruction, from what its parts hold: rFID, rIS, pixels, codebook usage, the paper's L.P.
+
+Shapes: N records, n good records, K tokens, E side of the evaluation's images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfmtok import distributed
+from vfmtok.data.loader import check_bad
+from vfmtok.data.records import RecordDataset
+from vfmtok.evaluation import parts
+from vfmtok.evaluation.codebook_usage import CodebookUsage
+from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
+from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
+from vfmtok.evaluation.report import Number, collected_warnings, describe_network, describe_reference
+from vfmtok.evaluation.token_probe import TokenProbe
+from vfmtok.tokenizer.tokenizer import VFMTok
+
+if TYPE_CHECKING:  # they need torch-fidelity, which an evaluation without FID does not
+    from vfmtok.evaluation.inception import Inception
+    from vfmtok.evaluation.reference import Reference
+
+PIXEL_NAMES = ("psnr", "ssim", "ssim_data_range_2")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beyond the pixels. Without ``inception`` there is neither rFID nor rIS, without ``lpips`` (one
+    distance (B,) for images (B,3,H,W) in [-1,1] twice) no LPIPS; ``reference`` None compares with the originals."""
+
+    inception: Inception | None = None
+    reference: Reference | None = None
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    probe: TokenProbe | None = None
+    notes: tuple[str, ...] = ()  # why something is left out, for the results
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Of what every image has one value of."""
+        return PIXEL_NAMES if self.lpips is None else (*PIXEL_NAMES, "lpips")
+
+
+class Found:
+    """All parts, of which every process reads its share for the sums over features.
+
+    Raises DataError if parts are missing.
+    """
+
+    def __init__(self, store: parts.Parts, world: distributed.World):
+        self.store, self.places = store, store.check_complete()
+        indices = [store.read(place, "indices")[0] for place in self.places]
+        self.indices = np.concatenate(indices)  # (n,)
+        self._starts = np.cumsum([0, *map(len, indices)])  # of each part among the good images
+        first, last = (len(self.places) * part // world.size for part in (world.rank, world.rank + 1))
+        self._share = range(first, last)
+
+    def whole(self, name: str) -> np.ndarray:
+        """(n,...) of all good images in their order."""
+        return np.concatenate([self.store.read(place, name)[0] for place in self.places])
+
+    def shared(self, *names: str):
+        """For each part of this process's share: the places (b,) among the n good images, and the arrays."""
+        for number in self._share:
+            places = torch.arange(self._starts[number], self._starts[number + 1])
+            yield places, *map(torch.from_numpy, self.store.read(self.places[number], *names))
+
+    def check_bad(self, records: RecordDataset) -> None:
+        check_bad(self.store.count - len(self.indices), records)
+
+    def notes(self) -> list[str]:
+        bad = sorted(set(range(self.store.count)) - set(self.indices.tolist()))
+        return [f"{len(bad)} bad records skipped: {', '.join(map(str, bad))}"] if bad else []
+
+
+def all_numbers(
+    found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int
+) -> tuple[list[Number], list[str], list[str]]:
+    """Results from the parts, warnings and notes about them (in the first process); every process must call it."""
+    numbers, notes = [], []
+    with collected_warnings() as warnings:
+        if measures.inception is not None:
+            numbers, notes = _inception_numbers(found, measures, world, size)
+    numbers += _pixel_numbers(found, measures, size)
+    codebook = CodebookUsage(tokenizer.config.quantizer.codebook_size)
+    for _, ids in found.shared("ids"):
+        codebook.update(ids)
+    usage = codebook.compute()
+    over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images"
+    numbers += [
+        Number("codebook usage", 100 * usage.usage, f"% of {codebook.codebook_size:,} codes occur {over}", 2),
+        Number("codebook perplexity", usage.perplexity, f"exp of the entropy of the codes' frequencies {over}", 1),
+    ]
+    return numbers, warnings, notes
+
+
+def _inception_numbers(
+    found: Found, measures: Measures, world: distributed.World, size: int
+) -> tuple[list[Number], list[str]]:
+    """rFID and rIS, and what is left out."""
+    count, width = len(found.indices), 2048
+    score = InceptionScore(count) if count >= SPLITS else None
+    decoded, originals = FeatureStatistics(width), FeatureStatistics(width)
+    names = ("pool", "probabilities", *(["original_pool"] if measures.reference is None else []))
+    for places, pool, probabilities, *original_pool in found.shared(*names):
+        decoded.update(pool.to(world.device))
+        if score is not None:
+            score.update(probabilities, places)
+        for features in original_pool:
+            originals.update(features.to(world.device))
+    reference = measures.reference
+    gaussian = originals.compute() if reference is None else reference.pool
+    samples = decoded.compute()
+    scored = score.compute() if score is not None else None
+    if not world.is_main:  # the distance takes seconds of all cores; one process is enough
+        return [], []
+    against = f"the same {count:,} originals" if reference is None else describe_reference(reference)
+    about, network = f"{count:,} reconstructions at {size} px", describe_network(measures.inception)
+    protocol = f"pool3; {about}, against {against}; {network}"
+    numbers = [Number("rFID", frechet_distance(samples, gaussian, "rFID"), protocol)]
+    if scored is None:
+        return numbers, [f"rIS is left out: {SPLITS} splits need as many images"]
+    of = f"{SPLITS} splits in order, std {scored.std:.3f}; {about}; {network}"
+    return [*numbers, Number("rIS", scored.mean, of)], []
+
+
+def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:
+    """Means over the images in their order: the same to the last bit, however they were shared."""
+    at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px"
+    protocols = {
+        "psnr": ("PSNR", f"dB, {at}, peak 255"),
+        "ssim": ("SSIM", f"{at}, 7x7 windows, data range 1 of [0,1] (correct)"),
+        "ssim_data_range_2": ("SSIM (data range 2)", f"{at}; FLATTERING: the range published tokenizers used"),
+        "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16"),
+    }
+    return [Number(protocols[n][0], float(found.whole(n).mean()), protocols[n][1], 4) for n in measures.value_names]

@@ -1,0 +1,104 @@
+"""The paper's L.P. column: a linear probe on the mean of an image's region tokens (linear_probe.py), trained on one set
+of records and tested on another.
+
+Shapes: N records, n good records, B batch, K tokens, D width.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vfmtok import distributed
+from vfmtok.data.loader import ImageLoader, check_bad
+from vfmtok.data.order import BlockOrder
+from vfmtok.data.records import RecordDataset
+from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.errors import DataError
+from vfmtok.evaluation.linear_probe import ProbeRecipe, linear_probe
+from vfmtok.evaluation.report import Number
+from vfmtok.layers.precision import full_float32
+from vfmtok.tokenizer.tokenizer import VFMTok
+
+
+@dataclass(frozen=True)
+class TokenProbe:
+    """What the probe learns from, and how."""
+
+    train: RecordDataset
+    recipe: ProbeRecipe = field(default_factory=ProbeRecipe)
+
+    def job(self) -> dict[str, Any]:
+        """What changes its result."""
+        return {"train": self.train.fingerprint, "optimizer": self.recipe.optimizer}
+
+    def check(self, val: RecordDataset) -> None:
+        """Raise DataError unless it is another set with the same classes."""
+        if self.train.fingerprint == val.fingerprint:
+            raise DataError(f"the linear probe would be tested on the images it learns from: {val.path}")
+        if self.train.classes != val.classes:
+            raise DataError(f"{self.train.path} and {val.path} do not have the same classes: no probe can be tested")
+
+    def measure(
+        self, tokenizer: VFMTok, val: RecordDataset, batch: int, num_workers: int, world: distributed.World
+    ) -> list[Number]:
+        """Top-1 and top-5 (in the first process). Every process must call it.
+
+        Raises:
+            DataError: too many records are bad, or the classes are not the same. EvaluationError: it diverged.
+        """
+        self.check(val)
+        sets = [mean_tokens(tokenizer, records, batch, num_workers, world) for records in (self.train, val)]
+        if not world.is_main:
+            return []
+        classes = len(val.classes) if val.classes else int(max(labels.max() for _, labels in sets)) + 1
+        (tokens, labels), (val_tokens, val_labels) = sets
+        found = linear_probe(tokens.to(world.device), labels, val_tokens, val_labels, classes, self.recipe)
+        inputs = f"the mean of {tokenizer.config.sampler.num_tokens} region tokens ({tokens.shape[1]} values)"
+        how = (
+            f"% of {found.val_images:,} images, {classes:,} classes; MAE's linear probe ({self.recipe.optimizer}, "
+            f"{self.recipe.epochs} epochs, no augmentation) on {inputs}, trained on {found.train_images:,} images of "
+            f"{'/'.join(self.train.path.parts[-2:])}"
+        )
+        return [Number("L.P. top-1", 100 * found.top1, how, 2), Number("L.P. top-5", 100 * found.top5, how, 2)]
+
+
+def mean_tokens(
+    tokenizer: VFMTok, records: RecordDataset, batch: int, num_workers: int, world: distributed.World
+) -> tuple[Tensor, Tensor]:
+    """(n,D) float32 and labels (n,) of the good records in their order, in every process, which all must call it.
+
+    Raises:
+        DataError: more than 1% of the records are bad.
+    """
+    blocks = [np.arange(start, min(start + batch, len(records))) for start in range(0, len(records), batch)]
+    share = blocks[world.rank :: world.size]
+    found: list[tuple[np.ndarray, Tensor, Tensor]] = []
+    with distributed.together():
+        loader = ImageLoader(
+            records,
+            EvaluationCrop(tokenizer.config.image_size),
+            BlockOrder(share),
+            num_workers=num_workers,
+            max_bad_fraction=None,
+        )
+        total, silent = sum(map(len, share)), not world.is_main
+        bar = tqdm(total=total, desc=f"probe: {records.path.name}", unit="image", disable=silent)
+        with contextlib.closing(loader), bar, torch.no_grad(), full_float32(world.device.type):
+            for rows, images in zip(share, loader, strict=True):
+                pixels = to_unit_range(images.images.to(world.device, non_blocking=True))  # (B,3,S,S)
+                tokens = tokenizer.encode(pixels).region_tokens.float().mean(dim=1).cpu()  # (B,D)
+                good = torch.from_numpy(images.indices.numpy() == rows)  # others stand in for bad records
+                found.append((rows[good.numpy()], tokens[good], images.labels[good]))
+                bar.update(len(rows))
+    everything = sorted((entry for part in distributed.gather(found) for entry in part if len(entry[0])), key=_first)
+    check_bad(len(records) - sum(len(rows) for rows, _, _ in everything), records)
+    return torch.cat([tokens for _, tokens, _ in everything]), torch.cat([labels for _, _, labels in everything])
+
+
+def _first(entry: tuple[np.ndarray, Tensor, Tensor]) -> int:
+    return int(entry[0][0])
