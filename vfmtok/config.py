@@ -235,23 +235,6 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def changed_from_defaults(config: Any) -> dict[str, Any]:
-    """The fields that are not at their defaults, as plain values by name, sections as dicts.
-
-    What identifies a model: a field that a later version adds, at its default, changes nothing.
-    """
-    changed = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            value = changed_from_defaults(value)
-            if value:
-                changed[item.name] = value
-        elif value != item.default:
-            changed[item.name] = list(value) if isinstance(value, tuple) else value
-    return changed
-
-
 def config_from_dict(
     tree: Mapping[str, Any], kind: type[Config] = TokenizerConfig, source: str = "configuration"
 ) -> Config:
