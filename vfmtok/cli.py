@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
+    "info": "vfmtok.evaluation.info_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -25,6 +26,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
+    "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }
 
