@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
     "info": "vfmtok.evaluation.info_command",
+    "reconstruct": "vfmtok.evaluation.reconstruct_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -26,6 +27,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
+    "reconstruct": "images beside their reconstructions, with their ids; and ids back to images",
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }

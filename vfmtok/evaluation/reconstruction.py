@@ -36,8 +36,9 @@ from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
 from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
 from vfmtok.evaluation.report import Number, as_tree, collected_warnings, describe_reference, not_finite
+from vfmtok.evaluation.there_and_back import there_and_back
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
+from vfmtok.tokenizer.tokenizer import VFMTok
 
 if TYPE_CHECKING:  # they need torch-fidelity, which an evaluation without FID does not
     from vfmtok.evaluation.inception import Inception
@@ -168,11 +169,9 @@ def measure_block(
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    images = to_unit_range(found.images.to(device, non_blocking=True))  # (B,3,S,S)
+    ids, *both = there_and_back(tokenizer, found.images.to(device, non_blocking=True), size)
     with full_float32(device.type):
-        ids = tokenizer.encode(images).ids  # (B,K)
-        originals, decoded = to_pixels(images, size), tokenizer.decode_to_uint8(ids, size)  # (B,E,E,3)
-        originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in (originals, decoded))
+        originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
     arrays = {"indices": torch.from_numpy(rows), "labels": found.labels, "ids": ids.int(), **values}
     if measures.inception is not None:
@@ -310,12 +309,11 @@ def _draw(
     crop, shown = EvaluationCrop(tokenizer.config.image_size), {}
     for name, places in chosen.items():
         indices = found.indices[places].tolist()
-        images = torch.stack([to_unit_range(crop(records[index].image)) for index in indices]).to(world.device)
-        with torch.no_grad(), full_float32(world.device.type):
-            decoded = tokenizer.decode_to_uint8(tokenizer.encode(images).ids, size)
+        crops = torch.stack([crop(records[index].image) for index in indices]).to(world.device)
+        _, originals, decoded = there_and_back(tokenizer, crops, size)
         captions = [f"record {index}, {psnr[place]:.2f} dB" for index, place in zip(indices, places, strict=True)]
-        groups[name] = (to_pixels(images, size).cpu().numpy(), decoded.cpu().numpy(), captions)
-        shown[name] = (indices, images)
+        groups[name] = (originals.cpu().numpy(), decoded.cpu().numpy(), captions)
+        shown[name] = (indices, to_unit_range(crops))
     title = f"Original, reconstruction, error: {len(order):,} images by PSNR at {size} px"
     _save(draw_reconstructions(groups, title), folder / "reconstructions.png")
     points = draw_sampling_points(tokenizer, shown["median"][1], shown_tokens)
