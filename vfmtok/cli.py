@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
     "info": "vfmtok.evaluation.info_command",
+    "demo": "vfmtok.demo.command",
     "reconstruct": "vfmtok.evaluation.reconstruct_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
@@ -28,6 +29,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
     "reconstruct": "images beside their reconstructions, with their ids; and ids back to images",
+    "demo": "a web page: sample classes, see an image's tokens, mix the tokens of two images",
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }

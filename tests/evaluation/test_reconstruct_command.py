@@ -73,9 +73,11 @@ def test_ids_and_psnr_are_those_of_the_evaluation_crop(tmp_path, checkpoint, tok
 
 def test_a_picture_holds_the_input_and_what_its_ids_decode_to(tmp_path, checkpoint, tokenizer):
     folder = write_tree(tmp_path / "in", {"a.png": encoded(0, (40, 32), "PNG"), "b.jpg": encoded(1)})
-    _reconstruct(checkpoint, tmp_path / "out", folder)
+    one = ["--batch-size", "1"]  # everywhere, as another batch rounds otherwise
+    _reconstruct(checkpoint, tmp_path / "out", folder, *one)
     assert (
-        main(["reconstruct", str(tmp_path / "out/ids.npz"), "--vq-ckpt", str(checkpoint), "--out", str(tmp_path)]) == 0
+        main(["reconstruct", str(tmp_path / "out/ids.npz"), "--vq-ckpt", str(checkpoint), "--out", str(tmp_path), *one])
+        == 0
     )
     decoded = np.array(Image.open(tmp_path / "decoded/a.png"))
     ids = torch.from_numpy(_ids(tmp_path / "out")["a.png"].astype(np.int64))
