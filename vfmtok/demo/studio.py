@@ -18,7 +18,7 @@ from torch import Tensor
 from vfmtok.data.sources import SAMPLE
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
+from vfmtok.evaluation.reconstruction_picture import COLOURS, draw_sampling_points
 from vfmtok.evaluation.there_and_back import there_and_back
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
@@ -26,7 +26,7 @@ from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 
 VIEW = 512  # side of the pictures of a grid; images smaller than a quarter of it are enlarged unsmoothed
-MAX_CHOSEN = 8  # tokens whose sampling points are drawn
+MAX_CHOSEN = len(COLOURS)  # tokens whose sampling points are drawn
 PATTERNS = ("left and right", "top and bottom", "centre", "checkerboard", "scattered")
 
 
@@ -123,7 +123,8 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 
 
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
-    """The ids on their grid. Codes that point the same way have like colours; chosen tokens are framed."""
+    """The ids on their grid. Codes that point the same way have like colours; chosen tokens have frames in the
+    colours of their sampling points."""
     colours = _code_colours(studio.tokenizer.quantizer.codebook)[image.ids]  # (K,3)
     side, cell = studio.side, VIEW // studio.side
     picture = Image.new("RGB", (side * cell, side * cell))
@@ -134,9 +135,11 @@ def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Im
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=tuple(colour), outline="#ffffff")
         ink = "#1f2328" if sum(colour) > 360 else "#ffffff"
         draw.text((x + cell // 2, y + cell // 2), str(code), ink, font, anchor="mm")
-    for token in chosen:
+    thick = max(2, cell // 12)
+    for token, colour in zip(chosen, COLOURS, strict=False):
         x, y = token % side * cell, token // side * cell
-        draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline="#ff3b30", width=max(2, cell // 12))
+        draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline="#000000", width=thick + 2)
+        draw.rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=thick)
     return picture
 
 
