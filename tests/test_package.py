@@ -14,6 +14,7 @@ RANKS = [
     {"tokenizer", "generator"},
     {"data", "discriminators", "losses"},
     {"training", "evaluation"},
+    {"demo"},
     {"cli", "__main__"},
 ]
 

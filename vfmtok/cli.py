@@ -20,6 +20,9 @@ COMMANDS = {
     "curves": "vfmtok.training.curves",
     "agreement": "vfmtok.evaluation.class_agreement",
     "report": "vfmtok.evaluation.html_report",
+    "info": "vfmtok.evaluation.info_command",
+    "demo": "vfmtok.demo.command",
+    "reconstruct": "vfmtok.evaluation.reconstruct_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -29,6 +32,9 @@ SUMMARIES = {  # shown by --help without importing the modules
     "agreement": "whether generated images look like their classes, by a linear probe on the frozen encoder",
     "report": "what scripts/quickstart.sh left in a folder, as one HTML page",
     "export": "a run's tokenizer or generator under the released names, as one file",
+    "reconstruct": "images beside their reconstructions, with their ids; and ids back to images",
+    "demo": "a web page: sample classes, see an image's tokens, mix the tokens of two images",
+    "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
 }
 

@@ -1,11 +1,13 @@
 """What the entry points are tested on: a tiny tokenizer and GPT in released files, and a dataset with a bad record."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import timm
 import torch
 from image_makers import ROOT, encoded
@@ -13,7 +15,11 @@ from tiny_gpt import random_gpt
 
 import vfmtok
 from vfmtok import distributed
+from vfmtok.config import load_config, save_config, with_overrides
+from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.records import Record, RecordDataset, write_records
+from vfmtok.training.gpt_recipe import GPTRecipe
+from vfmtok.training.recipe import TokenizerRecipe
 
 CONFIG = ROOT / "configs/tiny.yaml"
 BAD = 4  # the record that does not decode
@@ -45,6 +51,24 @@ def write_models(folder: Path) -> list[object]:
     torch.save(vfmtok.to_released(gpt()), folder / "gpt.pt")
     encoder = f"encoder.weights={folder / 'encoder.pt'}"
     return ["--vq-ckpt", folder / "tokenizer.pt", "--transformer-config-file", CONFIG, "--set", encoder]
+
+
+def write_runs(folder: Path) -> tuple[Path, Path]:
+    """Checkpoints of two runs: a tokenizer's, and that of a generator of its tokens, which knows its classes."""
+    model, recipes = tokenizer(), (folder / "tok", folder / "gpt")
+    for path in recipes:
+        path.mkdir(parents=True)
+    torch.save(_encoder_weights(), folder / "encoder.pt")
+    config = with_overrides(load_config(CONFIG), [f"encoder.weights={folder / 'encoder.pt'}"])
+    save_config(TokenizerRecipe(tokenizer=config), folder / "tok/config.yaml")
+    own = {name: t.contiguous() for name, t in model.state_dict().items() if not name.startswith("encoder.")}
+    safetensors.torch.save_file(own, folder / "tok/model.safetensors")
+    generator = gpt()
+    save_config(GPTRecipe(gpt=generator.config), folder / "gpt/config.yaml")
+    safetensors.torch.save_file(generator.state_dict(), folder / "gpt/model.safetensors")
+    tokens = {"classes": ["apple", "bird", "cup"], "tokenizer_hash": tokenizer_hash(model)}
+    (folder / "gpt/state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": tokens}}}))
+    return recipes
 
 
 def write_dataset(folder: Path) -> RecordDataset:

@@ -21,6 +21,7 @@ GRID_CLASSES = 64
 
 PAIR_CELL, PAIR_GAP, PAIR_SPACE, PAIR_MARGIN, PAIR_CAPTION, PAIR_TITLE = 128, 2, 18, 24, 24, 40
 PAIR_COLUMNS = 4
+SHOWN_SIDE = 256  # least side of an image in a picture of one pair
 
 # Fonts for what Pillow's own lacks (nearly all but ASCII), found by name where the system keeps its fonts:
 # those of many alphabets, then those of Chinese, Japanese and Korean, on Linux, macOS and Windows.
@@ -110,6 +111,23 @@ def draw_pairs(originals: np.ndarray, decoded: np.ndarray, captions: list[tuple[
         middle = top + PAIR_CELL + PAIR_CAPTION // 2
         taken = _write(draw, (left + pair, middle), right_caption, 13, pair // 2, _FAINT, anchor="rm")
         _write(draw, (left, middle), left_caption, 13, pair - 8 - taken)
+    return sheet
+
+
+def draw_pair(original: np.ndarray, decoded: np.ndarray, name: str, value: str) -> Image.Image:
+    """One pair, both (S,S,3) uint8, at their own size or, where that is small, at the next whole multiple of it."""
+    side = len(original) * -(-SHOWN_SIDE // len(original))
+    width, top = 2 * (side + PAIR_MARGIN) + GAP, PAIR_MARGIN + PAIR_TITLE
+    sheet = Image.new("RGB", (width, top + side + PAIR_CAPTION + PAIR_MARGIN), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    taken = _write(draw, (width - PAIR_MARGIN, PAIR_MARGIN + 9), value, 16, width / 2, _FAINT, anchor="rm")
+    _write(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), name, 18, width - 2 * PAIR_MARGIN - taken - 12)
+    for left, pixels, what in (
+        (PAIR_MARGIN, original, "input"),
+        (PAIR_MARGIN + side + GAP, decoded, "reconstruction"),
+    ):
+        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, top))
+        _write(draw, (left, top + side + PAIR_CAPTION // 2 + 2), what, 13, side, _FAINT)
     return sheet
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import CodeCache, tokenizer_hash
+from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.linear_probe import ProbeRecipe, train_probe
 from vfmtok.evaluation.report import Number, as_lines, as_tree
@@ -69,12 +69,13 @@ def run(args: argparse.Namespace) -> None:
     world = distributed.World(0, 1, distributed.start().device)
     tokenizer = pretrained.load_tokenizer(args.vq_ckpt).to(world.device)
     train = CodeCache(Path(args.code_path).expanduser())
-    if train.metadata["tokenizer_hash"] != tokenizer_hash(tokenizer):
-        raise WeightsError(f"the token cache {args.code_path} is of another tokenizer than {args.vq_ckpt}")
+    check_tokenizer(train, tokenizer_hash(tokenizer))
     splits = open_splits(Path(args.data).expanduser())
     if splits.keys() != {"train", "val"}:
         raise DataError(f"{args.data} needs a training and a validation split: the judge learns from one")
-    gpt = pretrained.load_gpt(args.gpt).to(world.device)
+    weights = pretrained.read_gpt_weights(args.gpt)
+    weights.check_tokenizer(tokenizer_hash(tokenizer))
+    gpt = pretrained.build_gpt(weights).to(world.device)
     num_classes = gpt.config.num_classes
     if num_classes < 2:
         raise DataError("there is one class: nothing for images to agree with")

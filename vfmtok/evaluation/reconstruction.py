@@ -31,8 +31,9 @@ from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
 from vfmtok.evaluation.report import as_tree, not_finite
+from vfmtok.evaluation.there_and_back import there_and_back
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
+from vfmtok.tokenizer.tokenizer import VFMTok
 
 SHOWN = 4  # images of the picture from either end and the middle
 
@@ -149,11 +150,9 @@ def measure_block(
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    images = to_unit_range(found.images.to(device, non_blocking=True))  # (B,3,S,S)
+    ids, *both = there_and_back(tokenizer, found.images.to(device, non_blocking=True), size)
     with full_float32(device.type):
-        ids = tokenizer.encode(images).ids  # (B,K)
-        originals, decoded = to_pixels(images, size), tokenizer.decode_to_uint8(ids, size)  # (B,E,E,3)
-        originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in (originals, decoded))
+        originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
     arrays = {"indices": torch.from_numpy(rows), "labels": found.labels, "ids": ids.int(), **values}
     if measures.inception is not None:
@@ -187,11 +186,9 @@ def _draw(
     chosen = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     for name, places in chosen.items():
         indices = found.indices[places].tolist()
-        images = _images_of(records, indices, tokenizer, world)  # (b,3,S,S)
-        with torch.no_grad(), full_float32(world.device.type):
-            decoded = tokenizer.decode_to_uint8(tokenizer.encode(images).ids, size)
+        _, originals, decoded = there_and_back(tokenizer, _crops(records, indices, tokenizer, world), size)
         captions = [f"record {index}, {psnr[place]:.2f} dB" for index, place in zip(indices, places, strict=True)]
-        groups[name] = (to_pixels(images, size).cpu().numpy(), decoded.cpu().numpy(), captions)
+        groups[name] = (originals.cpu().numpy(), decoded.cpu().numpy(), captions)
     title = f"Original, reconstruction, error: {len(order):,} images by PSNR at {size} px"
     _save(draw_reconstructions(groups, title), folder / "reconstructions.png")
     shown = {name: found.indices[places].tolist() for name, places in chosen.items()}
@@ -208,15 +205,16 @@ def _draw_points(
     tokens: tuple[int, ...] | None,
 ) -> None:
     """sampling_points.png of these records, if the tokenizer samples points."""
-    points = draw_sampling_points(tokenizer, _images_of(records, indices, tokenizer, world), tokens)
+    images = to_unit_range(_crops(records, indices, tokenizer, world))
+    points = draw_sampling_points(tokenizer, images, tokens)
     if points is not None:
         _save(points, folder / "sampling_points.png")
 
 
-def _images_of(records: RecordDataset, indices: list[int], tokenizer: VFMTok, world: distributed.World) -> torch.Tensor:
-    """(b,3,S,S) in [-1,1], cut as they were measured."""
+def _crops(records: RecordDataset, indices: list[int], tokenizer: VFMTok, world: distributed.World) -> torch.Tensor:
+    """uint8 (b,3,S,S), cut as they were measured."""
     crop = EvaluationCrop(tokenizer.config.image_size)
-    return torch.stack([to_unit_range(crop(records[index].image)) for index in indices]).to(world.device)
+    return torch.stack([crop(records[index].image) for index in indices]).to(world.device)
 
 
 def _save(picture, path: Path) -> None:

@@ -61,11 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
-        tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
-        weights = pretrained.read_gpt_weights(args.gpt)
-        weights.check_tokenizer(tokenizer_hash(tokenizer))
-        gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(world.device)
-        chosen = find_classes(args.classes, weights.classes, gpt.config.num_classes)
+        tokenizer, gpt, classes = open_models(args, world.device)
+        chosen = find_classes(args.classes, classes, gpt.config.num_classes)
         if args.precision == "bf16":
             gpt = gpt.to(torch.bfloat16)
         settings = {
@@ -82,10 +79,23 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
     pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
     with distributed.together():
         if world.is_main:
-            names = [weights.classes[label] if weights.classes else f"class {label}" for label in chosen]
+            names = [classes[label] if classes else f"class {label}" for label in chosen]
             title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
             _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), Path(args.out))
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
+
+
+def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module, list[str] | None]:
+    """The tokenizer and the generator of --vq-ckpt and --gpt, and the names of the classes where the run knows them.
+
+    Raises:
+        VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
+    """
+    tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(device)
+    weights = pretrained.read_gpt_weights(args.gpt)
+    weights.check_tokenizer(tokenizer_hash(tokenizer))
+    gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(device)
+    return tokenizer, gpt, weights.classes
 
 
 def _gpt_config(args: argparse.Namespace, weights: pretrained.GPTWeights, tokenizer: nn.Module) -> GPTConfig:

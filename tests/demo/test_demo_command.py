@@ -1,0 +1,44 @@
+import socket
+import sys
+
+import pytest
+import tiny_models
+
+from vfmtok.cli import main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tiny_models.write_runs(tmp_path_factory.mktemp("runs"))
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "vfmtok.demo.page", raising=False)
+    assert main(["demo", "--vq-ckpt", "anywhere"]) == 2
+    assert capsys.readouterr().err == "vfmtok demo: error: the demo needs Gradio: pip install 'vfmtok[demo]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpt-model", "GPT-B"], "--gpt-model belongs to --gpt"),
+        (["--port", "0"], "--port must be in [1,65535]"),
+        (["--vq-ckpt", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(runs, capsys, arguments, words):
+    pytest.importorskip("gradio")
+    assert main(["demo", "--vq-ckpt", str(runs[0]), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line(runs, capsys):
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["demo", "--vq-ckpt", str(runs[0]), "--gpt", str(runs[1]), "--port", str(port)]) == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err

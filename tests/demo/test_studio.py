@@ -1,0 +1,140 @@
+import itertools
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from image_makers import encoded, write_tree
+from PIL import Image
+
+import vfmtok
+from vfmtok.demo import studio as room
+from vfmtok.demo.studio import Studio
+from vfmtok.errors import ConfigError, DataError, VFMTokError
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return Studio(tiny_models.tokenizer(), tiny_models.gpt(), ["apple", "bird", "cup"])
+
+
+@pytest.fixture
+def images(studio, tmp_path):
+    write_tree(tmp_path, {"a.png": encoded(0, (40, 33), "PNG"), "b.jpg": encoded(1, (90, 200))})
+    return [room.tokenize(studio, tmp_path / name) for name in ("a.png", "b.jpg")]
+
+
+def test_samples_are_those_of_generate(studio):
+    settings = {"top_k": 5, "top_p": 0.9, "temperature": 0.8, "seed": 3}
+    pictures, about = room.sample(studio, 2, 3, guidance=1.7, **settings)
+    ids = vfmtok.generate(studio.gpt, torch.full((3,), 2), cfg_scale=1.7, **settings)
+    expected = studio.tokenizer.decode_to_uint8(ids, 32).numpy()
+    for picture, pixels in zip(pictures, expected, strict=True):
+        assert (np.array(picture)[::8, ::8] == pixels).all()  # enlarged 8 times
+    assert about.startswith("3 x cup, guidance 1.7, seed 3")
+    with pytest.raises(VFMTokError, match="temperature"):
+        room.sample(studio, 0, 1, temperature=0)
+
+
+def test_classes_without_names_have_numbers(studio):
+    assert Studio(studio.tokenizer, studio.gpt, None).class_names() == ["class 0", "class 1", "class 2"]
+    assert Studio(studio.tokenizer, None, None).class_names() == []
+
+
+def test_an_image_is_tokenized_as_the_evaluation_does(studio, images, tmp_path):
+    found = images[1]
+    ids = torch.from_numpy(found.ids)
+    assert (studio.tokenizer.decode_to_uint8(ids[None], 32)[0].numpy() == found.decoded).all()
+    error = np.square(found.crop.astype(float) - found.decoded).mean()
+    assert found.psnr == pytest.approx(10 * np.log10(255**2 / error))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for name in ("bad.png", "absent.png"):
+        with pytest.raises(DataError):
+            room.tokenize(studio, tmp_path / name)
+
+
+def test_mixing_takes_each_region_from_its_image(studio, images):
+    one, other = images
+    none = np.zeros((4, 4), bool)
+    assert (room.mix(studio, one, other, none) == one.decoded).all()
+    assert (room.mix(studio, one, other, ~none) == other.decoded).all()
+    mask = room.pattern("scattered", 4, 0.5)
+    ids = [other.ids[k] if mask[k // 4, k % 4] else one.ids[k] for k in range(16)]
+    expected = studio.tokenizer.decode_to_uint8(torch.tensor([ids]), 32)[0].numpy()
+    assert (room.mix(studio, one, other, mask) == expected).all()
+
+
+@pytest.mark.parametrize("name", room.PATTERNS)
+def test_patterns_have_their_share_and_grow_with_it(name):
+    shares = np.linspace(0, 1, 9)
+    masks = [room.pattern(name, 8, share) for share in shares]
+    assert [mask.sum() for mask in masks] == [round(share * 64) for share in shares]
+    assert all((small <= large).all() for small, large in itertools.pairwise(masks))
+
+
+def test_patterns_are_what_they_are_called():
+    right, lower = room.pattern("left and right", 4, 0.25), room.pattern("top and bottom", 4, 0.5)
+    assert right[:, 3].all() and right.sum() == 4 and lower[2:].all() and lower.sum() == 8
+    board = room.pattern("checkerboard", 4, 0.5)
+    assert (board[1:] != board[:-1]).all() and (board[:, 1:] != board[:, :-1]).all()
+    assert (room.pattern("centre", 4, 0.25)[1:3, 1:3]).all()
+    with pytest.raises(ConfigError, match="no pattern 'spiral'"):
+        room.pattern("spiral", 4, 0.5)
+
+
+def test_a_click_meets_the_cell_that_is_drawn_there(studio, images):
+    """A token's frame is what changes in the picture when it is chosen; its cell answers to clicks inside."""
+    plain = np.array(room.draw_ids(studio, images[0]))
+    for token in range(16):
+        framed = np.array(room.draw_ids(studio, images[0], [token]))
+        rows, columns = np.nonzero((framed != plain).any(-1))
+        for x in (columns.min(), columns.mean(), columns.max()):
+            for y in (rows.min(), rows.mean(), rows.max()):
+                assert room.token_at(studio, x, y) == token
+    assert room.token_at(studio, 10_000, -3) == 3
+
+
+def test_the_choice_shows_both_images(studio, images):
+    mask = room.pattern("top and bottom", 4, 0.5)
+    mixed = np.array(room.draw_choice(studio, *images, mask)).astype(int)
+    for rows, image in ((slice(0, 256), images[0]), (slice(256, 512), images[1])):
+        whole = np.array(Image.fromarray(image.crop).resize((512, 512), Image.Resampling.BICUBIC)).astype(int)
+        assert np.median(np.abs(mixed - whole)[rows]) == 0  # but for the frames
+
+
+def test_equal_codes_have_equal_colours_and_near_ones_like_colours(studio):
+    directions = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).repeat_interleave(16, 0)
+    near = directions + 0.01 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    colours = room._code_colours(near).astype(int).reshape(4, 16, 3)
+    within = np.ptp(colours, axis=1).max()
+    between = min(np.abs(a.mean(0) - b.mean(0)).max() for a, b in itertools.combinations(colours, 2))
+    assert between > 40 and within <= 45 and colours.min() >= 90
+    assert room._code_colours(torch.randn(5, 2)).shape == (5, 3)
+
+
+def test_choosing_tokens(studio, images):
+    assert room.parse_tokens(studio, "3, 0 15,3") == [3, 0, 15]
+    for text in ("", "16", "-1", "a", "0 1 2 3 4 5 6 7 8"):
+        with pytest.raises(ConfigError, match="name 1 to 8 tokens, each from 0 to 15"):
+            room.parse_tokens(studio, text)
+    assert room.toggle([1, 2], 2) == [1] and room.toggle([1], 2) == [1, 2]
+    assert room.toggle(range(8), 9) == [1, 2, 3, 4, 5, 6, 7, 9]
+    few, many = room.draw_points(studio, images[0], [3]), room.draw_points(studio, images[0], [3, 4])
+    assert few.size == many.size and few.tobytes() != many.tobytes()
+    assert (
+        room.draw_points(Studio(tiny_models.tokenizer("sampler.attention=windowed"), None, None), images[0], [3])
+        is None
+    )
+
+
+def test_examples_are_images(studio, tmp_path):
+    paths = room.write_examples(tmp_path)
+    assert len({tuple(room.tokenize(studio, path).ids) for path in paths}) == len(paths) == 4
+
+
+def test_small_images_are_enlarged_by_whole_factors():
+    for side, shown in ((32, 256), (64, 256), (100, 300), (336, 336)):
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        large = np.array(room.enlarged(pixels))
+        factor = shown // side
+        assert large.shape == (shown, shown, 3) and (large == pixels.repeat(factor, 0).repeat(factor, 1)).all()

@@ -1,0 +1,70 @@
+"""`vfmtok demo --vq-ckpt RUN --gpt RUN`: a web page to try a tokenizer and a generator.
+
+Classes become images (guidance, seed, top-k, top-p, temperature), an image becomes tokens and is decoded again,
+with the points that the region sampler reads, and tokens of two images are mixed. Without --gpt nothing is sampled.
+For example:
+`vfmtok demo --vq-ckpt results/emoji64 --gpt results/emoji64_gpt`, then open http://127.0.0.1:7860.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from vfmtok import distributed
+from vfmtok.errors import ConfigError
+from vfmtok.generator.gpt import GPT_SIZES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    title, about = __doc__.split("\n\n")
+    parser.description = (title.partition(": ")[2] + " " + about).replace("\n", " ")
+    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run's folder or a file")
+    parser.add_argument("--gpt", metavar="PATH", help="the generator of its tokens, likewise")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers (off by default)")
+    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released GPT weights")
+    parser.add_argument("--num-classes", type=int, default=1000, help="of released GPT weights (default 1000)")
+    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until Ctrl-C. Raises VFMTokError."""
+    if args.gpt is None and args.gpt_model is not None:
+        raise ConfigError("--gpt-model belongs to --gpt")
+    if not 0 < args.port < 2**16:
+        raise ConfigError(f"--port must be in [1,65535], got {args.port}")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nobody is told
+    try:
+        from vfmtok.demo import page
+    except ImportError as error:
+        if error.name != "gradio":
+            raise
+        raise ConfigError("the demo needs Gradio: pip install 'vfmtok[demo]'") from None
+    from vfmtok.demo.studio import write_examples
+
+    with distributed.group() as world, tempfile.TemporaryDirectory() as folder:
+        if world.size > 1:
+            raise ConfigError("`vfmtok demo` runs in one process")
+        studio = open_studio(args, world)
+        title = f"VFMTok: {Path(args.vq_ckpt).name}" + (f" and {Path(args.gpt).name}" if args.gpt else "")
+        built = page.build(studio, write_examples(Path(folder)), title)
+        try:
+            built.launch(
+                server_name=args.host, server_port=args.port, share=args.share, theme=page.THEME, css=page.CSS,
+                footer_links=[],
+            )  # fmt: skip
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {args.host}:{args.port}: {error}") from None
+
+
+def open_studio(args: argparse.Namespace, world: distributed.World):
+    """The models named by ``args``. Raises VFMTokError."""
+    from vfmtok.demo.studio import Studio
+    from vfmtok.hub.pretrained import load_tokenizer
+    from vfmtok.training.sample import open_models
+
+    if args.gpt is None:
+        return Studio(load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device), None, None)
+    return Studio(*open_models(args, world.device))

@@ -1,0 +1,231 @@
+"""The demo's page: which control calls which function of the studio, and where its answer is shown."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from vfmtok.demo import studio as room
+from vfmtok.demo.studio import Studio, Tokenized
+from vfmtok.errors import VFMTokError
+
+CSS = """
+.gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important}
+.pixels img {image-rendering: pixelated}
+.whole img {width: 100%; height: 100%; object-fit: contain}
+.clickable img {cursor: crosshair}
+"""
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md", font=_FONTS).set(
+    block_title_background_fill="none",
+    block_title_text_color="*body_text_color",
+    block_title_padding="0",
+    body_background_fill="*neutral_50",
+)
+
+
+def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Blocks:
+    """The page. ``examples``: image files to begin with, at least two."""
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}\n{_facts(studio)}")
+        if studio.gpt is not None:
+            with gr.Tab("Class to images", id="sample"):
+                _sampling_tab(studio)
+        with gr.Tab("Image to tokens", id="tokenize"):
+            _tokens_tab(studio, examples, page)
+        with gr.Tab("Mix two images", id="mix"):
+            _mixing_tab(studio, examples, page)
+    return page
+
+
+def _facts(studio: Studio) -> str:
+    config = studio.tokenizer.config
+    text = (
+        f"An image of {config.image_size} px becomes **{config.sampler.num_tokens} tokens** "
+        f"({studio.side} x {studio.side} regions) of **{config.quantizer.codebook_size:,} codes**; "
+        f"encoder {config.encoder.name}."
+    )
+    if studio.gpt is not None:
+        parameters = sum(parameter.numel() for parameter in studio.gpt.parameters())
+        text += f" The generator has {parameters / 1e6:,.1f} M parameters and {studio.gpt.config.num_classes} classes."
+    return text
+
+
+def _told(function: Callable) -> Callable:
+    """What the user can mend is told on the page."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except VFMTokError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return call
+
+
+# --------------------------------------------------------------------------------------
+# Class -> images
+# --------------------------------------------------------------------------------------
+
+
+def _sampling_tab(studio: Studio) -> None:
+    choices = [(name, label) for label, name in enumerate(studio.class_names())]
+    vocabulary = studio.gpt.config.vocab_size
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            label = gr.Dropdown(choices, value=0, label="Class", elem_id="class")
+            count = gr.Slider(1, 16, 8, step=1, label="Images")
+            guidance = gr.Slider(1, 10, 2, step=0.1, label="Guidance", info="1 is none")
+            seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed")
+            with gr.Accordion("Token sampling", open=False):
+                temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
+                top_k = gr.Slider(0, vocabulary, 0, step=1, label="Top-k (0 is all)")
+                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
+            go = gr.Button("Sample", variant="primary", elem_id="go-sample")
+        with gr.Column(scale=5, min_width=420):
+            shown = gr.Gallery(
+                show_label=False, columns=4, format="png", object_fit="contain", height="auto", elem_id="samples",
+                buttons=["download_all"], elem_classes="pixels",
+            )  # fmt: skip
+            about = gr.Markdown("Choose a class and press **Sample**.", elem_id="about-samples")
+
+    @_told
+    def run(label, count, guidance, seed, temperature, top_k, top_p):
+        if label is None or seed is None:
+            raise VFMTokError("choose a class and a seed")
+        return room.sample(
+            studio, label, count, guidance=guidance, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+
+    inputs = [label, count, guidance, seed, temperature, top_k, top_p]
+    gr.on([go.click, seed.submit], run, inputs, [shown, about], concurrency_limit=1)
+
+
+# --------------------------------------------------------------------------------------
+# Image -> tokens -> image
+# --------------------------------------------------------------------------------------
+
+
+def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
+    has_points = studio.tokenizer.sampler.attention == "deformable"
+    first, third = studio.side // 4, studio.side - 1 - studio.side // 4
+    start = ", ".join(str(row * studio.side + column) for row in (first, third) for column in (first, third))
+    with gr.Row():
+        image = _upload("Image", examples, examples[0], "upload", 320)
+        decoded = _picture("Reconstruction", "reconstruction", ["pixels", "whole"], 320)
+        grid = _picture("Ids of its tokens: click cells to choose up to 8", "ids", ["clickable"], 320)
+    about = gr.Markdown(elem_id="about-tokens")
+    with gr.Column(visible=has_points):
+        with gr.Row(equal_height=True):
+            tokens = gr.Textbox(start, label="Chosen tokens, counted from 0, row by row", elem_id="tokens", scale=4)
+            show = gr.Button("Show where they look", variant="primary", elem_id="go-points", scale=1)
+        points = gr.Image(show_label=False, format="png", interactive=False, elem_id="points", buttons=["download"])
+    held = gr.State()
+
+    def drawn(found: Tokenized | None, chosen: list[int]):
+        """(grid, points) of the chosen tokens."""
+        if found is None:
+            return None, None
+        return room.draw_ids(studio, found, chosen), room.draw_points(studio, found, chosen) if chosen else None
+
+    @_told
+    def encode(path, text):
+        if path is None:
+            return None, None, None, None, "Give an image: drop it, paste it, or take an example."
+        found = room.tokenize(studio, path)
+        side = len(found.crop)
+        line = f"{len(found.ids)} ids, {len(set(found.ids.tolist()))} of them different. "
+        line += f"PSNR {found.psnr:.2f} dB at {side} px, of the centre crop."
+        return found, room.enlarged(found.decoded), *drawn(found, room.parse_tokens(studio, text)), line
+
+    @_told
+    def choose(found, text):
+        return drawn(found, room.parse_tokens(studio, text))
+
+    @_told
+    def click(found, text, place: gr.SelectData):
+        chosen = room.toggle(
+            room.parse_tokens(studio, text) if text.strip() else [], room.token_at(studio, *place.index)
+        )
+        return ", ".join(map(str, chosen)), *drawn(found, chosen)
+
+    outputs = [held, decoded, grid, points, about]
+    gr.on([image.change, page.load], encode, [image, tokens], outputs, concurrency_limit=1)
+    gr.on([tokens.submit, show.click], choose, [held, tokens], [grid, points])
+    grid.select(click, [held, tokens], [tokens, grid, points])
+
+
+# --------------------------------------------------------------------------------------
+# Tokens of two images
+# --------------------------------------------------------------------------------------
+
+
+def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
+    with gr.Row():
+        first = _upload("First image", examples, examples[0], "first", 240)
+        second = _upload("Second image", examples[::-1], examples[-1], "second", 240)
+        with gr.Column(min_width=260):
+            patterns, start = list(room.PATTERNS), room.PATTERNS[0]
+            name = gr.Radio(patterns, value=start, label="Where the second image's tokens go", elem_id="pattern")
+            share = gr.Slider(0, 1, 0.5, step=0.05, label="Their share", elem_id="share")
+    with gr.Row():
+        choice = _picture("Whose token is taken (blue: second). Click cells to change it", "choice", ["clickable"], 380)
+        mixed = _picture("Decoded from these tokens", "mixed", ["pixels", "whole"], 380)
+    tokens = [gr.State(), gr.State()]
+    mask = gr.State(room.pattern(start, studio.side, 0.5))
+
+    def drawn(one: Tokenized | None, other: Tokenized | None, mask: np.ndarray):
+        if one is None or other is None:
+            return None, None
+        return room.draw_choice(studio, one, other, mask), room.enlarged(room.mix(studio, one, other, mask))
+
+    @_told
+    def encode(path, other_path, mask):
+        found = [room.tokenize(studio, Path(p)) if p is not None else None for p in (path, other_path)]
+        return *found, *drawn(*found, mask)
+
+    @_told
+    def lay(one, other, name, share):
+        mask = room.pattern(name, studio.side, share)
+        return mask, *drawn(one, other, mask)
+
+    @_told
+    def click(one, other, mask, place: gr.SelectData):
+        row, column = divmod(room.token_at(studio, *place.index), studio.side)
+        mask = mask.copy()
+        mask[row, column] = not mask[row, column]
+        return mask, *drawn(one, other, mask)
+
+    gr.on(
+        [first.change, second.change, page.load],
+        encode,
+        [first, second, mask],
+        [*tokens, choice, mixed],
+        concurrency_limit=1,
+    )
+    gr.on([name.change, share.release], lay, [*tokens, name, share], [mask, choice, mixed])
+    choice.select(click, [*tokens, mask], [mask, choice, mixed])
+
+
+def _upload(caption: str, examples: list[str], value: str, name: str, height: int) -> gr.Image:
+    """With examples below. It hands on the file itself, unchanged: the crop is ours to make."""
+    with gr.Column(min_width=260):
+        gr.Markdown(f"**{caption}**", elem_classes="caption")
+        image = gr.Image(
+            value, show_label=False, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=height,
+            elem_id=name, elem_classes="whole", buttons=[],
+        )  # fmt: skip
+        gr.Examples(examples, image, label="Examples")
+    return image
+
+
+def _picture(caption: str, name: str, looks: list[str], height: int) -> gr.Image:
+    with gr.Column(min_width=260):
+        gr.Markdown(f"**{caption}**", elem_classes="caption")
+        return gr.Image(
+            show_label=False, format="png", interactive=False, height=height, elem_id=name, elem_classes=looks,
+            buttons=[],
+        )  # fmt: skip

@@ -1,0 +1,256 @@
+"""`vfmtok reconstruct IMAGE... --vq-ckpt RUN --out FOLDER`: images beside their reconstructions, and their ids.
+
+Takes image files and folders of any formats, sizes and orientations, cut as the evaluation cuts them. FOLDER gets
+pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
+names, the tokenizer's hash) and report.json (the PSNR of every image, what was skipped). Given that ids.npz instead of
+images, the command decodes it.
+
+  vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
+  vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again
+
+Shapes: n images, B batch, K tokens, S side.
+"""
+
+import argparse
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vfmtok import distributed
+from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.data.contact_sheet import draw_pair, draw_pairs
+from vfmtok.data.loader import BAD_FRACTION
+from vfmtok.data.transforms import to_unit_range
+from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok.evaluation.image_files import ImageFile, find_image_files, read_crops
+from vfmtok.evaluation.parts import replace_file, write_json
+from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
+from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.hub.pretrained import load_tokenizer
+from vfmtok.layers.precision import full_float32
+from vfmtok.tokenizer.tokenizer import VFMTok
+
+ON_A_SHEET = 40  # images
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    about, examples = __doc__.split("\n\n")[1:3]
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description, parser.epilog = about, f"for example:\n{examples}"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one ids.npz")
+    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run's folder or a file")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="made if it is not there")
+    parser.add_argument("--sheet", action="store_true", help=f"{ON_A_SHEET} images a picture instead of one")
+    parser.add_argument("--points", action="store_true", help="draw where the region sampler looks, into FOLDER/points")
+    parser.add_argument("--tokens", metavar="N,N", help="tokens whose points are drawn (default: four)")
+    parser.add_argument("--image-size-eval", type=int, metavar="N", help="side of what is compared and shown")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default 16)")
+    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    decoding = len(args.images) == 1 and Path(args.images[0]).suffix == ".npz"
+    _check_options(args, decoding)
+    out = Path(args.out).expanduser()
+    inputs = [Path(path).expanduser() for path in args.images]
+    for path in inputs:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(f"--out {out} lies in {path}: the next run would take its pictures for images")
+    with distributed.group() as world:
+        if world.size > 1:
+            raise ConfigError("`vfmtok reconstruct` runs in one process; vqgan_test.py shares a dataset among many")
+        files = [] if decoding else find_image_files(inputs)
+        tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
+        size = args.image_size_eval or tokenizer.config.image_size
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make {out}: {error.strerror}") from None
+        if decoding:
+            _decode(tokenizer, inputs[0], out, size, args.batch_size, world.device)
+        else:
+            _reconstruct(tokenizer, files, out, size, args, world.device)
+
+
+def _check_options(args: argparse.Namespace, decoding: bool) -> None:
+    if args.batch_size < 1 or (args.image_size_eval or 1) < 1:
+        raise ConfigError("--batch-size and --image-size-eval must be positive")
+    given = [name for name in ("sheet", "points", "tokens") if getattr(args, name)]
+    if decoding and given:
+        raise ConfigError(f"--{given[0]} needs images; ids have only their reconstructions")
+    if args.tokens is not None and not args.points:
+        raise ConfigError("--tokens belongs to --points")
+
+
+# --------------------------------------------------------------------------------------
+# Images -> ids and pictures
+# --------------------------------------------------------------------------------------
+
+
+def _reconstruct(
+    tokenizer: VFMTok, files: list[ImageFile], out: Path, size: int, args: argparse.Namespace, device: torch.device
+) -> None:
+    """What can be read is reconstructed and written; then, if too much could not, DataError is raised."""
+    tokens = _tokens(args.tokens)
+    if args.points:
+        _check_points(tokenizer, tokens)
+    ids, rows, skipped, sheet = [], [], [], _Sheet(out) if args.sheet else None
+    side = tokenizer.config.image_size
+    with tqdm(total=len(files), unit="image", disable=None if len(files) > args.batch_size else True) as bar:
+        for start in range(0, len(files), args.batch_size):
+            part = files[start : start + args.batch_size]
+            batch = list(zip(part, read_crops(part, side), strict=True))
+            skipped += [{"name": file.name, "reason": crop} for file, crop in batch if isinstance(crop, str)]
+            good = [(file.name, crop) for file, crop in batch if not isinstance(crop, str)]
+            if good:
+                names = [name for name, _ in good]
+                images = torch.stack([crop for _, crop in good]).to(device)  # (B,3,S,S)
+                found = there_and_back(tokenizer, images, size)
+                ids.append(found.ids.cpu())
+                values = found.psnr().tolist()
+                pairs = list(zip(found.originals.cpu().numpy(), found.decoded.cpu().numpy(), strict=True))
+                rows += [{"name": name, "psnr": value} for name, value in zip(names, values, strict=True)]
+                for name, value, pair in zip(names, values, pairs, strict=True):
+                    if sheet is None:
+                        _save(draw_pair(*pair, name, f"{value:.2f} dB"), out / "pictures" / _picture_name(name))
+                    else:
+                        sheet.add(*pair, name, value)
+                if args.points:
+                    for name, image in zip(names, to_unit_range(images), strict=True):
+                        points = draw_sampling_points(tokenizer, image[None], tokens)
+                        _save(points, out / "points" / _picture_name(name))
+            bar.update(len(batch))
+    if sheet is not None:
+        sheet.write()
+    protocol = f"PSNR in dB of uint8 RGB at {size} px, peak 255, centre crop at {side} px, decoded in float32"
+    _finish(tokenizer, out, ids, rows, skipped, protocol)
+
+
+def _finish(
+    tokenizer: VFMTok, out: Path, ids: list[Tensor], rows: list[dict], skipped: list[dict], protocol: str
+) -> None:
+    """ids.npz, report.json and what is printed. Raises DataError if too many files were bad."""
+    mean = sum(row["psnr"] for row in rows) / len(rows) if rows else None
+    fingerprint = tokenizer_hash(tokenizer)
+    write_json(
+        out / "report.json",
+        {"protocol": protocol, "psnr": mean, "tokenizer_hash": fingerprint, "images": rows, "skipped": skipped},
+    )
+    if rows:
+        codebook = tokenizer.config.quantizer.codebook_size
+        arrays = {
+            "ids": torch.cat(ids).numpy().astype(np.uint16 if codebook <= 2**16 else np.uint32),  # (n,K)
+            "names": np.array([row["name"] for row in rows]),  # (n,)
+            "tokenizer_hash": np.array(fingerprint),
+            "codebook_size": np.array(codebook),
+        }
+        replace_file(out / "ids.npz", lambda file: np.savez_compressed(file, **arrays))
+        print(f"{out}: {len(rows)} images, mean {mean:.2f} dB ({protocol})")
+    for entry in skipped[:10]:
+        print(f"skipped {entry['name']}: {entry['reason']}", file=sys.stderr)
+    count = len(rows) + len(skipped)
+    if len(skipped) > BAD_FRACTION * count:
+        done = f"the other {len(rows)} are done" if rows else "nothing is left"
+        raise DataError(f"{len(skipped)} of {count} files are bad, listed in {out / 'report.json'}; {done}")
+    if skipped:
+        print(f"warning: skipped {len(skipped)} of {count} files, listed in {out / 'report.json'}", file=sys.stderr)
+
+
+class _Sheet:
+    """Pairs on as many sheets as they need, each written once it is full."""
+
+    def __init__(self, out: Path):
+        self.out, self.number, self.held = out, 0, []
+
+    def add(self, original: np.ndarray, decoded: np.ndarray, name: str, value: float) -> None:
+        self.held.append((original, decoded, name, value))
+        if len(self.held) == ON_A_SHEET:
+            self.write()
+
+    def write(self) -> None:
+        if not self.held:
+            return
+        self.number += 1
+        originals, decoded, names, values = zip(*self.held, strict=True)
+        captions = [(name, f"{value:.1f} dB") for name, value in zip(names, values, strict=True)]
+        title = f"Input and reconstruction, {len(names)} images: mean PSNR {sum(values) / len(values):.2f} dB"
+        _save(
+            draw_pairs(np.stack(originals), np.stack(decoded), captions, title), self.out / f"sheet-{self.number}.png"
+        )
+        self.held = []
+
+
+def _tokens(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ConfigError(f"--tokens: whole numbers with commas between are needed, got '{text}'")
+    return tuple(map(int, text.split(",")))
+
+
+def _check_points(tokenizer: VFMTok, tokens: tuple[int, ...] | None) -> None:
+    """Before anything is computed. Raises ConfigError."""
+    device = next(tokenizer.parameters()).device
+    side = tokenizer.config.image_size
+    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=device), tokens) is None:
+        raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
+
+
+def _picture_name(name: str) -> str:
+    """Of the picture of an image; the suffix stays in it, for a.jpg and a.png lie in one folder."""
+    pure = PurePosixPath(name)
+    return str(pure if pure.suffix.lower() == ".png" else pure.with_name(pure.name + ".png"))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make {path.parent}: {error.strerror}") from None
+    replace_file(path, lambda file: picture.save(file, "PNG"))
+
+
+# --------------------------------------------------------------------------------------
+# Ids -> images
+# --------------------------------------------------------------------------------------
+
+
+def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, device: torch.device) -> None:
+    """Every image of an ids.npz as a PNG in ``out``/decoded. Raises DataError, WeightsError."""
+    found = read_ids(path)
+    ids, names = found["ids"], found["names"]
+    fingerprint = tokenizer_hash(tokenizer)
+    if found["tokenizer_hash"] != fingerprint:
+        raise WeightsError(
+            f"{path} holds the ids of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
+            f"{fingerprint[:12]}...)"
+        )
+    with tqdm(total=len(ids), unit="image", disable=None if len(ids) > batch else True) as bar:
+        for start in range(0, len(ids), batch):
+            part = torch.from_numpy(ids[start : start + batch].astype(np.int64)).to(device)  # (B,K)
+            with full_float32(device.type):
+                pixels = tokenizer.decode_to_uint8(part, size).cpu().numpy()  # (B,S,S,3)
+            for name, image in zip(names[start : start + batch], pixels, strict=True):
+                _save(Image.fromarray(image), out / "decoded" / _picture_name(name))
+            bar.update(len(part))
+    print(f"{out / 'decoded'}: {len(ids)} images of {size} px")
+
+
+def read_ids(path: Path) -> dict[str, Any]:
+    """ids (n,K) unsigned, names (list of n), tokenizer_hash of an ids.npz. Raises DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            ids, names, fingerprint = archive["ids"], archive["names"].tolist(), str(archive["tokenizer_hash"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: {error}") from None
+    unsafe = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if ids.ndim != 2 or ids.dtype.kind != "u" or len(names) != len(ids) or unsafe:
+        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: its arrays do not fit together")
+    return {"ids": ids, "names": names, "tokenizer_hash": fingerprint}
