@@ -15,12 +15,12 @@ COMMANDS = {
     "prepare": "vfmtok.data.prepare",
     "stats": "vfmtok.evaluation.stats_command",
     "codes": "vfmtok.data.codes",
+    "reconstruct": "vfmtok.evaluation.reconstruct_command",
     "sample": "vfmtok.training.sample",
+    "demo": "vfmtok.demo.command",
+    "info": "vfmtok.evaluation.info_command",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
-    "info": "vfmtok.evaluation.info_command",
-    "demo": "vfmtok.demo.command",
-    "reconstruct": "vfmtok.evaluation.reconstruct_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
