@@ -6,6 +6,8 @@ import tiny_models
 
 from vfmtok.cli import main
 
+TABS = ("sample", "tokenize", "mix")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -42,3 +44,18 @@ def test_a_port_that_is_taken_is_one_line(runs, capsys):
         port = taken.getsockname()[1]
         assert main(["demo", "--vq-ckpt", str(runs[0]), "--gpt", str(runs[1]), "--port", str(port)]) == 2
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("attention", ["deformable", "windowed"])
+def test_the_page_has_what_the_models_can_do(tmp_path, attention):
+    pytest.importorskip("gradio")
+    from vfmtok.demo import page
+    from vfmtok.demo.studio import Studio, write_examples
+
+    tokenizer, examples = tiny_models.tokenizer(f"sampler.attention={attention}"), write_examples(tmp_path)
+    for gpt in (None, tiny_models.gpt()):
+        parts = [part["props"] for part in page.build(Studio(tokenizer, gpt, None), examples).config["components"]]
+        tabs = [props["label"] for props in parts if props.get("id") in TABS]
+        assert tabs == ["Class to images"] * (gpt is not None) + ["Image to tokens", "Mix two images"]
+        hidden = [props for props in parts if props.get("visible") is False]
+        assert bool(hidden) == (attention == "windowed")  # which has no sampling points

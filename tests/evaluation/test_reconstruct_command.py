@@ -117,6 +117,11 @@ def test_names_stay_apart_and_batches_change_nothing(tmp_path, checkpoint):
     assert (ids["a-2.png"] == ids["x/a.png"]).all() and (ids["a-3.png"] == ids["y/a.png"]).all()
     _reconstruct(checkpoint, tmp_path / "singly", *inputs, "--batch-size", "1")
     assert all((ids[name] == other).all() for name, other in _ids(tmp_path / "singly").items())
+    odd = write_tree(
+        tmp_path / "odd", {"a": encoded(0), "a.png": encoded(1), "a.jpg": encoded(2), "a.png.png": encoded(3)}
+    )
+    _reconstruct(checkpoint, tmp_path / "odds", odd)
+    assert len(list((tmp_path / "odds/pictures").iterdir())) == 4
 
 
 def test_sheets_and_points(tmp_path, checkpoint):
@@ -133,6 +138,7 @@ def test_sheets_and_points(tmp_path, checkpoint):
 def test_what_cannot_be_done_is_one_line(tmp_path, checkpoint, capsys):
     image = write_tree(tmp_path, {"in/a.png": encoded(0)}) / "in/a.png"
     (tmp_path / "empty").mkdir()
+    tiny_models.write_dataset(tmp_path / "set")
     _reconstruct(checkpoint, tmp_path / "out", image)
     with np.load(tmp_path / "out/ids.npz") as archive:
         np.savez(tmp_path / "other.npz", **{**archive, "tokenizer_hash": np.array("0" * 64)})
@@ -141,6 +147,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path, checkpoint, capsys):
     cases = [
         ([tmp_path / "absent.png"], "no image or folder at"),
         ([tmp_path / "empty"], "no image files in"),
+        ([tmp_path / "set"], "is a prepared dataset"),
         ([tmp_path / "in"], "--out", tmp_path / "in/out", "lies in"),
         ([image, "--tokens", "1"], "--tokens belongs to --points"),
         ([image, "--points", "--tokens", "99"], "sampling points are drawn for"),

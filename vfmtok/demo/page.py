@@ -28,7 +28,7 @@ THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md"
 
 def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Blocks:
     """The page. ``examples``: image files to begin with, at least two."""
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {title}\n{_facts(studio)}")
         if studio.gpt is not None:
             with gr.Tab("Class to images", id="sample"):

@@ -24,11 +24,15 @@ def find_image_files(paths: Sequence[str | Path]) -> list[ImageFile]:
     """Every image below the folders, by name, and the files themselves, in the order they were given.
 
     Raises:
-        DataError: a path is missing, or a folder holds no image.
+        DataError: a path is missing, or a folder holds no image or is a prepared dataset.
     """
     found: dict[str, ImageFile] = {}
     for path in map(Path, paths):
         if path.is_dir():
+            if (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val")):
+                raise DataError(
+                    f"{path} is a prepared dataset, not a folder of images: `vfmtok prepare --export` first"
+                )
             listed = (f for f in source_files.walk_folder(path) if source_files.is_candidate(f.path))
             below = sorted((file.path, file.place) for file in listed)
             if not below:

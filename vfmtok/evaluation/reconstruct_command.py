@@ -101,6 +101,7 @@ def _reconstruct(
     tokens = _tokens(args.tokens)
     if args.points:
         _check_points(tokenizer, tokens)
+    picture_of = _picture_names([file.name for file in files])
     ids, rows, skipped, sheet = [], [], [], _Sheet(out) if args.sheet else None
     side = tokenizer.config.image_size
     with tqdm(total=len(files), unit="image", disable=None if len(files) > args.batch_size else True) as bar:
@@ -119,13 +120,13 @@ def _reconstruct(
                 rows += [{"name": name, "psnr": value} for name, value in zip(names, values, strict=True)]
                 for name, value, pair in zip(names, values, pairs, strict=True):
                     if sheet is None:
-                        _save(draw_pair(*pair, name, f"{value:.2f} dB"), out / "pictures" / _picture_name(name))
+                        _save(draw_pair(*pair, name, f"{value:.2f} dB"), out / "pictures" / picture_of[name])
                     else:
                         sheet.add(*pair, name, value)
                 if args.points:
                     for name, image in zip(names, to_unit_range(images), strict=True):
                         points = draw_sampling_points(tokenizer, image[None], tokens)
-                        _save(points, out / "points" / _picture_name(name))
+                        _save(points, out / "points" / picture_of[name])
             bar.update(len(batch))
     if sheet is not None:
         sheet.write()
@@ -203,10 +204,16 @@ def _check_points(tokenizer: VFMTok, tokens: tuple[int, ...] | None) -> None:
         raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
 
 
-def _picture_name(name: str) -> str:
-    """Of the picture of an image; the suffix stays in it, for a.jpg and a.png lie in one folder."""
-    pure = PurePosixPath(name)
-    return str(pure if pure.suffix.lower() == ".png" else pure.with_name(pure.name + ".png"))
+def _picture_names(names: list[str]) -> dict[str, str]:
+    """The PNG of every image. Other suffixes stay in its name, for a.jpg and a.webp may lie in one folder."""
+    taken, pictures = set(names), {}
+    for name in names:
+        picture = name if name.lower().endswith(".png") else f"{name}.png"
+        while picture != name and picture in taken:
+            picture += ".png"
+        taken.add(picture)
+        pictures[name] = picture
+    return pictures
 
 
 def _save(picture: Image.Image, path: Path) -> None:
@@ -226,7 +233,7 @@ def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, dev
     """Every image of an ids.npz as a PNG in ``out``/decoded. Raises DataError, WeightsError."""
     found = read_ids(path)
     ids, names = found["ids"], found["names"]
-    fingerprint = tokenizer_hash(tokenizer)
+    fingerprint, picture_of = tokenizer_hash(tokenizer), _picture_names(names)
     if found["tokenizer_hash"] != fingerprint:
         raise WeightsError(
             f"{path} holds the ids of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
@@ -238,7 +245,7 @@ def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, dev
             with full_float32(device.type):
                 pixels = tokenizer.decode_to_uint8(part, size).cpu().numpy()  # (B,S,S,3)
             for name, image in zip(names[start : start + batch], pixels, strict=True):
-                _save(Image.fromarray(image), out / "decoded" / _picture_name(name))
+                _save(Image.fromarray(image), out / "decoded" / picture_of[name])
             bar.update(len(part))
     print(f"{out / 'decoded'}: {len(ids)} images of {size} px")
 
