@@ -16,8 +16,8 @@ from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.reconstruction import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
-from vfmtok.generator.gpt import GPT, GPT_SIZES, gpt_config
-from vfmtok.hub.pretrained import build_gpt, load_tokenizer, read_gpt_weights
+from vfmtok.generator.gpt import GPT, GPT_SIZES
+from vfmtok.hub.pretrained import build_gpt, load_tokenizer, named_gpt_config, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 
@@ -207,13 +207,7 @@ def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
     Of a file, what is not ``given`` of the shape is what its tensors say.
     """
     weights = read_gpt_weights(path)
-    if weights.config is not None:
-        return build_gpt(weights)
-    shape = {}
-    if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
-        shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
-        shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
-    return build_gpt(weights, gpt_config(size, **{**shape, **given}))
+    return build_gpt(weights, None if weights.config is not None else named_gpt_config(weights, size, given))
 
 
 def samples_of(args: argparse.Namespace) -> Samples:

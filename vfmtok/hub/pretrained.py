@@ -5,10 +5,12 @@ Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may
 
 import contextlib
 import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_o
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import weight_files
 from vfmtok.hub.released import RELEASED, check_tensors, load_released, rename
+
+# What config.yaml of a saved model (saving.py) holds besides the model's own section.
+FACTS = ("model_sha256", "classes", "tokenizer_hash")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,13 +47,15 @@ class GPTWeights:
     tokenizer_hash: str | None = None  # of the tokenizer whose ids it was trained on
 
 
-def load_tokenizer(path: str | Path, config_file: str | Path | None = None, overrides: Iterable[str] = ()) -> nn.Module:
+def load_tokenizer(
+    path: str | Path, config_file: str | Path | TokenizerConfig | None = None, overrides: Iterable[str] = ()
+) -> nn.Module:
     """A tokenizer in eval mode, without gradients.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint's folder, or a file of weights under the released
             names. Where there is an average of the weights (EMA), it is taken.
-        config_file: the tokenizer's configuration, for files that do not bring it.
+        config_file: the tokenizer's configuration or its file, for files that do not bring it.
         overrides: ``"a.b=value"`` changes of the configuration.
 
     Raises:
@@ -57,7 +65,9 @@ def load_tokenizer(path: str | Path, config_file: str | Path | None = None, over
     import vfmtok  # the public names, which rooms above this one hold
 
     weights = read_tokenizer_weights(path)
-    if config_file is not None:
+    if isinstance(config_file, TokenizerConfig):
+        config = with_overrides(config_file, overrides)
+    elif config_file is not None:
         config = load_config(config_file, overrides)
     elif weights.config is not None:
         config = with_overrides(weights.config, overrides)
@@ -100,16 +110,30 @@ def build_gpt(weights: GPTWeights, config: Any = None) -> nn.Module:
     return gpt.eval().requires_grad_(False)
 
 
+def named_gpt_config(weights: GPTWeights, size: str, given: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The GPTConfig of the named ``size`` ("GPT-B") for a file under the released names.
+
+    Of the shape, what is not ``given`` is what the file's tensors say. Raises ConfigError.
+    """
+    import vfmtok
+
+    shape = {}
+    if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
+        shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
+        shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
+    return vfmtok.gpt_config(size, **{**shape, **given})
+
+
 def read_gpt_weights(path: str | Path) -> GPTWeights:
     """What ``load_gpt`` reads. Raises WeightsError."""
     import vfmtok
 
     path = Path(path).expanduser()
     if not path.is_dir():
-        return GPTWeights(weight_files.read(path), None, str(path))
+        return GPTWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "generator")
     config = _read_section(config_file, "gpt", vfmtok.GPTConfig)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = _read_facts(config_file)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without it
         facts = json.loads((file.parent / "state.json").read_text(encoding="utf-8"))["numbers"]["parts"]["tokens"]
     return GPTWeights(weight_files.read(file), config, str(file), facts.get("classes"), facts.get("tokenizer_hash"))
@@ -128,9 +152,17 @@ def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     """What ``load_tokenizer`` reads. Raises WeightsError."""
     path = Path(path).expanduser()
     if not path.is_dir():
-        return TokenizerWeights(weight_files.read(path), None, str(path))
+        return TokenizerWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "tokenizer")
     return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
+    """Tensors, no configuration, and the source, which says which of the file's state dicts was taken."""
+    tensors, taken = weight_files.read_named(path)
+    source = f"{path} ('{taken}')" if taken else str(path)
+    log.info("weights of %s", source)
+    return tensors, None, source
 
 
 def read_config(path: str | Path) -> TokenizerConfig | None:
@@ -150,6 +182,9 @@ def _checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
         digest = json.loads((folder / "state.json").read_text(encoding="utf-8"))["files"][file.name]
         if weight_files.sha256(file) != digest:
             raise WeightsError(f"{file} was cut or changed: take the checkpoint before it")
+    digest = _read_facts(folder / "config.yaml").get("model_sha256")
+    if digest is not None and weight_files.sha256(file) != digest:
+        raise WeightsError(f"{file} is not the one that its config.yaml was written with: it was cut or changed")
     return file, folder / "config.yaml"
 
 
@@ -206,6 +241,15 @@ def _published_names(tokenizer: nn.Module) -> dict[str, str]:
         with contextlib.suppress(WeightsError):  # a part that was never published
             names[rename(name, RELEASED[tokenizer.released_names][0])] = name
     return names
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What a saved model's config.yaml says besides the configuration (see ``saving``); empty for a run's recipe."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # told where the configuration is read
+    return {key: tree.get(key) for key in FACTS} if isinstance(tree, dict) and "model_sha256" in tree else {}
 
 
 def _read_section(path: Path, section: str, kind: type = TokenizerConfig) -> Any:
