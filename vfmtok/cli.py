@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
+    "download": "vfmtok.hub.download_command",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -26,6 +27,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "curves": "the curves of training runs over each other, as a picture",
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
+    "download": "published weights, or anyone's, into the cache or a folder, checked",
 }
 
 

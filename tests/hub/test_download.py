@@ -141,14 +141,19 @@ def test_offline_asks_nobody(one_file, monkeypatch, by):
 
 
 def test_into_a_folder(one_file, tmp_path):
-    path = download.fetch("me/it", "folder/w.safetensors", to=tmp_path / "here")
-    assert path == tmp_path / "here/folder/w.safetensors" and path.read_bytes() == CONTENT
-    assert not (tmp_path / "cache").exists()
-    one_file.gets.clear()
-    download.fetch("me/it", "folder/w.safetensors", to=tmp_path / "here")
-    assert not one_file.gets
-    path.write_bytes(b"cut")
-    assert download.fetch("me/it", "folder/w.safetensors", to=tmp_path / "here").read_bytes() == CONTENT
+    with download.hub_access(to=tmp_path / "here"):
+        path = download.fetch("me/it", "folder/w.safetensors")
+        assert path == tmp_path / "here/folder/w.safetensors" and path.read_bytes() == CONTENT
+        assert not (tmp_path / "cache").exists()
+        one_file.gets.clear()
+        download.fetch("me/it", "folder/w.safetensors")
+        assert not one_file.gets
+        path.write_bytes(b"cut")
+        assert download.fetch("me/it", "folder/w.safetensors").read_bytes() == CONTENT
+    download.fetch("me/it", "folder/w.safetensors")
+    with download.hub_access(to=tmp_path / "there", offline=True):  # a copy of the cache's
+        path = download.fetch("me/it", "folder/w.safetensors")
+    assert path.read_bytes() == CONTENT and not path.is_symlink()
 
 
 def test_another_cache_folder(one_file, tmp_path):

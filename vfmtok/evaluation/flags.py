@@ -206,7 +206,7 @@ def load_gpt(path: Path, size: str, given: dict[str, Any]) -> GPT:
 
     Of a file, what is not ``given`` of the shape is what its tensors say.
     """
-    weights = read_gpt_weights(path)
+    weights = read_gpt_weights(path, size)
     return build_gpt(weights, None if weights.config is not None else named_gpt_config(weights, size, given))
 
 

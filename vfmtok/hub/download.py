@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,34 +38,39 @@ class Access:
 
     cache: Path | None = None
     offline: bool | None = None
+    to: Path | None = None
 
 
 _LOCAL = threading.local()
 
 
 @contextlib.contextmanager
-def hub_access(cache: str | Path | None = None, offline: bool | None = None) -> Iterator[None]:
-    """Fetch with another cache folder, or from the cache alone, inside the context: also what is fetched far below it,
-    such as an encoder's weights."""
+def hub_access(
+    cache: str | Path | None = None, offline: bool | None = None, to: str | Path | None = None
+) -> Iterator[None]:
+    """Fetch otherwise inside the context, also what is fetched far below it, such as an encoder's weights.
+
+    Args:
+        cache: a folder instead of huggingface_hub's.
+        offline: from the cache alone.
+        to: a folder that files go to under their names, instead of a cache.
+    """
     before = _access()
-    chosen = Path(cache).expanduser() if cache is not None else before.cache
-    _LOCAL.access = Access(chosen, before.offline if offline is None else offline)
+    chosen = {"cache": cache and Path(cache).expanduser(), "offline": offline, "to": to and Path(to).expanduser()}
+    _LOCAL.access = replace(before, **{name: value for name, value in chosen.items() if value is not None})
     try:
         yield
     finally:
         _LOCAL.access = before
 
 
-def fetch(
-    repository: str, file: str, revision: str | None = None, sha256: str | None = None, to: str | Path | None = None
-) -> Path:
+def fetch(repository: str, file: str, revision: str | None = None, sha256: str | None = None) -> Path:
     """The path of a repository's file, downloaded unless it is there already.
 
     Args:
         repository: "owner/name".
         revision: branch, tag or commit; None is "main".
         sha256: what the file must have, besides what the Hub states.
-        to: a folder to put it into instead of the cache.
 
     Raises:
         AbsentError: the Hub has no such repository, revision or file.
@@ -78,23 +83,19 @@ def fetch(
     if _is_offline():
         if cached is None:
             raise WeightsError(f"{what} is not in the cache {cache}, and this is offline: download it while online")
-        _check(cached, _stated_by_cache(cached), sha256, what)
-        return _placed(cached, to, file) if to else cached
+        return _of_cache(cached, sha256, file, what)
     try:
         facts = _hub().get_hf_file_metadata(_url(repository, file, revision), timeout=10)
-        if not (facts.etag and facts.commit_hash):
-            raise WeightsError(f"{endpoint()} does not answer as the Hub does (no ETag or commit): check HF_ENDPOINT")
-    except WeightsError:
-        raise
     except Exception as error:  # requests, httpx, OS and Hub errors differ between versions
         problem = _explained(error, what, repository, revision)
         if isinstance(problem, AbsentError) or cached is None:
             raise problem from None
         log.warning("%s: the cached copy is used", problem)
-        _check(cached, _stated_by_cache(cached), sha256, what)
-        return _placed(cached, to, file) if to else cached
-    if to is not None:
-        return _fetch_into_folder(repository, file, facts, sha256, Path(to).expanduser() / file, what)
+        return _of_cache(cached, sha256, file, what)
+    if not (facts.etag and facts.commit_hash):
+        raise WeightsError(f"{endpoint()} does not answer as the Hub does (no ETag or commit): check HF_ENDPOINT")
+    if (to := _access().to) is not None:
+        return _fetch_into_folder(repository, file, facts, sha256, to / file, what)
     return _fetch_into_cache(repository, file, revision, facts, sha256, cache, what)
 
 
@@ -134,6 +135,24 @@ def _fetch_into_folder(repository: str, file: str, facts: Any, sha256: str | Non
     except OSError as error:
         raise WeightsError(f"cannot write to {target.parent}: {error.strerror}") from None
     _download(repository, file, facts, sha256, target, what)
+    return target
+
+
+def _of_cache(cached: Path, sha256: str | None, file: str, what: str) -> Path:
+    """A file of the cache, or its copy in the folder that files go to."""
+    _check(cached, _stated_by_cache(cached), sha256, what)
+    if (to := _access().to) is None:
+        return cached
+    target = to / file
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cached, part)
+        os.replace(part, target)
+    except OSError as error:
+        raise WeightsError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 
@@ -268,21 +287,6 @@ def _url(repository: str, file: str, revision: str | None) -> str:
 def _find_cached(repository: str, file: str, revision: str | None, cache: Path) -> Path | None:
     found = _hub().try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
     return Path(found) if isinstance(found, str) else None
-
-
-def _placed(cached: Path, to: str | Path, file: str) -> Path:
-    """A copy of a cached file below ``to``, complete or not at all."""
-    target = Path(to).expanduser() / file
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(cached, part)
-        os.replace(part, target)
-    except OSError as error:
-        raise WeightsError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    return target
 
 
 def _explained(error: Exception, what: str, repository: str, revision: str | None) -> WeightsError:

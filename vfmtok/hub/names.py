@@ -77,13 +77,21 @@ def locate(name: str | Path, part: str = "tokenizer", revision: str | None = Non
     repository = str(name)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repository):
         raise WeightsError(f"there is no file or folder {name}, and it is no Hub repository's name (owner/name)")
-    if repository in PUBLISHED:
-        published = published_file(repository, part)
-        return fetch(repository, published.file, revision, sha256 or published.sha256)
     try:
-        return _fetch_saved(repository, part, revision, sha256)
+        return download_part(repository, part, revision, sha256)
     except AbsentError as error:
         raise WeightsError(f"{error}; nor is there a file or folder {name} here") from None
+
+
+def download_part(repository: str, part: str, revision: str | None = None, sha256: str | None = None) -> Path:
+    """The file (published repositories) or folder (ours) of a part, downloaded unless it is there.
+
+    Raises WeightsError.
+    """
+    if repository not in PUBLISHED:
+        return _fetch_saved(repository, part, revision, sha256)
+    published = published_file(repository, part)
+    return fetch(repository, published.file, revision, sha256 or published.sha256)
 
 
 def _part_of_folder(folder: Path, part: str) -> Path:
@@ -102,7 +110,7 @@ def _fetch_saved(repository: str, part: str, revision: str | None, sha256: str |
         config, depth = fetch(repository, CONFIG_FILE, revision), 0
     folder = f"{part}/" if depth else ""
     commit = config.parents[depth].name  # the cache keeps every commit in a folder: both files are of one
-    fetch(repository, folder + MODEL_FILE, commit, sha256)
+    fetch(repository, folder + MODEL_FILE, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision, sha256)
     return config.parent
 
 

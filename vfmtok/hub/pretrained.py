@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import weight_files
+from vfmtok.hub import download, weight_files
+from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED, published_file
 from vfmtok.hub.released import RELEASED, check_tensors, load_released, rename
 
 # What config.yaml of a saved model (saving.py) holds besides the model's own section.
@@ -53,8 +54,8 @@ def load_tokenizer(
     """A tokenizer in eval mode, without gradients.
 
     Args:
-        path: a run's folder (its newest checkpoint), a checkpoint's folder, or a file of weights under the released
-            names. Where there is an average of the weights (EMA), it is taken.
+        path: a run's folder (its newest checkpoint), a checkpoint's folder, a file of weights under the released names,
+            or a published repository's name. Where there is an average of the weights (EMA), it is taken.
         config_file: the tokenizer's configuration or its file, for files that do not bring it.
         overrides: ``"a.b=value"`` changes of the configuration.
 
@@ -71,6 +72,8 @@ def load_tokenizer(
         config = load_config(config_file, overrides)
     elif weights.config is not None:
         config = with_overrides(weights.config, overrides)
+    elif str(path) in PUBLISHED:
+        config = with_overrides(PAPER_TOKENIZER, overrides)
     else:
         raise ConfigError(f"{weights.source} does not bring its configuration: name it (--transformer-config-file)")
     tokenizer = vfmtok.VFMTok(config)
@@ -124,11 +127,14 @@ def named_gpt_config(weights: GPTWeights, size: str, given: Mapping[str, Any] = 
     return vfmtok.gpt_config(size, **{**shape, **given})
 
 
-def read_gpt_weights(path: str | Path) -> GPTWeights:
-    """What ``load_gpt`` reads. Raises WeightsError."""
+def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
+    """What ``load_gpt`` reads; ``part`` is the size ("GPT-B") that is meant of a published repository.
+
+    Raises WeightsError.
+    """
     import vfmtok
 
-    path = Path(path).expanduser()
+    path = _published(path, part or "no size named (--gpt-model)")
     if not path.is_dir():
         return GPTWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "generator")
@@ -150,11 +156,19 @@ def copy_strictly(tokenizer: nn.Module, tensors: dict[str, Tensor], source: str)
 
 def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     """What ``load_tokenizer`` reads. Raises WeightsError."""
-    path = Path(path).expanduser()
+    path = _published(path, "tokenizer")
     if not path.is_dir():
         return TokenizerWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "tokenizer")
     return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
+
+
+def _published(path: str | Path, part: str) -> Path:
+    """The path, or what a published repository of this name holds, downloaded."""
+    if str(path) not in PUBLISHED or Path(path).exists():
+        return Path(path).expanduser()
+    published = published_file(str(path), part)
+    return download.fetch(str(path), published.file, sha256=published.sha256)
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
@@ -167,6 +181,8 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
 
 def read_config(path: str | Path) -> TokenizerConfig | None:
     """The configuration that ``read_tokenizer_weights`` finds, without reading the weights."""
+    if str(path) in PUBLISHED:
+        return PAPER_TOKENIZER
     path = Path(path).expanduser()
     return _read_section(_checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None
 

@@ -33,6 +33,9 @@ PUBLISHED: dict[str, dict[str, PublishedFile]] = {
     },
 }
 
+# repository -> (its tokenizer's encoder: repository, file), as the Hub has it through timm
+ENCODERS = {VFMTOK: ("timm/vit_large_patch14_reg4_dinov2.lvd142m", "model.safetensors")}
+
 # The published tokenizer comes without its encoder, DINOv2-L with registers.
 PAPER_TOKENIZER = TokenizerConfig(encoder=EncoderConfig(weights="auto"))
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
-        weights = pretrained.read_gpt_weights(args.gpt)
+        weights = pretrained.read_gpt_weights(args.gpt, args.gpt_model)
         if weights.tokenizer_hash is not None and weights.tokenizer_hash != tokenizer_hash(tokenizer):
             raise WeightsError(
                 f"{args.gpt} was trained on the tokens of another tokenizer (hash {weights.tokenizer_hash[:12]}...) "
