@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "vfmtok.training.export",
     "curves": "vfmtok.training.curves",
     "download": "vfmtok.hub.download_command",
+    "reproduce": "vfmtok.evaluation.reproduce",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -28,6 +29,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "export": "a run's tokenizer under the released names, as one file",
     "codes": "token ids of a dataset, computed once and kept in one array",
     "download": "published weights, or anyone's, into the cache or a folder, checked",
+    "reproduce": "a published number, measured anew: passed or failed",
 }
 
 
