@@ -14,7 +14,9 @@ _PUBLIC = {
     "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
     "vfmtok.generator.generate": ("generate",),
     "vfmtok.generator.gpt": ("GPT", "GPTConfig", "GPTOutput", "gpt_config"),
+    "vfmtok.hub.names": ("from_pretrained",),
     "vfmtok.hub.released": ("load_released", "to_released"),
+    "vfmtok.hub.saving": ("push_to_hub", "save_pretrained"),
     "vfmtok.tokenizer.tokenizer": ("Encoding", "TokenizerOutput", "VFMTok"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -42,8 +44,11 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.generator.gpt import GPTConfig as GPTConfig
     from vfmtok.generator.gpt import GPTOutput as GPTOutput
     from vfmtok.generator.gpt import gpt_config as gpt_config
+    from vfmtok.hub.names import from_pretrained as from_pretrained
     from vfmtok.hub.released import load_released as load_released
     from vfmtok.hub.released import to_released as to_released
+    from vfmtok.hub.saving import push_to_hub as push_to_hub
+    from vfmtok.hub.saving import save_pretrained as save_pretrained
     from vfmtok.tokenizer.tokenizer import Encoding as Encoding
     from vfmtok.tokenizer.tokenizer import TokenizerOutput as TokenizerOutput
     from vfmtok.tokenizer.tokenizer import VFMTok as VFMTok

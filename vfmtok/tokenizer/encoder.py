@@ -258,10 +258,12 @@ class Encoder(nn.Module):
             return
         if source == "hub":
             path = weight_files.download_timm(self.backbone.pretrained_cfg, self.config.name)
+        elif source == "auto":
+            path = weight_files.find_encoder(self.backbone.pretrained_cfg, self.config.name)
         elif source == "package":
             path = weight_files.find_in_package(self.config.name)
         else:
-            path = Path(source)
+            path = Path(source).expanduser()
         digest = weight_files.sha256(path)
         wanted = self.config.weights_sha256
         if wanted not in (None, digest):

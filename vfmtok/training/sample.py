@@ -92,7 +92,7 @@ def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
         VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
     """
     tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(device)
-    weights = pretrained.read_gpt_weights(args.gpt)
+    weights = pretrained.read_gpt_weights(args.gpt, args.gpt_model)
     weights.check_tokenizer(tokenizer_hash(tokenizer))
     gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(device)
     return tokenizer, gpt, weights.classes
