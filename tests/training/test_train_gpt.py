@@ -338,7 +338,8 @@ def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     write_cache(folder / "train")
     trained(folder, optimizer={"steps": 1})
-    assert "training (there is no held-out set)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "training (there is no held-out set)" in told and "no pictures: they need the tokenizer" in told
 
 
 def test_a_run_that_goes_on_knows_its_best(caches):

@@ -77,6 +77,8 @@ class GPTRun:
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
+        if recipe.pictures.every and self.data.tokenizer is None:
+            self.notes.append("no pictures: they need the tokenizer (--vq-ckpt)")
         self.gpt.checkpoint_activations = run.checkpoint_activations
         if run.compile:
             self.gpt.compile()

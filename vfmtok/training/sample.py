@@ -82,7 +82,7 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
         if size < 1:
             raise ConfigError("--image-size must be positive")
         out = Path(args.out).expanduser()
-        if not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions():
+        if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
             raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")
     pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
     with distributed.together():
