@@ -1,10 +1,11 @@
 """Where a generator's training step goes, from a token cache and from images through the frozen tokenizer.
 
-    python benchmarks/train_gpt.py --recipe configs/emoji64_gpt.yaml --code-path CACHE [--data DATA --vq-ckpt RUN]
+    python benchmarks/train_gpt.py --recipe configs/emoji64_gpt.yaml --code-path CACHE [--anno-file DATA --vq-ckpt RUN]
 
-A step is cut as the training loop cuts it: reading (what the loop waits for), encoding (images only), forward,
-backward, and update (clipping, optimizer, average). The bound is the time of the step's matrix products alone (the
-linear layers of all blocks and the head, forward and backward, at the same rows and type), measured in the same run.
+Other flags are those of train_c2i.py. A step is cut as the training loop cuts it: reading (what the loop waits for),
+encoding (images only), forward, backward, and update (clipping, optimizer, average). The bound is the time of the
+step's matrix products alone (the linear layers of all blocks and the head, forward and backward, at the same rows and
+type), measured in the same run.
 
 Shapes: R rows (images times tokens of a pass).
 """
@@ -27,31 +28,26 @@ WARM_UP = 2  # steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code-path", required=True, help="a token cache")
-    parser.add_argument("--data", help="images, to encode at every step")
-    parser.add_argument("--vq-ckpt", help="the tokenizer that encodes them")
+    parser.add_argument("--anno-file", help="images, to encode at every step by the tokenizer (--vq-ckpt)")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
     sources = {"token cache": ["--code-path", args.code_path]}
-    if args.data and args.vq_ckpt:
-        sources["images"] = ["--anno-file", args.data, "--vq-ckpt", args.vq_ckpt]
+    if args.anno_file:
+        sources["images"] = ["--anno-file", args.anno_file]
     with distributed.program("benchmarks/train_gpt.py") as world:
-        totals = {source: measure(source, flags, args, world) for source, flags in sources.items()}
+        totals = {source: measure(source, [*flags, *others], args.steps, world) for source, flags in sources.items()}
         if len(totals) == 2 and world.is_main:
             print(f"a step from images takes {totals['images'] / totals['token cache']:.2f} times one from the cache")
 
 
-def measure(source: str, flags: list[str], args: argparse.Namespace, world: distributed.World) -> float:
+def measure(source: str, flags: list[str], steps: int, world: distributed.World) -> float:
     """Print the split of a step from this source; returns its seconds."""
-    settings = [*args.set, "run.validation_images=1"]  # none is measured here
     with tempfile.TemporaryDirectory() as folder:
-        flags = [*flags, "--recipe", args.recipe, "--results-dir", folder]
-        flags += [word for setting in settings for word in ("--set", setting)]
+        flags = [*flags, "--results-dir", folder, "--set", "run.validation_images=1"]  # none is measured here
         run = GPTRun(gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(flags)), world)
-    times = time_steps(run, args.steps)
+    times = time_steps(run, steps)
     split = {name: statistics.median(values) for name, values in times.items()}
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))
     bound = time_products(run)
@@ -60,7 +56,7 @@ def measure(source: str, flags: list[str], args: argparse.Namespace, world: dist
         f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
         f"{run.recipe.run.precision} on {world.device}, {torch.get_num_threads()} threads\n"
         f"  step       {1e3 * total:8.1f} ms  {batch / total:.0f} images/s, {batch * tokens / total:.0f} tokens/s, "
-        f"median of {args.steps}"
+        f"median of {steps}"
     )
     for name, seconds in split.items():
         if seconds:

@@ -37,6 +37,17 @@ def test_exponential_and_independent():
     assert small == pytest.approx(1e-3, abs=5 * (1e-3 / n) ** 0.5)
 
 
+def test_the_logarithm_is_right_to_a_few_bits():
+    """Beside float64, from the same words; also where u is too small for 1 - u to show it."""
+    e = exponentials(5, torch.arange(64), torch.tensor([2]), 4096)
+    blocks, samples = torch.arange(1024)[None], torch.arange(64)[:, None]
+    words = torch.stack(philox4x32((blocks, torch.tensor([[2]]), samples, samples >> 32), (5, 0)), -1).flatten(1)
+    exact = -torch.log1p(-(words.double() + 0.5) * 2.0**-32)
+    small = exact < 10  # beyond, float32 has few numbers below 1
+    assert ((e - exact).abs() / exact)[small].max() < 2e-3
+    assert ((e - exact).abs() / exact)[exact < 0.1].max() < 3e-7 and exact.min() < 1e-5
+
+
 def test_no_number_is_infinite():
     """The largest of some 20 million; float32 rounds its word up to 2^32. It counts where its token is the only one."""
     e = exponentials(0, torch.tensor([1369]), torch.tensor([0]), 8192)[0, 8158]

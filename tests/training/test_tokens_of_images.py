@@ -1,5 +1,7 @@
 """From images to tokens, a generator, and images again: training on images, pictures, and `vfmtok sample`."""
 
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,12 @@ import timm
 import torch
 from photographs import jpeg, photographs
 from PIL import Image
-from small_caches import CLASSES, small_recipe, write_cache
+from small_caches import CLASSES, recipe_file, small_recipe, write_cache
 from training_runs import ROOT, logged
 
 import vfmtok
 from vfmtok import cli, distributed
-from vfmtok.data.code_cache import tokenizer_hash
+from vfmtok.data.code_cache import CodeCache, tokenizer_hash
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.generate import generate
@@ -172,6 +174,9 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         (["--classes", ","], "names no class"),
         (["--classes", "1", "--top-p", "0"], "top_p"),
         (["--classes", "1", "--n", "0"], "must be positive"),
+        (["--classes", "1", "--image-size", "0"], "--image-size must be positive"),
+        (["--classes", "1", "--out", "nowhere/a.png"], "cannot write nowhere/a.png"),
+        (["--classes", "1", "--out", "a.pngg"], "cannot write a.pngg"),
         (["--classes", "1", "--num-classes", "4"], "has num_classes 3, not 4"),
         (["--classes", "1", "--gpt-model", "GPT-B"], "has n_layer 2, not 12"),
     ],
@@ -197,6 +202,38 @@ def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):
     assert sample(place, tmp_path / "run", tmp_path / "a.png", "--classes", "1") == 2
     assert "trained on the tokens of another tokenizer" in capsys.readouterr().err
     assert tokenizer_hash(place.tokenizer) != "ab" * 32
+
+
+def _benchmark(name: str, monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+
+
+def test_the_benchmark_of_training(place, monkeypatch, capsys):
+    """Its parts make up the step, but for medians, and only images are encoded."""
+    recipe = recipe_file(place.folder, "benchmark", gpt=GPT, data={"code_path": None}, run={"accumulation": 2})
+    flags = ["--recipe", recipe, "--code-path", place.folder / "train", "--anno-file", place.folder / "images"]
+    _benchmark("train_gpt.py", monkeypatch, *flags, *place.named, "--steps", 7)
+    cache, images = capsys.readouterr().out.split("images: ")
+    for told, parts in ((cache, 4), (images, 5)):
+        shares = [float(share) for share in re.findall(r"ms +([\d.]+)%", told)]
+        assert len(shares) == parts and sum(shares) == pytest.approx(100, abs=40)
+        assert "the step reaches" in told
+    assert "encoding" in images and "encoding" not in cache and "times one from the cache" in images
+
+
+def test_the_benchmark_of_class_agreement(place, run, monkeypatch, capsys):
+    """Of 6 held-out images, 2 a class from the generator; the probe sees every set, and overlap counts equal ids."""
+    caches = ["--code-path", place.folder / "train", "--val-code-path", place.folder / "val"]
+    flags = ["--gpt", run, *place.named, "--data", place.folder / "images", *caches, "--per-class", 2]
+    _benchmark("class_agreement.py", monkeypatch, *flags, "--cfg-scales", 1, 2, "--levels", 1, 2)
+    lines = capsys.readouterr().out.splitlines()
+    found = {line[:40].strip(): re.search(r"agreement ([\d.]+) \+- [\d.]+ of (\d+)", line) for line in lines[1:-1]}
+    assert [int(match[2]) for match in found.values()] == [6, 6, 6, 6, 6] and "generated, guidance 2" in found
+    assert all(0 <= float(match[1]) <= 1 for match in found.values())
+    val, train = (CodeCache(place.folder / split) for split in ("val", "train"))
+    closest = [max(float((val[i, 0][0] == train[j, 0][0]).float().mean()) for j in range(24)) for i in range(6)]
+    assert f"mean {np.mean(closest):.3f}, largest {max(closest):.3f}" in lines[2]
 
 
 def test_torchrun_script(tmp_path):

@@ -326,11 +326,20 @@ def test_what_one_process_finds_wrong_all_say(caches):
     assert told[0] == told[1] and "no token cache at" in told[0]
 
 
+def test_two_processes_tell_one_line(caches):
+    file = recipe_file(caches, "run", data={"code_path": "nowhere"})
+    process = start(file, processes=2, script="train_c2i.py")
+    _, err = process.communicate(timeout=120)
+    told = [line for line in err.splitlines() if line.startswith("train_c2i.py: error")]
+    assert process.returncode != 0 and len(told) == 1 and "no token cache at nowhere" in told[0]
+
+
 def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     write_cache(folder / "train")
     trained(folder, optimizer={"steps": 1})
-    assert "training (there is no held-out set)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "training (there is no held-out set)" in told and "no pictures: they need the tokenizer" in told
 
 
 def test_a_run_that_goes_on_knows_its_best(caches):

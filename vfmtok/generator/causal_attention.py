@@ -56,7 +56,8 @@ def attention_path(
     forward and backward. (PyTorch carries a kernel of the same design, so installing the package need not gain.)
     """
     device = torch.device(device)
-    applies = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    fits = head_dim % 8 == 0 and head_dim <= 256  # what flash-attn's kernels take; not so GPT-2B (60) and GPT-3B (100)
+    applies = fits and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if not applies or importlib.util.find_spec("flash_attn") is None:
         return "sdpa"
     shape = (batch, length, heads, head_dim)

@@ -77,6 +77,8 @@ class GPTRun:
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
         self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
+        if recipe.pictures.every and self.data.tokenizer is None:
+            self.notes.append("no pictures: they need the tokenizer (--vq-ckpt)")
         self.gpt.checkpoint_activations = run.checkpoint_activations
         if run.compile:
             self.gpt.compile()
@@ -88,8 +90,12 @@ class GPTRun:
         train = data.cache if data.cache is not None else data.records
         held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
         ids, labels = chosen_tokens(held if held is not None else train, data, count, self.world, self.recipe)
-        counted = UNIGRAM_RECORDS if data.cache is not None else count
-        train_ids, _ = chosen_tokens(train, data, counted, self.world, self.recipe)
+        if data.cache is not None:
+            train_ids, _ = chosen_tokens(train, data, UNIGRAM_RECORDS, self.world, self.recipe)
+        elif held is not None:
+            train_ids, _ = chosen_tokens(train, data, count, self.world, self.recipe)
+        else:
+            train_ids = ids
         found = baselines(train_ids, ids, self.recipe.gpt.vocab_size)
         return HeldOutTokens(ids, labels, self.plan.micro_batch, self.world), found
 

@@ -73,15 +73,18 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
         labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
         Guidance(args.cfg_scale, args.cfg_interval, args.cfg_schedule)  # impossible settings end it here
         Sampling(args.temperature, args.top_k, args.top_p, args.greedy)
-        size = args.image_size or tokenizer.config.image_size
+        size = tokenizer.config.image_size if args.image_size is None else args.image_size
         if size < 1:
             raise ConfigError("--image-size must be positive")
+        out = Path(args.out).expanduser()
+        if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
+            raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")
     pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
     with distributed.together():
         if world.is_main:
             names = [classes[label] if classes else f"class {label}" for label in chosen]
             title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
-            _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), Path(args.out))
+            _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
 
 
@@ -173,8 +176,7 @@ def draw_rows(pixels: np.ndarray, names: list[str], title: str) -> Image.Image:
 
 
 def _write(picture: Image.Image, out: Path) -> None:
-    out = out.expanduser()
     try:
         picture.save(out)
-    except (OSError, ValueError) as error:  # a full disk; a format Pillow does not know
+    except (OSError, ValueError, KeyError) as error:  # a full disk; a format that Pillow only reads
         raise ConfigError(f"cannot write {out}: {error}") from None

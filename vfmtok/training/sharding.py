@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
 
+# What is used of FSDP2.
 PARTS = ("fully_shard", "MixedPrecisionPolicy", "register_fsdp_forward_method")
 
 
@@ -65,9 +66,7 @@ def _fsdp():
             module = importlib.import_module(name)
         except ImportError:
             continue
-        if all(
-            hasattr(module, part) for part in ("fully_shard", "MixedPrecisionPolicy", "register_fsdp_forward_method")
-        ):
+        if all(hasattr(module, part) for part in PARTS):
             return module
     raise ConfigError(f"--parallel fsdp needs PyTorch 2.5 or newer, this is {torch.__version__}")
 
