@@ -73,8 +73,7 @@ def evaluate_generator(
         checked = _make(gpt, tokenizer, samples, folder, world, batch, compile, class_names)
     found = Measured(notes=["gFID, sFID, IS, Pr, Rc and KID are left out: no Inception network (--no-fid)"])
     if inception is not None:
-        about = f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, {samples.classes} classes"
-        subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, about)
+        subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, samples.protocol)
         found = measure_samples(subject, inception, references, batch, world)
     with distributed.together():
         if world.is_main:
