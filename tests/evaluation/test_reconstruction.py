@@ -128,6 +128,16 @@ def test_what_is_left_out_is_said(tokenizer, inception, tmp_path):
     assert "weights unknown" in results["numbers"]["rFID"]["protocol"]
 
 
+def test_other_lpips_weights_are_another_evaluation(tokenizer, records, tmp_path):
+    def with_weights(digest):
+        return Measures(lpips=lambda x, y: (x - y).abs().mean((1, 2, 3)), lpips_sha256=digest)
+
+    found = evaluate(tokenizer, records, tmp_path, with_weights("397923af" * 8))
+    assert found["numbers"]["LPIPS"]["protocol"].endswith("VGG16, weights 397923af")
+    with pytest.raises(DataError, match="with another LPIPS"):
+        evaluate(tokenizer, records, tmp_path, with_weights("ab" * 32))
+
+
 def test_other_tokens_are_drawn_of_what_is_finished(tokenizer, records, tmp_path):
     evaluate(tokenizer, records, tmp_path)
     points, others = (tmp_path / name for name in ("sampling_points.png", "reconstructions.png"))

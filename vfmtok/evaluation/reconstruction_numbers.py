@@ -39,6 +39,7 @@ class Measures:
     inception: Inception | None = None
     reference: Reference | None = None
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    lpips_sha256: str | None = None  # of its weights, for the protocol
     probe: TokenProbe | None = None
     notes: tuple[str, ...] = ()  # why something is left out, for the results
 
@@ -138,6 +139,6 @@ def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:
         "psnr": ("PSNR", f"dB, {at}, peak 255"),
         "ssim": ("SSIM", f"{at}, 7x7 windows, data range 1 of [0,1] (correct)"),
         "ssim_data_range_2": ("SSIM (data range 2)", f"{at}; FLATTERING: the range published tokenizers used"),
-        "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16"),
+        "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16, weights {(measures.lpips_sha256 or 'unknown')[:8]}"),
     }
     return [Number(protocols[n][0], float(found.whole(n).mean()), protocols[n][1], 4) for n in measures.value_names]

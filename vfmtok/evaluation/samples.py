@@ -60,9 +60,8 @@ class Samples:
     def protocol(self) -> str:
         """What the numbers of these samples begin with."""
         words = [f"{self.count:,} samples at {self.size} px", self.guidance, f"{self.classes} classes"]
-        return ", ".join(
-            [*words, f"seed {self.seed}", *(f"{name} {value}" for name, value in self._changed("classes"))]
-        )
+        words += [f"seed {self.seed}", *(f"{name} {value}" for name, value in self._changed("classes"))]
+        return ", ".join(words)
 
     @property
     def name(self) -> str:
