@@ -80,5 +80,7 @@ def describe_reference(reference: Reference) -> str:
     """A reference in a protocol: what it says of itself, and its hash."""
     about = reference.protocol
     named = f"{reference.name} (by others: count and crop not said)"
-    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else named
-    return f"{said}, reference {reference.sha256[:12]}"
+    if about:
+        bad = f", {about['bad_records']} bad records left out" if "bad_records" in about else ""
+        named = f"{about['source']} ({about['count']:,} images, crop {about['crop']}{bad})"
+    return f"{named}, reference {reference.sha256[:12]}"
