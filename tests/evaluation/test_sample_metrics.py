@@ -22,8 +22,8 @@ from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.image_sources import batches, open_images
 from vfmtok.evaluation.kernel_distance import kernel_distance
 from vfmtok.evaluation.reference import measure_reference
-from vfmtok.evaluation.report import Number, as_lines, as_tree, describe_reference, not_finite
-from vfmtok.evaluation.sample_metrics import Measured, Subject, measure_samples
+from vfmtok.evaluation.report import Measured, Number, as_lines, as_tree, describe_reference, not_finite
+from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.tokenizer.encoder import Encoder
 
 
@@ -63,10 +63,17 @@ def test_kid_is_measured_where_there_are_enough():
 
 
 @pytest.mark.filterwarnings("ignore:the frozen encoder")
-def test_distance_on_another_encoder(inception, reference):
+def test_distance_on_another_encoder(reference):
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(name="tf_efficientnet_lite0", image_size=32))
-    found = measure_samples(SUBJECT, inception, ReferenceSet(reference, None), 2, WORLD, encoder)
+
+    def measured(reference):
+        found, references = Measured(), ReferenceSet(reference, None)
+        gaussians = sample_metrics._encoder_statistics(SUBJECT, references, encoder, 2, WORLD)
+        sample_metrics._add_encoder_distance(found, SUBJECT, references, encoder, gaussians)
+        return found
+
+    found = measured(reference)
     number = next(number for number in found.numbers if number.name == "fd@tf_efficientnet_lite0 (no CFG)")
     means = []
     for images in (SUBJECT.images, reference.images):
@@ -75,8 +82,7 @@ def test_distance_on_another_encoder(inception, reference):
     assert number.value >= (means[0] - means[1]).square().sum().item() > 0
     assert "level 5 at 32 px" in number.protocol and "against 6 images" in number.protocol
     bare = dataclasses.replace(reference, images=None)
-    found = measure_samples(SUBJECT, inception, ReferenceSet(bare, None), 2, WORLD, encoder)
-    assert "fd@tf_efficientnet_lite0 is left out: the reference holds no images" in found.notes
+    assert measured(bare).notes == ["fd@tf_efficientnet_lite0 is left out: the reference holds no images"]
 
 
 def test_bad_records_of_a_reference_are_left_out_and_counted(inception, tmp_path):

@@ -20,7 +20,7 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.codebook_usage import CodebookUsage
 from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
-from vfmtok.evaluation.report import Number, collected_warnings, describe_network, describe_reference
+from vfmtok.evaluation.report import Measured, Number, describe_network, describe_reference
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.tokenizer.tokenizer import VFMTok
 
@@ -81,31 +81,24 @@ class Found:
         return [f"{len(bad)} bad records skipped: {', '.join(map(str, bad))}"] if bad else []
 
 
-def all_numbers(
-    found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int
-) -> tuple[list[Number], list[str], list[str]]:
-    """Results from the parts, warnings and notes about them (in the first process); every process must call it."""
-    numbers, notes = [], []
-    with collected_warnings() as warnings:
-        if measures.inception is not None:
-            numbers, notes = _inception_numbers(found, measures, world, size)
-    numbers += _pixel_numbers(found, measures, size)
+def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int) -> Measured:
+    """Results from the parts (of Inception only in the first process); every process must call it."""
+    results = _inception_numbers(found, measures, world, size) if measures.inception is not None else Measured()
+    results.numbers += _pixel_numbers(found, measures, size)
     codebook = CodebookUsage(tokenizer.config.quantizer.codebook_size)
     for _, ids in found.shared("ids"):
         codebook.update(ids)
     usage = codebook.compute()
     over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images"
-    numbers += [
+    results.numbers += [
         Number("codebook usage", 100 * usage.usage, f"% of {codebook.codebook_size:,} codes occur {over}", 2),
         Number("codebook perplexity", usage.perplexity, f"exp of the entropy of the codes' frequencies {over}", 1),
     ]
-    return numbers, warnings, notes
+    return results
 
 
-def _inception_numbers(
-    found: Found, measures: Measures, world: distributed.World, size: int
-) -> tuple[list[Number], list[str]]:
-    """rFID and rIS, and what is left out."""
+def _inception_numbers(found: Found, measures: Measures, world: distributed.World, size: int) -> Measured:
+    """rFID and rIS."""
     count, width = len(found.indices), 2048
     score = InceptionScore(count) if count >= SPLITS else None
     decoded, originals = FeatureStatistics(width), FeatureStatistics(width)
@@ -121,15 +114,18 @@ def _inception_numbers(
     samples = decoded.compute()
     scored = score.compute() if score is not None else None
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
-        return [], []
+        return Measured()
     against = f"the same {count:,} originals" if reference is None else describe_reference(reference)
     about, network = f"{count:,} reconstructions at {size} px", describe_network(measures.inception)
     protocol = f"pool3; {about}, against {against}; {network}"
-    numbers = [Number("rFID", frechet_distance(samples, gaussian, "rFID"), protocol)]
+    results = Measured()
+    results.add("rFID", lambda: frechet_distance(samples, gaussian, "rFID"), protocol)
     if scored is None:
-        return numbers, [f"rIS is left out: {SPLITS} splits need as many images"]
-    of = f"{SPLITS} splits in order, std {scored.std:.3f}; {about}; {network}"
-    return [*numbers, Number("rIS", scored.mean, of)], []
+        results.notes.append(f"rIS is left out: {SPLITS} splits need as many images")
+    else:
+        of = f"{SPLITS} splits in order, std {scored.std:.3f}; {about}; {network}"
+        results.numbers.append(Number("rIS", scored.mean, of))
+    return results
 
 
 def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import RankDeficientWarning
 
 if TYPE_CHECKING:  # it needs torch-fidelity
@@ -69,6 +70,26 @@ def collected_warnings() -> Iterator[list[str]]:
             texts.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@dataclass
+class Measured:
+    """Empty in all processes but the first."""
+
+    numbers: list[Number] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, compute: Callable[[], float], protocol: str) -> None:
+        """The number, with what it warns of; or a warning that there is none."""
+        try:
+            with collected_warnings() as found:
+                number = Number(name, compute(), protocol)
+        except EvaluationError as error:
+            self.warnings.append(f"{name} is left out: {error}")
+        else:
+            self.numbers.append(number)
+            self.warnings += found
 
 
 def describe_network(network: Inception) -> str:
