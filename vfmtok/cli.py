@@ -14,6 +14,7 @@ from vfmtok.errors import VFMTokError, is_told_here
 COMMANDS = {
     "prepare": "vfmtok.data.prepare",
     "stats": "vfmtok.evaluation.stats_command",
+    "measure": "vfmtok.evaluation.measure_command",
     "codes": "vfmtok.data.codes",
     "sample": "vfmtok.training.sample",
     "export": "vfmtok.training.export",
@@ -30,6 +31,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
     "sample": "images of classes from a generator, as one picture",
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
+    "measure": "FID, sFID, IS, precision, recall and KID of samples that are there, by any program",
     "curves": "the curves of training runs over each other, as a picture",
     "agreement": "whether generated images look like their classes, by a linear probe on the frozen encoder",
     "report": "what scripts/quickstart.sh left in a folder, as one HTML page",

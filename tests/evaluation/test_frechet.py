@@ -162,7 +162,7 @@ def test_a_wrong_factor_is_found_by_the_second_way(monkeypatch, dead):
     if dead:
         x[:, 1] = 0.0
     right = frechet._factor
-    monkeypatch.setattr(frechet, "_factor", lambda g, name: right(g, name) * (1 + 1e-5))
+    monkeypatch.setattr(frechet, "_factor", lambda *of: right(*of) * (1 + 1e-5))
     with (
         warnings.catch_warnings(),
         pytest.raises(EvaluationError, match="two ways of computing FID disagree"),

@@ -73,6 +73,9 @@ def test_names_say_how_the_samples_were_guided():
     assert Samples(cfg_interval=4, top_k=9, classes="balanced").name == (
         "cfg-1.5-interval-4-50000x256px-seed-0-topk-9-classes-balanced"
     )
+    assert Samples(cfg_scale=2.0, top_k=9, classes="balanced").protocol == (
+        "50,000 samples at 256 px, CFG 2, balanced classes, seed 0, top-k 9"
+    )
     assert Samples(cfg_scale=1.0).guidance == "no CFG" and Samples(cfg_scale=1.25).guidance == "CFG 1.25"
 
 

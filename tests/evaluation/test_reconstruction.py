@@ -13,9 +13,11 @@ from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
 from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.reconstruction_picture import colour_of_error, draw_sampling_points, sampling_points
+from vfmtok.evaluation.reference import Reference
 from vfmtok.tokenizer.tokenizer import to_pixels
 
 GOOD = [index for index in range(COUNT) if index != BAD]
@@ -126,6 +128,24 @@ def test_what_is_left_out_is_said(tokenizer, inception, tmp_path):
     assert "rFID" in results["numbers"] and "rIS" not in results["numbers"]
     assert "rIS is left out: 10 splits need as many images" in results["notes"]
     assert "weights unknown" in results["numbers"]["rFID"]["protocol"]
+
+
+def test_a_number_that_fails_leaves_the_others(tokenizer, records, inception, tmp_path):
+    broken = Gaussian(torch.zeros(2048, dtype=torch.float64), -torch.eye(2048, dtype=torch.float64))
+    reference = Reference(broken, None, {}, "ab" * 32, name="broken.npz")
+    results = evaluate(tokenizer, records, tmp_path, Measures(inception, reference))
+    assert "rFID" not in results["numbers"] and results["numbers"].keys() >= {"rIS", "PSNR", "codebook usage"}
+    assert any("rFID is left out: rFID: a covariance has the negative eigenvalue" in t for t in results["warnings"])
+
+
+def test_other_lpips_weights_are_another_evaluation(tokenizer, records, tmp_path):
+    def with_weights(digest):
+        return Measures(lpips=lambda x, y: (x - y).abs().mean((1, 2, 3)), lpips_sha256=digest)
+
+    found = evaluate(tokenizer, records, tmp_path, with_weights("397923af" * 8))
+    assert found["numbers"]["LPIPS"]["protocol"].endswith("VGG16, weights 397923af")
+    with pytest.raises(DataError, match="with another LPIPS"):
+        evaluate(tokenizer, records, tmp_path, with_weights("ab" * 32))
 
 
 def test_other_tokens_are_drawn_of_what_is_finished(tokenizer, records, tmp_path):

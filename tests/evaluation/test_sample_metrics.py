@@ -6,21 +6,24 @@ import math
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from tiny_models import WORLD
 
 from vfmtok.config import EncoderConfig
-from vfmtok.errors import EvaluationError
+from vfmtok.data.records import Record, write_records
+from vfmtok.data.transforms import EvaluationCrop
+from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import parts, sample_metrics
-from vfmtok.evaluation.compared import ReferenceSet, open_reference
+from vfmtok.evaluation.compared import ReferenceSet, open_reference, open_reference_set
 from vfmtok.evaluation.feature_bank import FeatureBank
 from vfmtok.evaluation.features import encoder_features
 from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.image_sources import batches, open_images
 from vfmtok.evaluation.kernel_distance import kernel_distance
 from vfmtok.evaluation.reference import measure_reference
-from vfmtok.evaluation.report import Number, as_lines, as_tree, not_finite
-from vfmtok.evaluation.sample_metrics import Measured, Subject, measure_samples
+from vfmtok.evaluation.report import Measured, Number, as_lines, as_tree, describe_reference, not_finite
+from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.tokenizer.encoder import Encoder
 
 
@@ -60,10 +63,17 @@ def test_kid_is_measured_where_there_are_enough():
 
 
 @pytest.mark.filterwarnings("ignore:the frozen encoder")
-def test_distance_on_another_encoder(inception, reference):
+def test_distance_on_another_encoder(reference):
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(name="tf_efficientnet_lite0", image_size=32))
-    found = measure_samples(SUBJECT, inception, ReferenceSet(reference, None), 2, WORLD, encoder)
+
+    def measured(reference):
+        found, references = Measured(), ReferenceSet(reference, None)
+        gaussians = sample_metrics._encoder_statistics(SUBJECT, references, encoder, 2, WORLD)
+        sample_metrics._add_encoder_distance(found, SUBJECT, references, encoder, gaussians)
+        return found
+
+    found = measured(reference)
     number = next(number for number in found.numbers if number.name == "fd@tf_efficientnet_lite0 (no CFG)")
     means = []
     for images in (SUBJECT.images, reference.images):
@@ -72,8 +82,22 @@ def test_distance_on_another_encoder(inception, reference):
     assert number.value >= (means[0] - means[1]).square().sum().item() > 0
     assert "level 5 at 32 px" in number.protocol and "against 6 images" in number.protocol
     bare = dataclasses.replace(reference, images=None)
-    found = measure_samples(SUBJECT, inception, ReferenceSet(bare, None), 2, WORLD, encoder)
-    assert "fd@tf_efficientnet_lite0 is left out: the reference holds no images" in found.notes
+    assert measured(bare).notes == ["fd@tf_efficientnet_lite0 is left out: the reference holds no images"]
+
+
+def test_bad_records_of_a_reference_are_left_out_and_counted(inception, tmp_path):
+    records = tiny_models.write_dataset(tmp_path / "data")  # one of them is bad
+    found = open_reference_set(tmp_path / "data", inception, 24, 5, WORLD)
+    good = [index for index in range(tiny_models.COUNT) if index != tiny_models.BAD]
+    pixels = torch.stack([EvaluationCrop(24)(records[index].image) for index in good])
+    assert torch.allclose(found.features, inception(pixels).pool, rtol=1e-3, atol=1e-4)
+    assert found.reference.pool.count == found.reference.protocol["count"] == 13
+    assert "13 images, crop centre 24" in describe_reference(found.reference)
+    assert "1 bad records left out" in describe_reference(found.reference)
+    content = [tiny_models.encoded(i, (40, 36))[: 60 if i in (0, 2) else None] for i in range(9)]
+    write_records(tmp_path / "worse", [Record(c, 0, "") for c in content])
+    with pytest.raises(DataError, match="2 of the 9 records of worse are bad"):
+        open_reference_set(tmp_path / "worse", inception, 24, 2, WORLD)
 
 
 def test_a_reference_of_another_size_is_an_error(inception, tmp_path):

@@ -64,7 +64,7 @@ def open_reference_set(path: Path, network: Inception, size: int, batch: int, wo
     reference = open_reference(path, network, size, batch, world)
     if reference.images is None:
         return ReferenceSet(reference, None)
-    bank = FeatureBank(len(reference.images))
+    bank = FeatureBank()  # a dataset's bad records have no features
     with distributed.together():
         for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
             bank.update(features.pool, indices)

@@ -11,9 +11,13 @@ from vfmtok.errors import EvaluationError
 
 
 class FeatureBank:
-    """Features of samples 0 ... ``num_samples`` - 1, which may come in any order and on any rank; kept on the CPU."""
+    """Features of samples 0 ... ``num_samples`` - 1, which may come in any order and on any rank; kept on the CPU.
 
-    def __init__(self, num_samples: int):
+    Args:
+        num_samples: None takes whatever samples come, each once.
+    """
+
+    def __init__(self, num_samples: int | None = None):
         self.num_samples = num_samples
         self.reset()
 
@@ -40,9 +44,8 @@ class FeatureBank:
             raise EvaluationError("no features to compare")
         features, indices = (torch.cat(column) for column in zip(*parts, strict=True))
         order = indices.argsort()
-        if not torch.equal(indices[order], torch.arange(self.num_samples)):
-            distinct = len(indices.unique())
-            raise EvaluationError(
-                f"{len(indices)} features of {distinct} different samples, not one of each of {self.num_samples}"
-            )
+        distinct = indices.unique()  # ascending
+        if not torch.equal(indices[order], distinct if self.num_samples is None else torch.arange(self.num_samples)):
+            wanted = "each" if self.num_samples is None else f"each of {self.num_samples}"
+            raise EvaluationError(f"{len(indices)} features of {len(distinct)} different samples, not one of {wanted}")
         return features[order]

@@ -7,14 +7,36 @@ final norm), at the encoder's own input size. So ``fd@dinov2_vitl14`` is **not**
 Shapes: B batch, C channels, H, W the image.
 """
 
+import timm
 import torch
 from torch import Tensor
 
+from vfmtok.config import EncoderConfig
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.tokenizer.encoder import ENCODERS, Encoder, EncoderFacts
+
+
+def open_encoder(name: str, weights: str) -> Encoder:
+    """A name of ``ENCODERS`` or any timm model, at its own input size, for its last level.
+
+    Args:
+        weights: "hub", "package" or a file's path, as in ``EncoderConfig``.
+
+    Raises:
+        ConfigError: nobody knows the name. WeightsError: the weights are not there, or of another model.
+    """
+    facts = ENCODERS.get(name, EncoderFacts(name, ()))
+    published = timm.get_pretrained_cfg(facts.timm_name)
+    size = published.input_size[-1] if published is not None else 224
+    levels = facts.levels
+    if not levels and timm.is_model(facts.timm_name.split(".")[0]):
+        with torch.device("meta"):
+            levels = (len(timm.create_model(facts.timm_name, pretrained=False, num_classes=0).feature_info),)
+    config = EncoderConfig(name=name, image_size=size, levels=levels[-1:] or None, weights=weights)
+    return Encoder(config).eval()
 
 
 class EncoderStatistics:

@@ -283,9 +283,9 @@ def open_measures(args: argparse.Namespace, world: distributed.World, probe: Tok
     from vfmtok.evaluation.lpips import open_lpips
 
     notes = []
-    lpips, problem = (None, "--no-lpips") if args.no_lpips else open_lpips(path_of(args.lpips), world)
+    lpips, weights = (None, "--no-lpips") if args.no_lpips else open_lpips(path_of(args.lpips), world)
     if lpips is None:
-        notes.append(f"LPIPS is left out: {problem}")
+        notes.append(f"LPIPS is left out: {weights}")
     inception, reference = None, None
     if args.no_fid:
         notes.append("rFID and rIS are left out: --no-fid")
@@ -296,7 +296,7 @@ def open_measures(args: argparse.Namespace, world: distributed.World, probe: Tok
         if args.reference:
             where, size = path_of(args.reference), args.image_size_eval
             reference = compared.open_reference(where, inception, size, args.batch_size, world)
-    return Measures(inception, reference, lpips, probe, tuple(notes))
+    return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes))
 
 
 def open_references(

@@ -141,7 +141,7 @@ def _reducing_device(tensor: Tensor | None) -> torch.device:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian, name: str = "FID") -> float:
-    """The Frechet distance (a squared length, as FID is) between two Gaussians; ``name`` is for messages.
+    """The Frechet distance (a squared length, as FID is) of a Gaussian from its reference; ``name`` is for messages.
 
     Warns (RankDeficientWarning) if a covariance has not its full rank, by the samples behind it or by its values.
 
@@ -151,7 +151,7 @@ def frechet_distance(first: Gaussian, second: Gaussian, name: str = "FID") -> fl
     """
     if first.mean.shape != second.mean.shape:
         raise EvaluationError(f"{name} of features of {len(first.mean)} and {len(second.mean)} dimensions")
-    factors = [_factor(first, name), _factor(second, name)]
+    factors = [_factor(first, name, "samples"), _factor(second, name, "samples of the reference")]
     traces = (first.covariance.trace() + second.covariance.trace()).item()
     overlap = torch.linalg.svdvals(factors[0].t() @ factors[1]).sum().item()
     check, rounding = _overlap_again(first, second, factors)
@@ -164,7 +164,7 @@ def frechet_distance(first: Gaussian, second: Gaussian, name: str = "FID") -> fl
     return max(distance, 0.0)  # of equal Gaussians it may be -1e-12
 
 
-def _factor(gaussian: Gaussian, name: str) -> Tensor:
+def _factor(gaussian: Gaussian, name: str, of: str) -> Tensor:
     """(D,r) A with A A^T = covariance, r its rank; what is below the rounding of an eigenvalue is left out."""
     values, vectors = torch.linalg.eigh(gaussian.covariance)
     dim, largest = len(values), values[-1].clamp(min=0)
@@ -176,7 +176,7 @@ def _factor(gaussian: Gaussian, name: str) -> Tensor:
     if rank < dim or (count is not None and count <= dim):
         samples = "an unknown number of" if count is None else count
         warnings.warn(
-            f"{name}: {samples} samples give a covariance of rank {rank} for {dim} features: the number is BIASED and "
+            f"{name}: {samples} {of} give a covariance of rank {rank} for {dim} features: the number is BIASED and "
             "comparable with nothing",
             RankDeficientWarning,
             stacklevel=3,

@@ -23,8 +23,8 @@ from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
-from vfmtok.evaluation.report import as_tree, not_finite
-from vfmtok.evaluation.sample_metrics import Measured, Subject, measure_samples
+from vfmtok.evaluation.report import Measured, as_tree, not_finite
+from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
@@ -73,8 +73,7 @@ def evaluate_generator(
         checked = _make(gpt, tokenizer, samples, folder, world, batch, compile, class_names)
     found = Measured(notes=["gFID, sFID, IS, Pr, Rc and KID are left out: no Inception network (--no-fid)"])
     if inception is not None:
-        about = f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, {samples.classes} classes"
-        subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, about)
+        subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, samples.protocol)
         found = measure_samples(subject, inception, references, batch, world)
     with distributed.together():
         if world.is_main:

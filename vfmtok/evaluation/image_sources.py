@@ -37,8 +37,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1, each (S,S,3) uint8."""
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray | None]:
+        """Images start ... stop - 1, each (S,S,3) uint8; None for a dataset's bad record."""
         ...
 
 
@@ -71,24 +71,32 @@ def is_dataset(path: Path) -> bool:
 
 def size_of(source: ImageSource) -> str:
     """Width x height of the first image, such as "256x256". Raises DataError."""
-    height, width = next(iter(source.read(0, 1))).shape[:2]
-    return f"{width}x{height}"
+    first = next((image for image in source.read(0, len(source)) if image is not None), None)
+    if first is None:
+        raise DataError(f"{source.name} holds no image that can be read")
+    return f"{first.shape[1]}x{first.shape[0]}"
 
 
 def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
-    """This rank's share, from N*rank/world_size on. Raises DataError for an image of another size than the first."""
+    """This rank's share, from N*rank/world_size on, without bad records.
+
+    Raises DataError for an image of another size than the first.
+    """
     start, stop = (len(source) * part // world_size for part in (rank, rank + 1))
     held: list[np.ndarray] = []
+    indices: list[int] = []
     for index, image in enumerate(source.read(start, stop), start):
-        if held and image.shape != held[0].shape:
+        if held and image is not None and image.shape != held[0].shape:
             raise DataError(
                 f"image {index} is {image.shape[1]}x{image.shape[0]}, others are of another size: say --size"
             )
-        held.append(image)
-        if len(held) == batch or index == stop - 1:
+        if image is not None:
+            held.append(image)
+            indices.append(index)
+        if held and (len(held) == batch or index == stop - 1):
             images = torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2).contiguous()
-            yield ImageBatch(images, torch.arange(index + 1 - len(held), index + 1))
-            held = []
+            yield ImageBatch(images, torch.tensor(indices))
+            held, indices = [], []
 
 
 # --------------------------------------------------------------------------------------
@@ -171,7 +179,7 @@ class FolderImages:
 
 
 class RecordImages:
-    """The records of an LMDB dataset, cropped for evaluation."""
+    """The records of an LMDB dataset, cropped for evaluation. Bad ones are left out, as in training."""
 
     def __init__(self, records: RecordDataset, size: int | None):
         if size is None:
@@ -186,12 +194,12 @@ class RecordImages:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
+    def read(self, start: int, stop: int) -> Iterator[np.ndarray | None]:
         for index in range(start, stop):
             try:
                 yield _cut(self._records[index].image, self._size)
-            except DataError as error:
-                raise DataError(f"record {index} of {self._records.path}: {error}") from None
+            except DataError:
+                yield None
 
 
 def _crop_name(size: int | None) -> str:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.hub import weight_files
 from vfmtok.layers.precision import full_float32
-from vfmtok.losses.perceptual import LPIPS
+from vfmtok.losses.perceptual import LPIPS, backbone_file
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | None, str]:
-    """LPIPS, one value an image, and "" - or None, and why it is left out. Every process gets the same answer.
+    """LPIPS, one value an image, and the SHA-256 of its weights - or None, and why it is left out. Every process gets
+    the same answer.
 
     Args:
         path: torchvision's VGG16 file; None looks in torch hub's cache and tries to download it.
@@ -26,10 +28,11 @@ def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | 
     Raises:
         WeightsError: a file was named, and it can't be used.
     """
-    network, problem = None, ""
+    network, problem, digest = None, "", ""
     with distributed.together():
         try:
             network = LPIPS("vgg", path).to(world.device)
+            digest = weight_files.sha256(path or backbone_file("vgg"))
         except (WeightsError, ConfigError) as error:
             if path is not None:
                 raise
@@ -44,4 +47,4 @@ def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | 
         with full_float32(originals.device.type):
             return network.model(originals, reconstructions).flatten()
 
-    return distance, ""
+    return distance, digest

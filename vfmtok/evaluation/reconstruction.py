@@ -79,16 +79,17 @@ def evaluate_reconstruction(
         found = Found(store, world)
         found.check_bad(records)
     with distributed.together():
-        numbers, warnings, notes = all_numbers(found, tokenizer, measures, world, size)
+        measured = all_numbers(found, tokenizer, measures, world, size)
     with distributed.together():
-        probed = measures.probe.measure(tokenizer, records, batch, num_workers, world) if measures.probe else []
+        if measures.probe is not None:
+            measures.probe.measure(tokenizer, records, batch, num_workers, world, measured)
     with distributed.together():
         if world.is_main:
             results = {
                 "job": job,
-                "numbers": as_tree([*numbers, *probed]),
-                "warnings": warnings + not_finite(numbers),
-                "notes": [*measures.notes, *notes, *found.notes()],
+                "numbers": as_tree(measured.numbers),
+                "warnings": measured.warnings + not_finite(measured.numbers),
+                "notes": [*measures.notes, *measured.notes, *found.notes()],
                 "pictures": _draw(tokenizer, records, found, folder, world, size, shown_tokens),
             }
             _write_table(folder / "images.csv", records, found, measures.value_names)
@@ -109,7 +110,7 @@ def _job(tokenizer: VFMTok, records: RecordDataset, measures: Measures, size: in
         "evaluation size": size,
         "Inception": network.protocol() if network is not None else None,
         "reference": reference.sha256 if reference is not None else None,
-        "LPIPS": measures.lpips is not None,
+        "LPIPS": (measures.lpips_sha256 or "unknown") if measures.lpips is not None else None,
         "linear probe": measures.probe.job() if measures.probe else None,
     }
 

@@ -20,7 +20,7 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.codebook_usage import CodebookUsage
 from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
-from vfmtok.evaluation.report import Number, collected_warnings, describe_network, describe_reference
+from vfmtok.evaluation.report import Measured, Number, describe_network, describe_reference
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.tokenizer.tokenizer import VFMTok
 
@@ -39,6 +39,7 @@ class Measures:
     inception: Inception | None = None
     reference: Reference | None = None
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    lpips_sha256: str | None = None  # of its weights, for the protocol
     probe: TokenProbe | None = None
     notes: tuple[str, ...] = ()  # why something is left out, for the results
 
@@ -80,31 +81,24 @@ class Found:
         return [f"{len(bad)} bad records skipped: {', '.join(map(str, bad))}"] if bad else []
 
 
-def all_numbers(
-    found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int
-) -> tuple[list[Number], list[str], list[str]]:
-    """Results from the parts, warnings and notes about them (in the first process); every process must call it."""
-    numbers, notes = [], []
-    with collected_warnings() as warnings:
-        if measures.inception is not None:
-            numbers, notes = _inception_numbers(found, measures, world, size)
-    numbers += _pixel_numbers(found, measures, size)
+def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int) -> Measured:
+    """Results from the parts (of Inception only in the first process); every process must call it."""
+    results = _inception_numbers(found, measures, world, size) if measures.inception is not None else Measured()
+    results.numbers += _pixel_numbers(found, measures, size)
     codebook = CodebookUsage(tokenizer.config.quantizer.codebook_size)
     for _, ids in found.shared("ids"):
         codebook.update(ids)
     usage = codebook.compute()
     over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images"
-    numbers += [
+    results.numbers += [
         Number("codebook usage", 100 * usage.usage, f"% of {codebook.codebook_size:,} codes occur {over}", 2),
         Number("codebook perplexity", usage.perplexity, f"exp of the entropy of the codes' frequencies {over}", 1),
     ]
-    return numbers, warnings, notes
+    return results
 
 
-def _inception_numbers(
-    found: Found, measures: Measures, world: distributed.World, size: int
-) -> tuple[list[Number], list[str]]:
-    """rFID and rIS, and what is left out."""
+def _inception_numbers(found: Found, measures: Measures, world: distributed.World, size: int) -> Measured:
+    """rFID and rIS."""
     count, width = len(found.indices), 2048
     score = InceptionScore(count) if count >= SPLITS else None
     decoded, originals = FeatureStatistics(width), FeatureStatistics(width)
@@ -120,15 +114,18 @@ def _inception_numbers(
     samples = decoded.compute()
     scored = score.compute() if score is not None else None
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
-        return [], []
+        return Measured()
     against = f"the same {count:,} originals" if reference is None else describe_reference(reference)
     about, network = f"{count:,} reconstructions at {size} px", describe_network(measures.inception)
     protocol = f"pool3; {about}, against {against}; {network}"
-    numbers = [Number("rFID", frechet_distance(samples, gaussian, "rFID"), protocol)]
+    results = Measured()
+    results.add("rFID", lambda: frechet_distance(samples, gaussian, "rFID"), protocol)
     if scored is None:
-        return numbers, [f"rIS is left out: {SPLITS} splits need as many images"]
-    of = f"{SPLITS} splits in order, std {scored.std:.3f}; {about}; {network}"
-    return [*numbers, Number("rIS", scored.mean, of)], []
+        results.notes.append(f"rIS is left out: {SPLITS} splits need as many images")
+    else:
+        of = f"{SPLITS} splits in order, std {scored.std:.3f}; {about}; {network}"
+        results.numbers.append(Number("rIS", scored.mean, of))
+    return results
 
 
 def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:
@@ -138,6 +135,6 @@ def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:
         "psnr": ("PSNR", f"dB, {at}, peak 255"),
         "ssim": ("SSIM", f"{at}, 7x7 windows, data range 1 of [0,1] (correct)"),
         "ssim_data_range_2": ("SSIM (data range 2)", f"{at}; FLATTERING: the range published tokenizers used"),
-        "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16"),
+        "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16, weights {(measures.lpips_sha256 or 'unknown')[:8]}"),
     }
     return [Number(protocols[n][0], float(found.whole(n).mean()), protocols[n][1], 4) for n in measures.value_names]

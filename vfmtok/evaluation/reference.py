@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
@@ -65,16 +66,23 @@ def measure_reference(
         name: what the source is, for the protocol.
 
     Raises:
-        DataError, EvaluationError: images that can't be read, or too few.
+        DataError, EvaluationError: images that can't be read, more than 1% of bad records, or too few.
     """
     pool, spatial = FeatureStatistics(POOL_DIM), FeatureStatistics(SPATIAL_DIM)
     with distributed.together():  # a process that can't read an image must not leave the others waiting for sums
         for _, features in inception_features(network, source, batch, rank, world_size):
             pool.update(features.pool)
             spatial.update(features.spatial)
-    protocol = {"source": name, "count": len(source), "crop": source.crop, "size": size_of(source)}
-    protocol |= network.protocol()
     gaussians = pool.compute(), spatial.compute()
+    count = gaussians[0].count
+    bad = len(source) - count
+    if bad > max(1, BAD_FRACTION * len(source)):
+        raise DataError(
+            f"{bad} of the {len(source)} records of {name} are bad, more than {BAD_FRACTION:.0%}: mend the dataset "
+            "(`vfmtok stats` lists them)"
+        )
+    protocol = {"source": name, "count": count, "crop": source.crop, "size": size_of(source)}
+    protocol |= ({"bad_records": bad} if bad else {}) | network.protocol()
     return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source, name)
 
 

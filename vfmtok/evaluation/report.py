@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import RankDeficientWarning
 
 if TYPE_CHECKING:  # it needs torch-fidelity
@@ -71,6 +72,26 @@ def collected_warnings() -> Iterator[list[str]]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+@dataclass
+class Measured:
+    """Empty in all processes but the first."""
+
+    numbers: list[Number] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, compute: Callable[[], float], protocol: str) -> None:
+        """The number, with what it warns of; or a warning that there is none."""
+        try:
+            with collected_warnings() as found:
+                number = Number(name, compute(), protocol)
+        except EvaluationError as error:
+            self.warnings.append(f"{name} is left out: {error}")
+        else:
+            self.numbers.append(number)
+            self.warnings += found
+
+
 def describe_network(network: Inception) -> str:
     """Inception in a protocol, with the weights it really has."""
     return f"Inception 2015-12-05, weights {(network.weights_sha256 or 'unknown')[:8]}, float32"
@@ -80,5 +101,7 @@ def describe_reference(reference: Reference) -> str:
     """A reference in a protocol: what it says of itself, and its hash."""
     about = reference.protocol
     named = f"{reference.name} (by others: count and crop not said)"
-    said = f"{about['source']} ({about['count']:,} images, crop {about['crop']})" if about else named
-    return f"{said}, reference {reference.sha256[:12]}"
+    if about:
+        bad = f", {about['bad_records']} bad records left out" if "bad_records" in about else ""
+        named = f"{about['source']} ({about['count']:,} images, crop {about['crop']}{bad})"
+    return f"{named}, reference {reference.sha256[:12]}"

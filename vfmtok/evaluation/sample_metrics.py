@@ -7,14 +7,12 @@ Shapes: N samples, M reference images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.feature_bank import FeatureBank
 from vfmtok.evaluation.features import EncoderStatistics
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, check_same_tap, frechet_distance
@@ -22,7 +20,7 @@ from vfmtok.evaluation.image_sources import ImageSource, batches
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore, Score
 from vfmtok.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
 from vfmtok.evaluation.precision_recall import NEIGHBOUR, precision_recall
-from vfmtok.evaluation.report import Number, collected_warnings, describe_network, describe_reference
+from vfmtok.evaluation.report import Measured, Number, describe_network, describe_reference
 from vfmtok.tokenizer.encoder import Encoder
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
@@ -40,26 +38,6 @@ class Subject:
 
     def named(self, name: str) -> str:
         return f"{name} ({self.tag})" if self.tag else name
-
-
-@dataclass
-class Measured:
-    """Empty in all processes but the first."""
-
-    numbers: list[Number] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, name: str, compute: Callable[[], float], protocol: str) -> None:
-        """The number, with what it warns of; or a warning that there is none."""
-        try:
-            with collected_warnings() as found:
-                number = Number(name, compute(), protocol)
-        except EvaluationError as error:
-            self.warnings.append(f"{name} is left out: {error}")
-        else:
-            self.numbers.append(number)
-            self.warnings += found
 
 
 def measure_samples(

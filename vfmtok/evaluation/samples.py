@@ -57,14 +57,23 @@ class Samples:
         return f"CFG {self.cfg_scale:g}" + (f" interval {self.cfg_interval}" if self.cfg_interval >= 0 else "")
 
     @property
+    def protocol(self) -> str:
+        """What the numbers of these samples begin with."""
+        words = [f"{self.count:,} samples at {self.size} px", self.guidance, f"{self.classes} classes"]
+        words += [f"seed {self.seed}", *(f"{name} {value}" for name, value in self._changed("classes"))]
+        return ", ".join(words)
+
+    @property
     def name(self) -> str:
         """Of the folder: everything that makes other images."""
         words = [self.guidance.replace(" ", "-").lower(), f"{self.count}x{self.size}px", f"seed-{self.seed}"]
-        plain = Samples()
-        for field in ("temperature", "top_k", "top_p", "classes", "precision"):
-            if getattr(self, field) != getattr(plain, field):
-                words.append(f"{field.replace('_', '')}-{getattr(self, field)}")
-        return "-".join(words)
+        return "-".join([*words, *(f"{name.replace('-', '')}-{value}" for name, value in self._changed())])
+
+    def _changed(self, *but: str) -> list[tuple[str, Any]]:
+        """What is not as it is by default, by the names of its flags."""
+        fields = [name for name in ("temperature", "top_k", "top_p", "classes", "precision") if name not in but]
+        values = [(name.replace("_", "-"), getattr(self, name), getattr(Samples, name)) for name in fields]
+        return [(name, value) for name, value, plain in values if value != plain]
 
     def labels(self, num_classes: int) -> np.ndarray:
         """(N,) int64; label n depends on (seed, n) alone. Raw Philox words stay the same in every NumPy."""

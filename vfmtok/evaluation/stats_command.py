@@ -62,5 +62,7 @@ def _write_reference(args: argparse.Namespace) -> None:
                 write_reference(reference, out)
         about = reference.protocol
         distributed.print_main(f"{out}: {about['count']:,} images of {about['source']}, crop {about['crop']}")
+        if bad := about.get("bad_records"):
+            distributed.print_main(f"  {bad} bad records left out: `vfmtok stats {source}` lists them")
         distributed.print_main(f"  {about['network']}, weights {about['weights_sha256'][:12]}...")
         distributed.print_main(f"  SHA-256 of statistics and protocol: {reference.sha256}")

@@ -86,7 +86,7 @@ def _short_names(numbers: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) -> None:
-    """FID and IS against the scale, IS against FID, precision and recall where they are.
+    """gFID, sFID, IS, precision and recall against the scale, as far as they were measured.
 
     Args:
         points: scale -> name -> value.
@@ -98,7 +98,9 @@ def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) ->
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("the sweep's picture needs matplotlib: pip install 'vfmtok[eval]'") from None
-    panels = [pair for pair in (("gFID", "sFID"), ("IS",), ("Pr", "Rc")) if any(pair[0] in p for p in points.values())]
+    panels = [
+        pair for pair in (("gFID",), ("sFID",), ("IS",), ("Pr", "Rc")) if any(pair[0] in p for p in points.values())
+    ]
     figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
     figure.suptitle(model, fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -109,9 +111,9 @@ def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) ->
             if not curve:
                 continue
             axis.plot(*zip(*curve, strict=True), "o-", color=f"C{number}", label=name, linewidth=1.4, markersize=4)
-            if number == 0 and name in ("gFID", "IS"):
-                best = (min if name == "gFID" else max)(curve, key=lambda point: point[1])
-                title = f"{', '.join(names)} (best {name} {best[1]:.2f} at {best[0]:g})"
+            if name in ("gFID", "sFID", "IS"):
+                best = (max if name == "IS" else min)(curve, key=lambda point: point[1])
+                title = f"{name} (best {best[1]:.2f} at {best[0]:g})"
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("guidance scale (1: no CFG)")
         axis.margins(x=0.08, y=0.15)

@@ -18,9 +18,9 @@ from vfmtok.data.loader import ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import DataError
+from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation.linear_probe import ProbeRecipe, linear_probe
-from vfmtok.evaluation.report import Number
+from vfmtok.evaluation.report import Measured, Number
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 
@@ -44,27 +44,38 @@ class TokenProbe:
             raise DataError(f"{self.train.path} and {val.path} do not have the same classes: no probe can be tested")
 
     def measure(
-        self, tokenizer: VFMTok, val: RecordDataset, batch: int, num_workers: int, world: distributed.World
-    ) -> list[Number]:
-        """Top-1 and top-5 (in the first process). Every process must call it.
+        self,
+        tokenizer: VFMTok,
+        val: RecordDataset,
+        batch: int,
+        num_workers: int,
+        world: distributed.World,
+        results: Measured,
+    ) -> None:
+        """Add top-1 and top-5, or a warning that it diverged (in the first process). Every process must call it.
 
         Raises:
-            DataError: too many records are bad, or the classes are not the same. EvaluationError: it diverged.
+            DataError: too many records are bad, or the sets do not go together.
         """
         self.check(val)
         sets = [mean_tokens(tokenizer, records, batch, num_workers, world) for records in (self.train, val)]
         if not world.is_main:
-            return []
+            return
         classes = len(val.classes) if val.classes else int(max(labels.max() for _, labels in sets)) + 1
         (tokens, labels), (val_tokens, val_labels) = sets
-        found = linear_probe(tokens.to(world.device), labels, val_tokens, val_labels, classes, self.recipe)
+        try:
+            found = linear_probe(tokens.to(world.device), labels, val_tokens, val_labels, classes, self.recipe)
+        except EvaluationError as error:
+            results.warnings.append(f"L.P. is left out: {error}")
+            return
         inputs = f"the mean of {tokenizer.config.sampler.num_tokens} region tokens ({tokens.shape[1]} values)"
         how = (
             f"% of {found.val_images:,} images, {classes:,} classes; MAE's linear probe ({self.recipe.optimizer}, "
             f"{self.recipe.epochs} epochs, no augmentation) on {inputs}, trained on {found.train_images:,} images of "
             f"{'/'.join(self.train.path.parts[-2:])}"
         )
-        return [Number("L.P. top-1", 100 * found.top1, how, 2), Number("L.P. top-5", 100 * found.top5, how, 2)]
+        for name, share in (("top-1", found.top1), ("top-5", found.top5)):
+            results.numbers.append(Number(f"L.P. {name}", 100 * share, how, 2))
 
 
 def mean_tokens(

@@ -96,11 +96,15 @@ def _build_lpips(network: str) -> nn.Module:
         return lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
 
 
+def backbone_file(network: str) -> Path:
+    """Where torch hub keeps torchvision's weights of a network."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(BACKBONES[network].url).name
+
+
 def _read_backbone(network: str, path: str | Path | None) -> dict[str, Tensor]:
     if path is not None:
         return weight_files.read(path)
-    url = BACKBONES[network].url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    url, cached = BACKBONES[network].url, backbone_file(network)
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
