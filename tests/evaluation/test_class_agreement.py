@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
-import vfmtok
-from vfmtok import cli
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.dataset_folder import open_splits
@@ -67,13 +64,3 @@ def test_the_judge_is_a_linear_probe(sample_set, tiny_tokenizer):
     wanted = linear_probe(features[0], train_labels, features[1], labels, 9, PROBE).top1
     assert judge.of_images(images, labels) == pytest.approx(wanted, abs=2 / len(labels))  # other batches
     assert judge.of_images(images, (labels + 1) % 9) < judge.of_images(images, labels)
-
-
-def test_a_cache_of_another_tokenizer_is_refused(cache, tiny_tokenizer, tmp_path, capsys):
-    tokenizer = tiny_tokenizer()
-    vfmtok.save_config(tokenizer.config, tmp_path / "config.yaml")
-    tensors = {name: tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith("encoder.")}
-    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
-    command = ["agreement", "--gpt", "none", "--vq-ckpt", str(tmp_path), "--data", "none", "--code-path"]
-    assert cli.main([*command, str(cache.path)]) == 2
-    assert "another tokenizer" in capsys.readouterr().err

@@ -160,14 +160,14 @@ def test_a_generator_s_trial(own, tmp_path, capsys):
     folder, encoder, _ = own
     sampling = yaml.safe_load((FOLDER / "gpt-b-cfg.yaml").read_text())["sampling"]
     path = write_manifest(
-        tmp_path / "gpt.yaml", folder, task="generation", gpt=str(folder / "gpt"), gpt_model="GPT-B", count=100,
+        tmp_path / "gpt.yaml", folder, task="generation", gpt=str(folder / "gpt"), count=100,
         sampling={**sampling, "precision": "none"}, expected=[{"name": "gFID", "value": 2.0, "band": 0.1}],
     )  # fmt: skip
     arguments = ["--num", "6", "--no-fid", "--set", encoder, "--results-dir", str(tmp_path / "results")]
     assert cli.main(["reproduce", path, *arguments]) == 0
     said = capsys.readouterr().out
     assert "checked: 6 samples" in said and "6 images instead of the published 100" in said
-    assert (tmp_path / "results/gpt-6/GPT-B-cfg-1.5-6x32px-seed-0/samples.npz").is_file()
+    assert (tmp_path / "results/gpt-6/gpt-cfg-1.5-6x32px-seed-0/samples.npz").is_file()
 
 
 @pytest.mark.parametrize(

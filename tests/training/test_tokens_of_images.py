@@ -1,7 +1,9 @@
 """From images to tokens, a generator, and images again: training on images, pictures, and `vfmtok sample`."""
 
+import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -222,18 +224,28 @@ def test_the_benchmark_of_training(place, monkeypatch, capsys):
     assert "encoding" in images and "encoding" not in cache and "times one from the cache" in images
 
 
-def test_the_benchmark_of_class_agreement(place, run, monkeypatch, capsys):
-    """Of 6 held-out images, 2 a class from the generator; the probe sees every set, and overlap counts equal ids."""
-    caches = ["--code-path", place.folder / "train", "--val-code-path", place.folder / "val"]
-    flags = ["--gpt", run, *place.named, "--data", place.folder / "images", *caches, "--per-class", 2]
-    _benchmark("class_agreement.py", monkeypatch, *flags, "--cfg-scales", 1, 2, "--levels", 1, 2)
-    lines = capsys.readouterr().out.splitlines()
-    found = {line[:40].strip(): re.search(r"agreement ([\d.]+) \+- [\d.]+ of (\d+)", line) for line in lines[1:-1]}
-    assert [int(match[2]) for match in found.values()] == [6, 6, 6, 6, 6] and "generated, guidance 2" in found
-    assert all(0 <= float(match[1]) <= 1 for match in found.values())
+def test_agreement_with_classes(place, run, capsys):
+    """Of 6 held-out images, 2 a class from the generator; overlap counts equal ids."""
+    flags = ["--gpt", run, *place.named, "--data", place.folder / "images", "--code-path", place.folder / "train"]
+    command = ["agreement", *flags, "--per-class", 2, "--levels", 1, 2, "--out", run.parent / "agreement"]
+    assert cli.main(list(map(str, command))) == 0
+    numbers = json.loads((run.parent / "agreement/results.json").read_text())["numbers"]
+    shares = [entry for name, entry in numbers.items() if name.startswith("agreement")]
+    assert len(shares) == 5 and all("of 6 images" in entry["protocol"] for entry in shares)
+    assert all(entry["value"] * 6 == pytest.approx(round(entry["value"] * 6)) for entry in shares)
     val, train = (CodeCache(place.folder / split) for split in ("val", "train"))
     closest = [max(float((val[i, 0][0] == train[j, 0][0]).float().mean()) for j in range(24)) for i in range(6)]
-    assert f"mean {np.mean(closest):.3f}, largest {max(closest):.3f}" in lines[2]
+    assert numbers["mean token overlap of held-out images"]["value"] == pytest.approx(np.mean(closest))
+    assert "agreement, CFG 2" in capsys.readouterr().out
+
+
+def test_agreement_needs_the_tokenizers_own_cache(place, run, tmp_path, capsys):
+    shutil.copytree(place.folder / "train", tmp_path / "train")
+    facts = json.loads((tmp_path / "train/cache.json").read_text())
+    (tmp_path / "train/cache.json").write_text(json.dumps({**facts, "tokenizer_hash": "ab" * 32}))
+    flags = ["--gpt", run, *place.named, "--data", place.folder / "images", "--code-path", tmp_path / "train"]
+    assert cli.main(["agreement", *map(str, flags)]) == 2
+    assert "was made by another tokenizer" in capsys.readouterr().err
 
 
 def test_torchrun_script(tmp_path):

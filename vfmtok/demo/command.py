@@ -13,20 +13,16 @@ from pathlib import Path
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
-from vfmtok.generator.gpt import GPT_SIZES
+from vfmtok.training.sample import add_model_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     title, about = __doc__.split("\n\n")
     parser.description = (title.partition(": ")[2] + " " + about).replace("\n", " ")
-    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run's folder or a file")
-    parser.add_argument("--gpt", metavar="PATH", help="the generator of its tokens, likewise")
+    add_model_arguments(parser, needs_gpt=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers (off by default)")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released GPT weights")
-    parser.add_argument("--num-classes", type=int, default=1000, help="of released GPT weights (default 1000)")
-    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -26,10 +26,9 @@ from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.linear_probe import ProbeRecipe, train_probe
 from vfmtok.evaluation.report import Number, as_lines, as_tree
-from vfmtok.hub import pretrained
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.tokenizer import VFMTok
-from vfmtok.training.sample import draw_ids
+from vfmtok.training.sample import add_model_arguments, draw_ids, open_models
 from vfmtok.training.validation import read_samples
 
 # AdamW at MAE's schedule: LARS is made for batches larger than a small data set.
@@ -48,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images, say which class they show. Prints the share that agrees, beside what real images reach and beside "
         "a floor, and the largest overlap of ids with a training image."
     )
-    parser.add_argument("--gpt", required=True, metavar="RUN", help="a run's folder or a checkpoint")
-    parser.add_argument("--vq-ckpt", required=True, metavar="RUN", help="the tokenizer")
+    add_model_arguments(parser)
     parser.add_argument("--data", required=True, help="the folder of `vfmtok prepare`, with a validation split")
     parser.add_argument("--code-path", required=True, metavar="CACHE", help="the token cache of its training images")
     parser.add_argument("--per-class", type=int, default=60, metavar="N", help="generated images (default 60)")
@@ -67,15 +65,12 @@ def run(args: argparse.Namespace) -> None:
     if min(args.per_class, args.batch_size) < 1:
         raise ConfigError("--per-class and --batch-size must be positive")
     world = distributed.World(0, 1, distributed.start().device)
-    tokenizer = pretrained.load_tokenizer(args.vq_ckpt).to(world.device)
+    tokenizer, gpt, _ = open_models(args, world.device)
     train = CodeCache(Path(args.code_path).expanduser())
     check_tokenizer(train, tokenizer_hash(tokenizer))
     splits = open_splits(Path(args.data).expanduser())
     if splits.keys() != {"train", "val"}:
         raise DataError(f"{args.data} needs a training and a validation split: the judge learns from one")
-    weights = pretrained.read_gpt_weights(args.gpt)
-    weights.check_tokenizer(tokenizer_hash(tokenizer))
-    gpt = pretrained.build_gpt(weights).to(world.device)
     num_classes = gpt.config.num_classes
     if num_classes < 2:
         raise DataError("there is one class: nothing for images to agree with")

@@ -60,7 +60,7 @@ class Manifest:
     band_reason: str  # why the bands are as wide as they are
     assumptions: tuple[str, ...] = ()  # what the source leaves open, and what is taken for it
     gpt: str | None = None
-    gpt_model: str | None = None
+    gpt_model: str | None = None  # its size; None: ``gpt`` is a run or folder of ours, which knows it
     sampling: Sampling | None = None
 
     def __post_init__(self):
@@ -72,9 +72,11 @@ class Manifest:
             hint = f" (closest match: '{match[0]}')" if match else ""
             require(number.name in known, "expected.name", f"must be one of {', '.join(known)}{hint}", number.name)
             require(number.band > 0, f"expected.band of {number.name}", "must be positive", number.band)
-        for name in ("gpt", "gpt_model", "sampling"):
+        for name in ("gpt", "sampling"):
             given = getattr(self, name) is not None
             require(given == (self.task == "generation"), name, f"does not fit task {self.task}", getattr(self, name))
+        fits = self.gpt_model is None or self.task == "generation"
+        require(fits, "gpt_model", f"does not fit task {self.task}", self.gpt_model)
         sizes = ", ".join(GPT_SIZES)
         require(self.gpt_model in (None, *GPT_SIZES), "gpt_model", f"must be one of {sizes}", self.gpt_model)
 

@@ -86,7 +86,8 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
         lpips = any(number.name == "LPIPS" for number in manifest.expected)
         return "vqgan_test.py", [*common, *own, *([] if lpips else ["--no-lpips"])]
     of = manifest.sampling
-    own = ["--gpt-ckpt", manifest.gpt, "--gpt-model", manifest.gpt_model, "--sample-dir", folder]
+    own = ["--gpt-ckpt", manifest.gpt, "--sample-dir", folder]
+    own += ["--gpt-model", manifest.gpt_model] if manifest.gpt_model else []
     own += ["--num-fid-samples", str(args.num or manifest.count), "--per-proc-batch-size", str(args.batch_size)]
     own += ["--cfg-scale", f"{of.cfg_scale:g}", "--cfg-interval", str(of.cfg_interval), "--top-k", str(of.top_k)]
     own += ["--top-p", f"{of.top_p:g}", "--temperature", f"{of.temperature:g}", "--precision", of.precision]

@@ -28,8 +28,7 @@ CELL = 128  # least side of an image in the picture; smaller ones are enlarged u
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
-    parser.add_argument("--gpt", required=True, metavar="PATH", help="a run's folder, a checkpoint or released weights")
-    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer, likewise")
+    add_model_arguments(parser)
     parser.add_argument(
         "--classes", required=True, metavar="A,B", help="numbers, names where the run knows them, or all"
     )
@@ -46,6 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--image-size", type=int, help="side of an image (default: the tokenizer's)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, needs_gpt: bool = True) -> None:
+    """What ``open_models`` reads."""
+    parser.add_argument(
+        "--gpt", required=needs_gpt, metavar="PATH", help="generator: a run's folder, a checkpoint or released weights"
+    )
+    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer of its tokens, likewise")
     parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights; a run knows its own")
     parser.add_argument("--num-classes", type=int, help="default: as many as the weights have")
     parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
