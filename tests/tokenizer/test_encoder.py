@@ -257,3 +257,11 @@ def test_no_package_for_other_encoders():
 def test_missing_weight_file(tmp_path):
     with pytest.raises(vfmtok.WeightsError, match=r"no weight file at .*nothing.pth"):
         Encoder(EncoderConfig(name="test_vit", levels=(1,), weights=str(tmp_path / "nothing.pth")))
+
+
+def test_smaller_bfloat16_images_are_resized_in_float32():
+    """A reconstruction under autocast, for losses in the encoder's features."""
+    encoder = Encoder(EncoderConfig(name="test_vit", image_size=64, levels=(6,)))
+    images = (torch.rand(1, 3, 80, 80) * 2 - 1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.with_gradient(images)[0], encoder.with_gradient(images.float())[0])

@@ -29,6 +29,7 @@ from vfmtok.config import EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import released, weight_files
 from vfmtok.layers.positions import resample_by_scale
+from vfmtok.layers.precision import at_least_float32
 
 # --------------------------------------------------------------------------------------
 # Named encoders
@@ -150,7 +151,7 @@ class Encoder(nn.Module):
         return self._read_levels(self._normalise(images))
 
     def _normalise(self, images: Tensor) -> Tensor:
-        size = self.config.image_size
+        size, images = self.config.image_size, at_least_float32(images)  # antialiasing has no bfloat16 on CPUs
         if images.shape[-2:] != (size, size):
             shrinks = max(images.shape[-2:]) > size
             images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
