@@ -77,7 +77,9 @@ def generation_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_tokenizer_flags(parser)
-    parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint or released GPT weights")
+    parser.add_argument(
+        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or yexiguafu/VFMTok"
+    )
     parser.add_argument("--gpt-model", choices=GPT_SIZES, default="GPT-B", help="its size (default GPT-B)")
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="codes of the GPT (default: as many as the file holds)"
@@ -131,7 +133,10 @@ def generation_parser() -> argparse.ArgumentParser:
 
 def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--vq-ckpt", required=True, metavar="PATH", help="tokenizer: a run's folder, a checkpoint or released weights"
+        "--vq-ckpt",
+        required=True,
+        metavar="PATH",
+        help="tokenizer: a run's folder, a checkpoint, released weights or yexiguafu/VFMTok",
     )
     for flag in ("--transformer-config-file", "--transformer-config"):
         parser.add_argument(

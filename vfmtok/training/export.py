@@ -1,7 +1,8 @@
 """`vfmtok export RUN OUT.pt`: a run's tokenizer under the released names, as one torch file.
 
 ``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
-average, the discriminator and the step, as published training checkpoints do.
+average, the discriminator and the step, as published training checkpoints do. ``pretrained`` makes OUT a folder that
+``from_pretrained`` opens, of a tokenizer's run or a generator's, with a card of its ``--metrics``.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from vfmtok.discriminators.build import build_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained
 from vfmtok.hub.released_discriminators import to_released_discriminator
+from vfmtok.hub.saving import save_run
 from vfmtok.training import checkpoint
 
 
@@ -23,11 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[1].replace("``", "")
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
     parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt")
-    parser.add_argument("--kind", choices=("inference", "full"), default="inference")
+    parser.add_argument("--kind", choices=("inference", "full", "pretrained"), default="inference")
+    parser.add_argument("--metrics", action="append", metavar="JSON", help="results.json for the card of a pretrained")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
+    if args.kind == "pretrained":
+        print(
+            f"{save_run(args.run, args.out, args.metrics)}: model.safetensors, config.yaml and README.md of {args.run}"
+        )
+        return
+    if args.metrics:
+        raise ConfigError("--metrics go into the card that --kind pretrained writes")
     folder = Path(args.run).expanduser()
     if (folder / "checkpoints").is_dir():
         folder = pretrained.newest_checkpoint(folder)

@@ -28,7 +28,12 @@ CELL = 128  # least side of an image in the picture; smaller ones are enlarged u
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
-    parser.add_argument("--gpt", required=True, metavar="PATH", help="a run's folder, a checkpoint or released weights")
+    parser.add_argument(
+        "--gpt",
+        required=True,
+        metavar="PATH",
+        help="a run's folder, a checkpoint, released weights or yexiguafu/VFMTok",
+    )
     parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer, likewise")
     parser.add_argument("--classes", required=True, metavar="A,B", help="numbers, or names where the run knows them")
     parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
