@@ -78,7 +78,7 @@ def generation_parser() -> argparse.ArgumentParser:
     )
     _add_tokenizer_flags(parser)
     parser.add_argument(
-        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or yexiguafu/VFMTok"
+        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or their repository"
     )
     parser.add_argument("--gpt-model", choices=GPT_SIZES, default="GPT-B", help="its size (default GPT-B)")
     parser.add_argument(
@@ -136,7 +136,7 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
         "--vq-ckpt",
         required=True,
         metavar="PATH",
-        help="tokenizer: a run's folder, a checkpoint, released weights or yexiguafu/VFMTok",
+        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
     )
     for flag in ("--transformer-config-file", "--transformer-config"):
         parser.add_argument(

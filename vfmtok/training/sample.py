@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpt",
         required=True,
         metavar="PATH",
-        help="a run's folder, a checkpoint, released weights or yexiguafu/VFMTok",
+        help="a run's folder, a checkpoint, released weights or their repository",
     )
     parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer, likewise")
     parser.add_argument("--classes", required=True, metavar="A,B", help="numbers, or names where the run knows them")
