@@ -23,6 +23,7 @@ class Hub:
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gets: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range of every GET for content
+    tokens: set[str] = field(default_factory=set)  # hosts of those GETs that came with a token
     cut_after: int | None = None  # bytes of content, after which a GET's connection ends
     resets: bool = False  # it ends with a reset instead of a close
     cuts: int = 0  # how many GETs are still cut; 0: none
@@ -96,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, content: bytes, head: dict[str, str] | None = None) -> None:
         asked = self.headers.get("Range")
         self.state.gets.append((self.path, asked))
+        if "Authorization" in self.headers:
+            self.state.tokens.add(self.headers["Host"].partition(":")[0])
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
         if self.state.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])

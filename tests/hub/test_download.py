@@ -39,9 +39,16 @@ def test_fetched_once_and_where_huggingface_hub_has_it(one_file, tmp_path):
     assert download.fetch("me/it", "config.yaml").read_text() == "a: 1\n"
 
 
+def test_the_token_goes_to_the_hub_alone(one_file):
+    download.fetch("me/it", "config.yaml")
+    download.fetch("me/it", "folder/w.safetensors")
+    assert [path.split("/")[1] for path, _ in one_file.gets] == ["me", "cdn"] and one_file.tokens == {"127.0.0.1"}
+
+
 @pytest.mark.parametrize("resets", [False, True])
 def test_a_cut_connection_is_taken_up_again(one_file, resets, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)  # what is lost of a connection
+    for module in ("constants", "file_download"):  # what is lost of a connection
+        monkeypatch.setattr(f"huggingface_hub.{module}.DOWNLOAD_CHUNK_SIZE", 65536, raising=False)
     one_file.cut_after, one_file.cuts, one_file.resets = 200_000, 1, resets
     assert download.fetch("me/it", "folder/w.safetensors").read_bytes() == CONTENT
     first, second = one_file.gets

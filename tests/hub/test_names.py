@@ -11,6 +11,7 @@ from saved_models import assert_same, torch_file
 
 import vfmtok
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.hub import pretrained
 from vfmtok.hub.published import PUBLISHED, VFMTOK, PublishedFile
 
 GPT_SHAPE = ("n_layer=3", "n_head=4", "dim=64", "num_tokens=16")
@@ -114,6 +115,19 @@ def test_what_is_not_there(hub, name, part, message):
     with pytest.raises(WeightsError, match=message) as error:
         vfmtok.from_pretrained(name, part)
     assert "\n" not in str(error.value)
+
+
+def test_a_published_name_goes_wherever_a_path_of_weights_does(hub, released, gpt, tokenizer, root, encoder_file):
+    hub.repositories[VFMTOK] = released
+    weights = pretrained.read_gpt_weights(VFMTOK, "GPT-B")
+    config = pretrained.named_gpt_config(weights, "GPT-B", {"n_layer": 3, "n_head": 4, "dim": 64, "num_tokens": 16})
+    assert_same(pretrained.build_gpt(weights, config), gpt)
+    assert "('ema')" in weights.source
+    encoder = f"encoder.weights={encoder_file}"
+    assert_same(pretrained.load_tokenizer(VFMTOK, root / "configs/tiny.yaml", [encoder]), tokenizer)
+    assert pretrained.read_config(VFMTOK).quantizer.codebook_size == 16384
+    with pytest.raises(WeightsError, match=r"holds generators of several sizes: name one, such as GPT-B"):
+        pretrained.read_gpt_weights(VFMTOK)
 
 
 def test_a_generator_s_file_must_be_named(gpt, tmp_path):

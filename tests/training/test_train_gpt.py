@@ -23,6 +23,7 @@ from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
 from vfmtok.evaluation import flags
 from vfmtok.hub import pretrained
+from vfmtok.hub.saving import save_run
 from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
 from vfmtok.training.train_gpt import train_gpt
@@ -225,6 +226,9 @@ def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in gpt.state_dict().items())
     with pytest.raises(ConfigError, match="does not bring its configuration"):
         pretrained.load_gpt(tmp_path / "released.pt")
+    weights = pretrained.read_gpt_weights(save_run(folder, tmp_path / "model"))
+    assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
+    assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in gpt.state_dict().items())
     tuned = GPTRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
     assert torch.equal(tuned.gpt.output.weight, gpt.output.weight)
     with pytest.raises(WeightsError, match="holds no tokenizer"):

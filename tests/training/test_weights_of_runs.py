@@ -56,6 +56,17 @@ def test_released_files(run, root, tmp_path):
     assert all(torch.equal(t, saved.parts["discriminator"][n]) for n, t in judge.state_dict().items())
 
 
+def test_a_run_as_a_pretrained_model(run, tmp_path):
+    (tmp_path / "results.json").write_text('{"numbers": {"PSNR": {"value": 20.5, "protocol": "dB at 32 px"}}}')
+    arguments = ["export", str(run), str(tmp_path / "model"), "--metrics", str(tmp_path / "results.json")]
+    assert cli.main(arguments) == 2  # only a card has a place for them
+    with pytest.warns(UserWarning, match="the frozen encoder is not saved"):
+        assert cli.main([*arguments, "--kind", "pretrained"]) == 0
+    ours, theirs = pretrained.load_tokenizer(run), vfmtok.from_pretrained(tmp_path / "model")
+    assert torch.equal(decoded(ours), decoded(theirs))
+    assert "| PSNR | 20.500 | dB at 32 px |" in (tmp_path / "model/README.md").read_text()
+
+
 @pytest.mark.parametrize("released", [False, True])
 def test_finetuning_says_what_is_new(run, released, tiny_recipe, train, capsys, tmp_path):
     source = run

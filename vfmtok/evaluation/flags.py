@@ -91,7 +91,9 @@ def generation_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_tokenizer_flags(parser)
-    parser.add_argument("--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint or released GPT weights")
+    parser.add_argument(
+        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or their repository"
+    )
     parser.add_argument(
         "--gpt-model", choices=GPT_SIZES, help="its size (default: a run's own; of a file of weights GPT-B)"
     )
@@ -150,7 +152,10 @@ def generation_parser() -> argparse.ArgumentParser:
 
 def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--vq-ckpt", required=True, metavar="PATH", help="tokenizer: a run's folder, a checkpoint or released weights"
+        "--vq-ckpt",
+        required=True,
+        metavar="PATH",
+        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
     )
     for flag in ("--transformer-config-file", "--transformer-config"):
         parser.add_argument(

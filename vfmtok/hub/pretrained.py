@@ -153,7 +153,9 @@ def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
     """
     import vfmtok
 
-    path = _published(path, part or "no size named (--gpt-model)")
+    if str(path) in PUBLISHED and part is None:
+        raise WeightsError(f"{path} holds generators of several sizes: name one, such as GPT-B (--gpt-model)")
+    path = _published(path, part)
     if not path.is_dir():
         return GPTWeights(*_read_file(path))
     file, config_file = _checkpoint_files(path, "generator")
@@ -182,7 +184,17 @@ def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
 
 
-def _published(path: str | Path, part: str) -> Path:
+def read_weights(run: str | Path) -> TokenizerWeights | GPTWeights:
+    """Of a run's folder or a checkpoint's, whichever kind it is of. Raises WeightsError."""
+    path = Path(run).expanduser()
+    if not path.is_dir():
+        raise WeightsError(f"{run} is no run's folder and no checkpoint's")
+    tree = yaml.safe_load(_checkpoint_files(path, "model")[1].read_text(encoding="utf-8"))
+    of_gpt = isinstance(tree, dict) and "gpt" in tree
+    return read_gpt_weights(path) if of_gpt else read_tokenizer_weights(path)
+
+
+def _published(path: str | Path, part: str | None) -> Path:
     """The path, or what a published repository of this name holds, downloaded."""
     if str(path) not in PUBLISHED or Path(path).exists():
         return Path(path).expanduser()

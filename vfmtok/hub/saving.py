@@ -19,7 +19,7 @@ from torch import nn
 
 from vfmtok.config import config_to_dict, dump_config
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import weight_files
+from vfmtok.hub import pretrained, weight_files
 from vfmtok.hub.download import endpoint, reason
 from vfmtok.hub.model_card import Metrics, read_metrics, write_card
 from vfmtok.hub.names import CONFIG_FILE, MODEL_FILE
@@ -81,6 +81,19 @@ def save_pretrained(
     card = write_card(name or folder.resolve().name, kind, _facts(model, kind, config, facts), results)
     _replace(folder / CARD_FILE, lambda part: part.write_text(card, encoding="utf-8"))
     return folder
+
+
+def save_run(run: str | Path, folder: str | Path, metrics: Metrics | Sequence[Metrics] | None = None) -> Path:
+    """``save_pretrained`` of a training run's newest checkpoint, its average where there is one; of a tokenizer's run
+    or a generator's, with the classes and the tokenizer's hash that the run knows.
+
+    Raises VFMTokError.
+    """
+    weights = pretrained.read_weights(run)
+    if isinstance(weights, pretrained.TokenizerWeights):
+        return save_pretrained(pretrained.load_tokenizer(run), folder, metrics=metrics)
+    facts = {"classes": weights.classes, "tokenizer_hash": weights.tokenizer_hash}
+    return save_pretrained(pretrained.build_gpt(weights), folder, metrics=metrics, **facts)
 
 
 def push_to_hub(

@@ -2,7 +2,8 @@
 
 ``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
 average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
-model's configuration, as the published ones do not.
+model's configuration, as the published ones do not. ``pretrained`` makes OUT a folder that ``from_pretrained`` opens,
+with the configuration and a card of its ``--metrics``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from vfmtok.discriminators.build import build_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained
 from vfmtok.hub.released_discriminators import to_released_discriminator
+from vfmtok.hub.saving import save_run
 from vfmtok.training import checkpoint
 
 
@@ -25,11 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[1].replace("``", "")
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
     parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt or gpt.pt")
-    parser.add_argument("--kind", choices=("inference", "full"), default="inference")
+    parser.add_argument("--kind", choices=("inference", "full", "pretrained"), default="inference")
+    parser.add_argument("--metrics", action="append", metavar="JSON", help="results.json for the card of a pretrained")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
+    if args.kind == "pretrained":
+        print(
+            f"{save_run(args.run, args.out, args.metrics)}: model.safetensors, config.yaml and README.md of {args.run}"
+        )
+        return
+    if args.metrics:
+        raise ConfigError("--metrics go into the card that --kind pretrained writes")
     folder = Path(args.run).expanduser()
     if (folder / "checkpoints").is_dir():
         folder = pretrained.newest_checkpoint(folder)

@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser, needs_gpt: bool = True) -> None:
     """What ``open_models`` reads."""
     parser.add_argument(
-        "--gpt", required=needs_gpt, metavar="PATH", help="generator: a run's folder, a checkpoint or released weights"
+        "--gpt",
+        required=needs_gpt,
+        metavar="PATH",
+        help="generator: a run's folder, a checkpoint, released weights or their repository",
     )
     parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer of its tokens, likewise")
     parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights; a run knows its own")
