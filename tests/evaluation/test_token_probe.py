@@ -56,7 +56,7 @@ def test_the_flag_in_two_processes(tokenizer, train, val, tmp_path):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert values(results)["L.P. top-1"] == pytest.approx(100 * expected.top1)
     assert values(results)["L.P. top-5"] == 100
-    for text in ("13 images, 3 classes", "adamw", "16 region tokens", "9 images of", "train_lmdb"):
+    for text in ("13 images, 3 classes", "adamw, 90 epochs, batch 9,", "16 region tokens", "9 images of", "train_lmdb"):
         assert text in results["numbers"]["L.P. top-1"]["protocol"]
 
 

@@ -71,8 +71,8 @@ class TokenProbe:
         inputs = f"the mean of {tokenizer.config.sampler.num_tokens} region tokens ({tokens.shape[1]} values)"
         how = (
             f"% of {found.val_images:,} images, {classes:,} classes; MAE's linear probe ({self.recipe.optimizer}, "
-            f"{self.recipe.epochs} epochs, no augmentation) on {inputs}, trained on {found.train_images:,} images of "
-            f"{'/'.join(self.train.path.parts[-2:])}"
+            f"{self.recipe.epochs} epochs, batch {min(self.recipe.batch, found.train_images):,}, no augmentation) on "
+            f"{inputs}, trained on {found.train_images:,} images of {'/'.join(self.train.path.parts[-2:])}"
         )
         for name, share in (("top-1", found.top1), ("top-5", found.top5)):
             results.numbers.append(Number(f"L.P. {name}", 100 * share, how, 2))
