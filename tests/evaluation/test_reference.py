@@ -114,3 +114,14 @@ def test_files_that_are_no_reference(tmp_path, measured):
     refused("not an npz file")
     with pytest.raises(DataError, match="cannot write"):
         write_reference(measured, tmp_path / "gone" / "x.npz")
+
+
+def test_who_a_measured_reference_is_does_not_depend_on_batches(inception, images, measured):
+    """The statistics' last digits do: a resumed evaluation must not take the same images for another reference."""
+    again = measure_reference(inception, open_images(images), "five of noise", batch=5)
+    assert again.identity == measured.identity
+    changed = images.copy()
+    changed[3, 2, 1, 0] ^= 1
+    assert measure_reference(inception, open_images(changed), "five of noise", batch=2).identity != measured.identity
+    swapped = measure_reference(inception, open_images(images[::-1]), "five of noise", batch=2)
+    assert swapped.identity != measured.identity

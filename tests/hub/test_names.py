@@ -120,7 +120,7 @@ def test_what_is_not_there(hub, name, part, message):
 def test_a_published_name_goes_wherever_a_path_of_weights_does(hub, released, gpt, tokenizer, root, encoder_file):
     hub.repositories[VFMTOK] = released
     weights = pretrained.read_gpt_weights(VFMTOK, "GPT-B")
-    config = pretrained.named_gpt_config(weights, "GPT-B", {"n_layer": 3, "n_head": 4, "dim": 64, "num_tokens": 16})
+    config = pretrained.gpt_config_of(weights, "GPT-B", {"n_layer": 3, "n_head": 4, "dim": 64, "num_tokens": 16})
     assert_same(pretrained.build_gpt(weights, config), gpt)
     assert "('ema')" in weights.source
     encoder = f"encoder.weights={encoder_file}"

@@ -111,7 +111,7 @@ def _job(
         **models,
         **asdict(samples),
         "Inception": inception.protocol() if inception is not None else None,
-        "reference": references.reference.sha256 if references is not None else None,
+        "reference": references.reference.identity if references is not None else None,
     }
 
 

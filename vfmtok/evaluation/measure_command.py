@@ -73,7 +73,7 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
             results = {
                 "samples": {"path": str(path), "count": len(images), "size": int(width)},
                 "Inception": network.protocol(),
-                "reference": references.reference.sha256 if references is not None else None,
+                "reference": references.reference.identity if references is not None else None,
                 "numbers": as_tree(found.numbers),
                 "warnings": found.warnings + not_finite(found.numbers),
                 "notes": found.notes,

@@ -109,7 +109,7 @@ def _job(tokenizer: VFMTok, records: RecordDataset, measures: Measures, size: in
         "image size": tokenizer.config.image_size,
         "evaluation size": size,
         "Inception": network.protocol() if network is not None else None,
-        "reference": reference.sha256 if reference is not None else None,
+        "reference": reference.identity if reference is not None else None,
         "LPIPS": (measures.lpips_sha256 or "unknown") if measures.lpips is not None else None,
         "linear probe": measures.probe.job() if measures.probe else None,
     }

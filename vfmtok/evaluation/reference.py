@@ -41,6 +41,15 @@ class Reference:
     sha256: str  # over statistics and protocol; of a file without statistics, of the whole file
     images: ImageSource | None = None
     name: str = ""  # of the file
+    content: int | None = None  # of measured images: a sum of hashes, the same for any ranks and batches
+
+    @property
+    def identity(self) -> str:
+        """Hex SHA-256 that says whether two references are the same. Statistics measured by another number of processes
+        or at another batch size differ in their last digits and are not hashed where the images are known."""
+        if self.content is None:
+            return self.sha256
+        return hashlib.sha256(json.dumps([self.protocol, self.content], sort_keys=True).encode()).hexdigest()
 
     @property
     def size(self) -> str | None:
@@ -68,12 +77,15 @@ def measure_reference(
     Raises:
         DataError, EvaluationError: images that can't be read, more than 1% of bad records, or too few.
     """
-    pool, spatial = FeatureStatistics(POOL_DIM), FeatureStatistics(SPATIAL_DIM)
+    pool, spatial, content = FeatureStatistics(POOL_DIM), FeatureStatistics(SPATIAL_DIM), 0
+    device = next(network.parameters()).device
     with distributed.together():  # a process that can't read an image must not leave the others waiting for sums
-        for _, features in inception_features(network, source, batch, rank, world_size):
+        for images, indices in batches(source, batch, rank, world_size):
+            features = network(images.to(device))
             pool.update(features.pool)
             spatial.update(features.spatial)
-    gaussians = pool.compute(), spatial.compute()
+            content += sum(map(_image_hash, images, indices.tolist()))
+    gaussians, content = (pool.compute(), spatial.compute()), sum(distributed.gather(content)) % 2**64
     count = gaussians[0].count
     bad = len(source) - count
     if bad > max(1, BAD_FRACTION * len(source)):
@@ -83,7 +95,7 @@ def measure_reference(
         )
     protocol = {"source": name, "count": count, "crop": source.crop, "size": size_of(source)}
     protocol |= ({"bad_records": bad} if bad else {}) | network.protocol()
-    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source, name)
+    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source, name, content)
 
 
 def write_reference(reference: Reference, path: str | Path) -> None:
@@ -168,6 +180,12 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None, dim: 
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise DataError(f"{path}: statistics of shapes {mean.shape}, {covariance.shape} instead of {dim} features")
     return Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count)
+
+
+def _image_hash(image: Tensor, index: int) -> int:
+    digest = hashlib.blake2b(index.to_bytes(8, "little"), digest_size=8)
+    digest.update(image.contiguous().numpy())
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _digest(pool: Gaussian, spatial: Gaussian | None, protocol: dict) -> str:

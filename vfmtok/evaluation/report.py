@@ -104,4 +104,4 @@ def describe_reference(reference: Reference) -> str:
     if about:
         bad = f", {about['bad_records']} bad records left out" if "bad_records" in about else ""
         named = f"{about['source']} ({about['count']:,} images, crop {about['crop']}{bad})"
-    return f"{named}, reference {reference.sha256[:12]}"
+    return f"{named}, reference {reference.identity[:12]}"
