@@ -96,8 +96,9 @@ def _headline(folder: Path) -> str:
     ):
         if (folder / path).is_file():
             for name, entry in _json(folder / path)["numbers"].items():
-                if any(word in name for word in wanted) and "floor" not in name:
-                    tiles.append((f"{entry['value']:.{entry['digits']}f}", name, entry["protocol"]))
+                if any(word in name for word in wanted):
+                    said = entry["protocol"].partition(";")[0]  # the tables below say all of it
+                    tiles.append((f"{entry['value']:.4g}", name, said))
     if (folder / "generator/log.jsonl").is_file():
         log = read_log(folder / "generator")
         if "validation/loss" in log:
