@@ -19,4 +19,6 @@ fi
 
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-exec "$venv/bin/python" -m pytest "$@"
+# Two test files at a time, each on one core: tests of several processes and of scripts wait more than they compute.
+export OMP_NUM_THREADS=1
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

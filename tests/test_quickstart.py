@@ -15,7 +15,6 @@ TINY = {
     "TOKENIZER_FLAGS": "--set optimizer.steps=6 --set codebook.continuous_steps=2",
     "GENERATOR_FLAGS": "--set optimizer.steps=4 --set pictures.every=4 --global-batch-size 4",
     "VENV": sys.prefix,
-    "OMP_NUM_THREADS": "2",
 }
 
 
