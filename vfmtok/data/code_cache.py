@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfmtok.data.round_trip import count_codes
+from vfmtok.data.psnr_and_usage import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
 

@@ -19,7 +19,7 @@ from vfmtok.data.sources import SAMPLE
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.reconstruction_picture import COLOURS, draw_sampling_points
-from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.evaluation.round_trip import round_trip
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
 from vfmtok.layers.precision import full_float32
@@ -111,7 +111,7 @@ def tokenize(studio: Studio, path: str | Path) -> Tokenized:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     size = studio.tokenizer.config.image_size
     crop = EvaluationCrop(size)(content)  # (3,S,S)
-    found = there_and_back(studio.tokenizer, crop[None].to(studio.device), size)
+    found = round_trip(studio.tokenizer, crop[None].to(studio.device), size)
     pixels = [side[0].cpu().numpy() for side in (found.originals, found.decoded)]  # 2 x (S,S,3)
     return Tokenized(*pixels, found.ids[0].cpu().numpy(), found.psnr().item())
 

@@ -25,7 +25,7 @@ from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.linear_probe import ProbeRecipe, train_probe
-from vfmtok.evaluation.report import Number, as_lines, as_tree
+from vfmtok.evaluation.results import Number, as_lines, as_tree
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.sample import add_model_arguments, draw_ids, open_models

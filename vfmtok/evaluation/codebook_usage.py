@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.data.round_trip import usage_of_counts
+from vfmtok.data.psnr_and_usage import usage_of_counts
 from vfmtok.errors import EvaluationError
 
 

@@ -23,7 +23,7 @@ from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
-from vfmtok.evaluation.report import Measured, as_tree, not_finite
+from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.generator.generate import generate

@@ -28,10 +28,10 @@ from vfmtok.data.contact_sheet import draw_pair, draw_pairs
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
-from vfmtok.evaluation.image_files import ImageFile, find_image_files, read_crops
+from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_crops
 from vfmtok.evaluation.parts import replace_file, write_json
 from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
-from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.evaluation.round_trip import round_trip
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
@@ -113,7 +113,7 @@ def _reconstruct(
             if good:
                 names = [name for name, _ in good]
                 images = torch.stack([crop for _, crop in good]).to(device)  # (B,3,S,S)
-                found = there_and_back(tokenizer, images, size)
+                found = round_trip(tokenizer, images, size)
                 ids.append(found.ids.cpu())
                 values = found.psnr().tolist()
                 pairs = list(zip(found.originals.cpu().numpy(), found.decoded.cpu().numpy(), strict=True))
