@@ -35,6 +35,7 @@ from vfmtok.data.transforms import (
     to_unit_range,
 )
 from vfmtok.errors import DataError, SharedError
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
@@ -137,7 +138,7 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file, args.set).to(world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
-    fingerprint = code_cache.tokenizer_hash(tokenizer)
+    fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
         raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
     metadata = {

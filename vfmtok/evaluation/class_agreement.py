@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
+from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
@@ -26,6 +26,7 @@ from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.linear_probe import ProbeRecipe, train_probe
 from vfmtok.evaluation.results import Number, as_lines, as_tree
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.sample import add_model_arguments, draw_ids, open_models

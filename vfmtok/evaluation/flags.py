@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -20,6 +19,7 @@ from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import DTYPES, Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of

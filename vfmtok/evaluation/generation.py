@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
@@ -28,6 +27,7 @@ from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
+from vfmtok.hub.model_hash import model_hash, tokenizer_hash
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 

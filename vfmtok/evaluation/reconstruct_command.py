@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.contact_sheet import draw_pair, draw_pairs
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
@@ -32,6 +31,7 @@ from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_cro
 from vfmtok.evaluation.parts import replace_file, write_json
 from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
 from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok

@@ -20,7 +20,6 @@ import torch
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.loader import Batch, ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
@@ -32,6 +31,7 @@ from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measure
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 

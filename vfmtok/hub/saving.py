@@ -45,7 +45,7 @@ def save_pretrained(
     Args:
         metrics: the results.json of vqgan_test.py or test_net.py, their content, or several of either, for the card.
         classes: of a GPT, the names by label.
-        tokenizer_hash: of a GPT, of the tokenizer whose ids it makes (``vfmtok.data.code_cache.tokenizer_hash``).
+        tokenizer_hash: of a GPT, of the tokenizer whose ids it makes (``vfmtok.hub.model_hash.tokenizer_hash``).
         name: the title of the card and what it is opened by (default: the folder's name).
 
     Returns:

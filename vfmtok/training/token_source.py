@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
+from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_for_training, open_splits
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
@@ -23,6 +23,7 @@ from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.gpt import GPTConfig
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.training import passes
 from vfmtok.training.gpt_recipe import GPTRecipe, TokenDataConfig
