@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.psnr_and_usage import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2
-BAD_FRACTION = 0.01  # of all records; a cache with more bad ones is never complete
 
 # What makes ids what they are: a cache is continued, or found to be there already, only if all are equal.
 IDENTITY = (

@@ -186,10 +186,8 @@ class RecordImages:
             raise DataError(f"{records.path}: say the size of the evaluation crop")
         self._records, self._size = records, size
         path = Path(records.path).resolve()  # of a split also the dataset's name
-        self.crop, self.name = (
-            _crop_name(size),
-            "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:]),
-        )
+        self.crop = _crop_name(size)
+        self.name = "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:])
 
     def __len__(self) -> int:
         return len(self._records)
