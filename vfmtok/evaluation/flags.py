@@ -16,11 +16,12 @@ from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.linear_probe import ProbeRecipe
 from vfmtok.evaluation.reconstruction_numbers import Measures
-from vfmtok.evaluation.samples import DTYPES, Samples
+from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES
 from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
+from vfmtok.layers.precision import DTYPES
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 

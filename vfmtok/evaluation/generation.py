@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
     from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
 
+MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
+
 
 def evaluate_generator(
     gpt: GPT,
@@ -96,9 +98,6 @@ def check_match(gpt: GPT, tokenizer: VFMTok) -> None:
             f"the GPT makes {gpt.config.num_tokens} tokens of {gpt.config.vocab_size} codes, the tokenizer reads "
             f"{theirs[1]} of {theirs[0]}: they do not belong together"
         )
-
-
-MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
 
 
 def _job(
