@@ -21,7 +21,6 @@ import vfmtok
 from vfmtok import cli, distributed
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
-from vfmtok.evaluation import flags
 from vfmtok.hub import pretrained
 from vfmtok.hub.saving import save_run
 from vfmtok.training import checkpoint
@@ -243,14 +242,15 @@ def test_a_run_leaves_as_one_file(caches, tmp_path, capsys):
     assert "full checkpoint" in capsys.readouterr().out
     ours = pretrained.load_gpt(folder)
     size = {"n_layer": 2, "n_head": 2, "dim": 32, "ffn_hidden": 64, "num_tokens": 16}
-    theirs = flags.load_gpt(tmp_path / "gpt.pt", "GPT-B", size)
+    weights = pretrained.read_gpt_weights(tmp_path / "gpt.pt")
+    theirs = pretrained.build_gpt(weights, pretrained.gpt_config_of(weights, "GPT-B", size))
     content = torch.load(tmp_path / "gpt.pt", weights_only=True)
     loaded = vfmtok.load_released(vfmtok.GPT(ours.config), content["model"])
     for name, tensor in final(folder).parts["ema"].items():
         for gpt in (ours, theirs, loaded):
             assert torch.equal(gpt.state_dict()[name], tensor), name
     with pytest.raises(ConfigError, match="has num_classes 3, not 4"):  # --num-classes of test_net.py, for a run
-        flags.load_gpt(folder, "GPT-B", {"num_classes": 4})
+        pretrained.gpt_config_of(pretrained.read_gpt_weights(folder), None, {"num_classes": 4})
     full = torch.load(tmp_path / "full.pt", weights_only=True)
     assert full.keys() == {"model", "ema", "steps"} and full["steps"] == 12
     assert full["ema"].keys() == full["model"].keys() == content["model"].keys() == vfmtok.to_released(ours).keys()
