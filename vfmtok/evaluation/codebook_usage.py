@@ -24,8 +24,7 @@ class Usage:
 
 
 class CodebookUsage:
-    """Counts of ids as they come, over all ranks, of a codebook of ``codebook_size`` codes. ``update`` never waits for a
-    GPU."""
+    """Counts of ids as they come, over all ranks, of ``codebook_size`` codes. ``update`` never waits for a GPU."""
 
     def __init__(self, codebook_size: int):
         self.codebook_size = codebook_size
