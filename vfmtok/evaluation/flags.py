@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfmtok import distributed
-from vfmtok.data.dataset_folder import open_splits
+from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
@@ -262,8 +262,7 @@ def samples_of(args: argparse.Namespace) -> Samples:
 
 def open_records(path: str) -> RecordDataset:
     """The validation split of a prepared folder, or the one LMDB that is named. Raises DataError."""
-    splits = open_splits(Path(path).expanduser())
-    return splits.get("val") or next(iter(splits.values()))
+    return open_split(Path(path).expanduser(), "val")
 
 
 def class_names(reference: str | None) -> list[str] | None:
@@ -278,8 +277,8 @@ def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe |
         if args.probe_optimizer is not None:
             raise ConfigError("--probe-optimizer belongs to --linear-probe")
         return None
-    splits = open_splits(Path(args.linear_probe).expanduser())
-    probe = TokenProbe(splits.get("train") or next(iter(splits.values())), ProbeRecipe(args.probe_optimizer or "lars"))
+    train = open_split(Path(args.linear_probe).expanduser(), "train")
+    probe = TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
     probe.check(records)
     return probe
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
-from vfmtok.data.dataset_folder import open_for_training, open_splits
+from vfmtok.data.dataset_folder import open_for_training, open_split
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
@@ -91,8 +91,7 @@ def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
         check_tokenizer(held_cache, made_by)
         _check_classes(held_cache.classes, classes, held_cache.path)
     elif cache is not None and val_path is not None:
-        splits = open_splits(val_path)
-        held_records = splits.get("val") or next(iter(splits.values()))
+        held_records = open_split(val_path, "val")
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
     found = TokenData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
