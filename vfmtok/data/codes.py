@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vq-ckpt",
         required=True,
         metavar="PATH",
-        help="tokenizer: a run's folder, a checkpoint or released weights",
+        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
     )
     parser.add_argument(
         "--transformer-config-file", metavar="YAML", help="its configuration, for weights that do not bring their own"

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = about, f"for example:\n{examples}"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one ids.npz")
-    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run's folder or a file")
+    parser.add_argument(
+        "--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run, a file, or a repository"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="made if it is not there")
     parser.add_argument("--sheet", action="store_true", help=f"{ON_A_SHEET} images a picture instead of one")
     parser.add_argument("--points", action="store_true", help="draw where the region sampler looks, into FOLDER/points")
