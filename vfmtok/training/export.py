@@ -1,4 +1,4 @@
-"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names, as a torch file, or as a folder.
+"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names, as a torch file; or a folder.
 
 ``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
 average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
