@@ -45,7 +45,7 @@ class Studio:
 
     @property
     def device(self) -> torch.device:
-        return self.tokenizer.to_latents.weight.device
+        return self.tokenizer.device
 
     def class_names(self) -> list[str]:
         count = self.gpt.config.num_classes if self.gpt is not None else 0

@@ -200,9 +200,8 @@ def _tokens(text: str | None) -> tuple[int, ...] | None:
 
 def _check_points(tokenizer: VFMTok, tokens: tuple[int, ...] | None) -> None:
     """Before anything is computed. Raises ConfigError."""
-    device = next(tokenizer.parameters()).device
     side = tokenizer.config.image_size
-    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=device), tokens) is None:
+    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=tokenizer.device), tokens) is None:
         raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
 
 

@@ -225,7 +225,7 @@ def training_tokens(
 @torch.no_grad()
 def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: str) -> Tensor:
     """uint8 (B,3,S,S) -> ids (B,K) int64 on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
-    device = tokenizer.to_latents.weight.device
+    device = tokenizer.device
     precision = "none" if device.type == "cpu" else precision
     ids = [torch.empty(0, tokenizer.config.sampler.num_tokens, dtype=torch.int64, device=device)]
     for part in images.split(micro_batch):
