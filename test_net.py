@@ -2,7 +2,7 @@
 
 from vfmtok import distributed
 from vfmtok.evaluation import flags
-from vfmtok.evaluation.runs import measure_generator
+from vfmtok.evaluation.root_scripts import measure_generator
 
 
 def main() -> None:

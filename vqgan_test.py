@@ -2,7 +2,7 @@
 
 from vfmtok import distributed
 from vfmtok.evaluation import flags
-from vfmtok.evaluation.runs import measure_tokenizer
+from vfmtok.evaluation.root_scripts import measure_tokenizer
 
 
 def main() -> None:

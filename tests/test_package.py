@@ -1,6 +1,7 @@
 """The package as a whole: what importing it costs, and who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_import_is_quick_and_needs_no_torch():
 def test_public_names_exist():
     for name in dir(vfmtok):
         assert getattr(vfmtok, name) is not None
+
+
+def test_rooms_tell_what_is_in_them():
+    """A large room's docstring names each of its files: where one looks for a thing first."""
+    for room in ("data", "evaluation", "hub", "training"):
+        text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+        missing = [path.stem for path in (PACKAGE / room).glob("[!_]*.py") if not re.search(rf"\b{path.stem}\b", text)]
+        assert not missing, f"vfmtok/{room}/__init__.py does not name {missing}"
 
 
 def test_files_stay_readable():

@@ -23,7 +23,6 @@ COMMANDS = SHELL.replace("\\\n", " ").splitlines()
 
 # How a command of the README is tried: by the way these tests are run, or as it is, or with tiny settings.
 NOT_TRIED = {
-    "git clone <this repository> && cd vfmtok",
     "pip install -e .",  # scripts/test.sh does it
     "pip install -e '.[train,quickstart]'",
     "scripts/test.sh",  # is running

@@ -35,7 +35,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "curves": "the curves of training runs over each other, as a picture",
     "agreement": "whether generated images look like their classes, by a linear probe on the frozen encoder",
     "report": "what scripts/quickstart.sh left in a folder, as one HTML page",
-    "export": "a run's tokenizer or generator under the released names, as one file",
+    "export": "a run's tokenizer or generator: one file under the released names, or a folder with a card",
     "reconstruct": "images beside their reconstructions, with their ids; and ids back to images",
     "demo": "a web page: sample classes, see an image's tokens, mix the tokens of two images",
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",

@@ -7,7 +7,6 @@ impossible combination raises ``ConfigError`` with one line that names the key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from vfmtok.checks import require, require_not_negative, require_positive, require_share
+from vfmtok.checks import closest_match, require, require_not_negative, require_positive, require_share
 from vfmtok.errors import ConfigError
 
 
@@ -255,7 +254,7 @@ def _build(kind: type, tree: Any, prefix: str) -> Any:
     values = {}
     for key, value in tree.items():
         if key not in names:
-            raise ConfigError(f"unknown key '{prefix}{key}'{_closest(str(key), names, prefix)}")
+            raise ConfigError(f"unknown key '{prefix}{key}'{closest_match(str(key), names, prefix)}")
         values[key] = _convert(hints[key], value, f"{prefix}{key}")
     return kind(**values)
 
@@ -270,7 +269,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             choices = ", ".join(map(str, arguments))
-            raise ConfigError(f"{key} must be one of {choices}, got {value!r}{_closest(str(value), arguments)}")
+            raise ConfigError(f"{key} must be one of {choices}, got {value!r}{closest_match(str(value), arguments)}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -292,11 +291,6 @@ def _convert_float(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} must be a number, got {value!r}")
     return float(value)
-
-
-def _closest(word: str, choices: Iterable[Any], prefix: str = "") -> str:
-    match = difflib.get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.3)
-    return f" (closest match: '{prefix}{match[0]}')" if match else ""
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

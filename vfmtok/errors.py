@@ -19,6 +19,10 @@ class DataError(VFMTokError):
     """A dataset, record or image source that is missing, incomplete, damaged or not what it was."""
 
 
+class EvaluationError(VFMTokError):
+    """Samples, features or statistics that no trustworthy number can be computed from."""
+
+
 class SharedError(VFMTokError):
     """An error that every process of a run raises at the same place; the first one tells it."""
 
@@ -26,7 +30,3 @@ class SharedError(VFMTokError):
 def is_told_here(error: VFMTokError) -> bool:
     """Whether this process is the one to print ``error``."""
     return int(os.environ.get("RANK", 0)) == 0 or not isinstance(error, SharedError)
-
-
-class EvaluationError(VFMTokError):
-    """Samples, features or statistics that no trustworthy number can be computed from."""

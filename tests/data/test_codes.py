@@ -18,6 +18,7 @@ from vfmtok.data import code_cache, codes
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop, TenCrop, to_unit_range
+from vfmtok.hub.model_hash import tokenizer_hash
 
 COUNT = 90
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
@@ -73,7 +74,7 @@ def ten_crop(place, tmp_path_factory) -> Path:
 def test_ids_are_those_of_the_tokenizer(place, ten_crop):
     cache, records = CodeCache(ten_crop), RecordDataset(place.data)
     assert len(cache) == COUNT and cache.num_views == 20
-    code_cache.check_tokenizer(cache, code_cache.tokenizer_hash(place.tokenizer))
+    code_cache.check_tokenizer(cache, tokenizer_hash(place.tokenizer))
     for row in (0, 41, 89):
         crops = to_unit_range(TenCrop(32)(records[row].image))  # (10,3,32,32)
         views = torch.cat([crops[:5], crops[:5].flip(-1), crops[5:], crops[5:].flip(-1)])
@@ -269,7 +270,7 @@ def test_errors_are_one_line(place, tmp_path, capsys):
 
 
 def test_the_hash_is_of_weights_and_configuration(place, tmp_path):
-    found = code_cache.tokenizer_hash(place.tokenizer)
+    found = tokenizer_hash(place.tokenizer)
     moved = tmp_path / "elsewhere.pt"
     moved.write_bytes(place.encoder.read_bytes())
 
@@ -277,11 +278,11 @@ def test_the_hash_is_of_weights_and_configuration(place, tmp_path):
         tokenizer = vfmtok.VFMTok(vfmtok.load_config(TINY, [f"encoder.weights={moved}", *overrides]))
         return vfmtok.load_released(tokenizer, torch.load(place.weights))
 
-    assert code_cache.tokenizer_hash(build()) == found != ""
-    assert code_cache.tokenizer_hash(build("decoder.heads=2")) != found
+    assert tokenizer_hash(build()) == found != ""
+    assert tokenizer_hash(build("decoder.heads=2")) != found
     changed = build()
     changed.encoder.backbone.norm.weight.data[0] += 1e-6
-    assert code_cache.tokenizer_hash(changed) != found
+    assert tokenizer_hash(changed) != found
 
 
 def test_evaluation_crop_is_the_first_view(place):

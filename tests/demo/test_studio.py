@@ -112,6 +112,18 @@ def test_equal_codes_have_equal_colours_and_near_ones_like_colours(studio):
     assert room._code_colours(torch.randn(5, 2)).shape == (5, 3)
 
 
+def test_a_tokenizer_without_a_codebook_is_shown_too(tmp_path):
+    levels = ("quantizer.kind=fsq", "quantizer.levels=[4,4,4]", "quantizer.code_dim=3")
+    studio = Studio(tiny_models.tokenizer(*levels), None, None)
+    write_tree(tmp_path, {"a.png": encoded(0, (40, 33), "PNG"), "b.png": encoded(1, (40, 33), "PNG")})
+    one, other = (room.tokenize(studio, tmp_path / name) for name in ("a.png", "b.png"))
+    picture = np.array(room.draw_ids(studio, one))
+    cells = [picture[128 * (token // 4) + 4, 128 * (token % 4) + 4] for token in range(16)]
+    for a, b in itertools.combinations(range(16), 2):
+        assert (cells[a] == cells[b]).all() == (one.ids[a] == one.ids[b])  # each of the 64 codes has a colour
+    assert (room.mix(studio, one, other, np.ones((4, 4), bool)) == other.decoded).all()
+
+
 def test_choosing_tokens(studio, images):
     assert room.parse_tokens(studio, "3, 0 15,3") == [3, 0, 15]
     for text in ("", "16", "-1", "a", "0 1 2 3 4 5 6 7 8"):

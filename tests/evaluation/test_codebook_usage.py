@@ -8,8 +8,8 @@ from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.codebook_usage import CodebookUsage
 
 
-def usage(ids, size, **options):
-    collected = CodebookUsage(size, **options)
+def usage(ids, size):
+    collected = CodebookUsage(size)
     collected.update(torch.as_tensor(ids))
     return collected.compute()
 
@@ -36,21 +36,8 @@ def test_against_numpy_in_any_batches():
         assert found.usage == (counts > 0).mean()
 
 
-@pytest.mark.parametrize("batch", [1, 4, 7, 50])
-def test_a_window_counts_the_last_ids_only(batch):
-    ids = torch.randint(0, 40, (50,), generator=torch.Generator().manual_seed(1))
-    collected = CodebookUsage(40, window=18)
-    for end, block in zip(range(batch, 99, batch), ids.split(batch), strict=False):
-        collected.update(block)
-        recent = ids[: min(end, 50)][-18:]
-        assert collected.compute().histogram.tolist() == torch.bincount(recent, minlength=40).tolist()
-    collected.reset()
-    with pytest.raises(EvaluationError, match="no ids"):
-        collected.compute()
-
-
 def test_ids_outside_the_codebook():
     with pytest.raises(EvaluationError, match="2 ids lie outside the codebook of 8"):
         usage([0, 8, -1, 7], 8)
-    with pytest.raises(EvaluationError, match="window"):
-        CodebookUsage(8, window=0)
+    with pytest.raises(EvaluationError, match="no ids"):
+        CodebookUsage(8).compute()

@@ -15,7 +15,6 @@ from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
 from vfmtok.config import config_to_dict
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.errors import ConfigError, DataError, EvaluationError, WeightsError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.compared import ReferenceSet
@@ -25,6 +24,7 @@ from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.precision_recall import precision_recall
 from vfmtok.evaluation.reference import inception_features, measure_reference
 from vfmtok.evaluation.samples import Samples, warnings_about, write_checked_samples
+from vfmtok.hub.model_hash import tokenizer_hash
 
 COUNT, SIZE = 11, 40  # divisible by nothing
 SAMPLES = Samples(count=COUNT, size=SIZE, cfg_scale=1.5, seed=3)

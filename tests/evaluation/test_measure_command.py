@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import values
 
 from vfmtok import cli
-from vfmtok.evaluation.features import encoder_features, open_encoder
+from vfmtok.evaluation.encoder_distance import encoder_features, open_encoder
 from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.inception_score import InceptionScore
 from vfmtok.evaluation.precision_recall import precision_recall

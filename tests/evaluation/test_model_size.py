@@ -9,7 +9,7 @@ from tiny_models import tokenizer
 from torch.overrides import TorchFunctionMode
 
 import vfmtok
-from vfmtok.evaluation.model_size import measure_gpt, measure_tokenizer, training_memory
+from vfmtok.evaluation.model_size import gpt_size, tokenizer_size, training_memory
 from vfmtok.generator.generate import _empty_cache
 
 
@@ -36,7 +36,7 @@ class CountedByShapes(TorchFunctionMode):
 @pytest.mark.parametrize("overrides", [(), ("sampler.attention=windowed",), ("decoder.shared=false",)])
 def test_flops_of_a_tokenizer_are_those_of_a_real_pass(tiny_config, overrides):
     model, config = tokenizer(*overrides), tiny_config(*overrides)
-    size = measure_tokenizer(config)
+    size = tokenizer_size(config)
     flops = {part.name: part.flops for part in size.parts}
     sampler = config.sampler
     sums = 2 * sampler.num_tokens * 4 * len(size.grids) * sampler.points * config.dim  # 4 cells each point
@@ -68,7 +68,7 @@ def test_flops_of_a_gpt_are_those_of_a_real_pass_and_of_the_formula():
     of = gpt.config
     with torch.no_grad(), CountedByShapes() as counted:
         gpt(torch.zeros(1, dtype=torch.int64), torch.zeros(1, of.num_tokens - 1, dtype=torch.int64))
-    flops = sum(part.flops for part in measure_gpt(of).parts)
+    flops = sum(part.flops for part in gpt_size(of).parts)
     weights = of.n_layer * (4 * of.dim**2 + 3 * of.dim * of.hidden) + of.dim * of.vocab_size
     by_formula = 2 * of.num_tokens * weights + of.n_layer * 4 * of.num_tokens**2 * of.dim
     assert flops == counted.flops == by_formula
@@ -76,8 +76,8 @@ def test_flops_of_a_gpt_are_those_of_a_real_pass_and_of_the_formula():
 
 def test_published_sizes(root):
     for name, facts in golden_rule.shapes("gpt_sizes.json").items():
-        assert sum(part.parameters for part in measure_gpt(vfmtok.gpt_config(name)).parts) == facts["params"]
-    size = measure_tokenizer(vfmtok.load_config(root / "configs/vit_transformer.yaml"))
+        assert sum(part.parameters for part in gpt_size(vfmtok.gpt_config(name)).parts) == facts["params"]
+    size = tokenizer_size(vfmtok.load_config(root / "configs/vit_transformer.yaml"))
     assert size.released_values == 73_352_367  # DESIGN 5, the release's usage buffer of 65,536 included
     assert sum(part.parameters for part in size.parts if part.name != "encoder") == 73_352_367 - 65_536
     assert size.bits == 256 * 14 and size.grids == ((24, 24),) * 4
@@ -90,14 +90,14 @@ def test_parts_are_all_of_a_model_and_frozen_ones_are_not_trained(tiny_config):
             parameter.requires_grad_(True)
         frozen = sum(p.numel() for part in model.frozen_parts for p in getattr(model, part).parameters())
         everything = sum(p.numel() for p in model.parameters())
-        parts = measure_tokenizer(tiny_config(*overrides)).parts
+        parts = tokenizer_size(tiny_config(*overrides)).parts
         assert sum(part.parameters for part in parts) == everything
         assert sum(part.trained for part in parts) == everything - frozen
         assert (frozen > 0) == (not overrides)
 
 
 def test_weights_are_not_looked_for(tiny_config):
-    size = measure_tokenizer(tiny_config("encoder.weights=/no/such/file.pth"))
+    size = tokenizer_size(tiny_config("encoder.weights=/no/such/file.pth"))
     assert size.config.encoder.weights == "/no/such/file.pth"
 
 
@@ -106,7 +106,7 @@ def test_memory_is_what_pytorch_keeps():
     optimizer = torch.optim.AdamW(gpt.parameters())
     gpt(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 15, dtype=torch.int64)).logits.sum().backward()
     optimizer.step()
-    size = measure_gpt(gpt.config)
+    size = gpt_size(gpt.config)
     memory = training_memory(size.parts, "fp32")
     kept = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
     assert memory["weights"] == sum(p.numel() * p.element_size() for p in gpt.parameters())
@@ -118,5 +118,5 @@ def test_memory_is_what_pytorch_keeps():
 
 
 def test_the_output_head_is_counted_apart():
-    small, large = (measure_gpt(tiny_config(vocab_size=vocab)).parts for vocab in (96, 192))
+    small, large = (gpt_size(tiny_config(vocab_size=vocab)).parts for vocab in (96, 192))
     assert small[1] == large[1] and 2 * small[2].flops == large[2].flops

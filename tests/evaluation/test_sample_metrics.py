@@ -16,13 +16,13 @@ from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import parts, sample_metrics
 from vfmtok.evaluation.compared import ReferenceSet, open_reference, open_reference_set
+from vfmtok.evaluation.encoder_distance import encoder_features
 from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.features import encoder_features
 from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.image_sources import batches, open_images
 from vfmtok.evaluation.kernel_distance import kernel_distance
 from vfmtok.evaluation.reference import measure_reference
-from vfmtok.evaluation.report import Measured, Number, as_lines, as_tree, describe_reference, not_finite
+from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree, describe_reference, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.tokenizer.encoder import Encoder
 

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_models import WORLD
 
 from vfmtok.errors import ConfigError
-from vfmtok.evaluation.report import Number, as_tree
+from vfmtok.evaluation.results import Number, as_tree
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.sweep import parse_scales, run_sweep
 

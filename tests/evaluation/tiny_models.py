@@ -16,8 +16,8 @@ from tiny_gpt import random_gpt
 import vfmtok
 from vfmtok import distributed
 from vfmtok.config import load_config, save_config, with_overrides
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.records import Record, RecordDataset, write_records
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.training.gpt_recipe import GPTRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 

@@ -1,14 +1,23 @@
-"""A tokenizer recipe that trains in seconds on the sample set, and runs of it."""
+"""Token caches, a tokenizer recipe that trains in seconds on the sample set, and runs of it."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from small_caches import write_cache
 
 from vfmtok import distributed
 from vfmtok.config import load_config, save_config
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.train_tokenizer import train_tokenizer
+
+
+@pytest.fixture
+def caches(tmp_path) -> Path:
+    """A folder with a token cache, train, and a held-out one, val."""
+    write_cache(tmp_path / "train")
+    write_cache(tmp_path / "val", count=11, views=1, seed=1)
+    return tmp_path
 
 
 @pytest.fixture

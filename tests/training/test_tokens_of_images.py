@@ -20,11 +20,12 @@ from training_runs import ROOT, logged
 
 import vfmtok
 from vfmtok import cli, distributed
-from vfmtok.data.code_cache import CodeCache, tokenizer_hash
+from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.generate import generate
 from vfmtok.hub import pretrained
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.training import sharding
 from vfmtok.training.gpt_run import GPTRun
 from vfmtok.training.sample import draw_ids, find_classes

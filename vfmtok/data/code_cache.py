@@ -9,8 +9,6 @@ Shapes: N records, V views of each, K tokens, B batch.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -19,54 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vfmtok.data.round_trip import count_codes
+from vfmtok.data.loader import BAD_FRACTION
+from vfmtok.data.psnr_and_usage import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2
-BAD_FRACTION = 0.01  # of all records; a cache with more bad ones is never complete
 
 # What makes ids what they are: a cache is continued, or found to be there already, only if all are equal.
 IDENTITY = (
     "version", "tokenizer_hash", "dataset_fingerprint", "num_samples", "views", "seed", "image_size", "num_tokens",
     "codebook_size", "precision",
 )  # fmt: skip
-
-
-def tokenizer_hash(tokenizer: nn.Module) -> str:
-    """``model_hash`` without where the encoder's weights were read from: they are among the tensors."""
-    config = tokenizer.config
-    encoder = dataclasses.replace(config.encoder, weights="none", weights_sha256=None)
-    return model_hash(tokenizer, dataclasses.replace(config, encoder=encoder))
-
-
-def model_hash(model: nn.Module, config: Any) -> str:
-    """Hex SHA-256 over names, types, shapes and bytes of all tensors and what ``config``, a dataclass, changes."""
-    digest = hashlib.sha256(json.dumps(_changed_from_defaults(config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _changed_from_defaults(config: Any) -> dict[str, Any]:
-    """The fields that are not at their defaults, as plain values by name, sections as dicts.
-
-    What identifies a model: a field that a later version adds, at its default, changes nothing.
-    """
-    changed = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            value = _changed_from_defaults(value)
-            if value:
-                changed[item.name] = value
-        elif value != item.default:
-            changed[item.name] = list(value) if isinstance(value, tuple) else value
-    return changed
 
 
 def check_tokenizer(cache: "CodeCache", expected: str) -> None:

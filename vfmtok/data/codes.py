@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data import code_cache, round_trip
+from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.contact_sheet import draw_pairs
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
+from vfmtok.data.psnr_and_usage import count_codes, psnr, usage_of_counts
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import (
     SHIFTS,
@@ -34,6 +35,7 @@ from vfmtok.data.transforms import (
     to_unit_range,
 )
 from vfmtok.errors import DataError, SharedError
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vq-ckpt",
         required=True,
         metavar="PATH",
-        help="tokenizer: a run's folder, a checkpoint or released weights",
+        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
     )
     parser.add_argument(
         "--transformer-config-file", metavar="YAML", help="its configuration, for weights that do not bring their own"
@@ -136,7 +138,7 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file, args.set).to(world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
-    fingerprint = code_cache.tokenizer_hash(tokenizer)
+    fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
         raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
     metadata = {
@@ -243,7 +245,7 @@ def _finish(
         labels.append(record.label)
     originals, decoded = np.stack(originals), np.stack(decoded)  # (B,S,S,3)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255 for images in (originals, decoded))
-    values = round_trip.psnr(*pixels).numpy()
+    values = psnr(*pixels).numpy()
     protocol = (
         f"mean over {len(rows)} entries of view '{views[0].name}' of the PSNR of uint8 RGB at {size} px, peak 255, "
         "decoded in float32"
@@ -258,8 +260,8 @@ def _finish(
         draw_pairs(originals, decoded, captions, title).save(sheet)
     except OSError as error:
         raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
-    counts = round_trip.count_codes(ids, tokenizer.config.quantizer.codebook_size)
-    usage = {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": round_trip.usage_of_counts(counts)[1]}
+    counts = count_codes(ids, tokenizer.config.quantizer.codebook_size)
+    usage = {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": usage_of_counts(counts)[1]}
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
         codebook_usage=usage,

@@ -28,6 +28,16 @@ def open_splits(path: Path) -> dict[str, RecordDataset]:
     return {"": RecordDataset(path)}
 
 
+def open_split(path: Path, split: str) -> RecordDataset:
+    """A split of a prepared folder or, where there is none of this name, what is there: the other one, or one LMDB.
+
+    Raises:
+        DataError: nothing complete is there.
+    """
+    splits = open_splits(path)
+    return splits.get(split) or next(iter(splits.values()))
+
+
 def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordDataset, RecordDataset | None]:
     """The training images and the held-out ones.
 
@@ -47,8 +57,7 @@ def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordD
         raise DataError(f"{path} has no training split (train_lmdb)")
     if held_out is None:
         return train, splits.get("val")
-    splits = open_splits(held_out)
-    return train, splits.get("val") or splits.get("") or splits["train"]
+    return train, open_split(held_out, "val")
 
 
 def verify(path: Path, workers: int | None = None) -> None:

@@ -25,7 +25,7 @@ from vfmtok.data.order import BlockOrder, OrderedBatch, SampleOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import DataError
 
-BAD_FRACTION = 0.01  # of an epoch's samples; more bad ones than this stop the run
+BAD_FRACTION = 0.01  # of an epoch, of a cache, of an evaluation: more bad records than this are an error
 MAX_BAD_IN_A_ROW = 100  # records tried in the place of one
 
 log = logging.getLogger(__name__)

@@ -23,14 +23,10 @@ COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".tbz2": bz
 TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 _MIME = mimetypes.MimeTypes()  # Python's own table, not the machine's
-_NEVER_IMAGES = {".svg", ".yaml", ".yml", ".toml", ".log", ".lock", ".md", ".npy", ".npz", ".mat", ".pkl", ".db"} | {
-    ".ini",
-    ".md5",
-    ".sha256",
-    ".jsonl",
-    ".cls",
-    ".parquet",
-}
+_NEVER_IMAGES = {
+    ".svg", ".yaml", ".yml", ".toml", ".log", ".lock", ".md", ".npy", ".npz", ".mat", ".pkl", ".db", ".ini", ".md5",
+    ".sha256", ".jsonl", ".cls", ".parquet",
+}  # fmt: skip
 
 
 class Found(NamedTuple):

@@ -19,7 +19,7 @@ from vfmtok.data.sources import SAMPLE
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.reconstruction_picture import COLOURS, draw_sampling_points
-from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.evaluation.round_trip import round_trip
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
 from vfmtok.layers.precision import full_float32
@@ -45,7 +45,7 @@ class Studio:
 
     @property
     def device(self) -> torch.device:
-        return self.tokenizer.quantizer.codebook.device
+        return self.tokenizer.device
 
     def class_names(self) -> list[str]:
         count = self.gpt.config.num_classes if self.gpt is not None else 0
@@ -111,7 +111,7 @@ def tokenize(studio: Studio, path: str | Path) -> Tokenized:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     size = studio.tokenizer.config.image_size
     crop = EvaluationCrop(size)(content)  # (3,S,S)
-    found = there_and_back(studio.tokenizer, crop[None].to(studio.device), size)
+    found = round_trip(studio.tokenizer, crop[None].to(studio.device), size)
     pixels = [side[0].cpu().numpy() for side in (found.originals, found.decoded)]  # 2 x (S,S,3)
     return Tokenized(*pixels, found.ids[0].cpu().numpy(), found.psnr().item())
 
@@ -125,7 +125,8 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
     """The ids on their grid. Codes that point the same way have like colours; chosen tokens have frames in the
     colours of their sampling points."""
-    colours = _code_colours(studio.tokenizer.quantizer.codebook)[image.ids]  # (K,3)
+    every_id = torch.arange(studio.tokenizer.config.quantizer.codebook_size, device=studio.device)  # (V,)
+    colours = _code_colours(studio.tokenizer.quantizer.lookup(every_id))[image.ids]  # (K,3)
     side, cell = studio.side, VIEW // studio.side
     picture = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(picture)
@@ -165,9 +166,9 @@ def parse_tokens(studio: Studio, text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
-def _code_colours(codebook: Tensor) -> np.ndarray:
-    """(V,E) -> (V,3) uint8: the three directions in which unit codes differ most, by rank, in pale colours."""
-    codes = torch.nn.functional.normalize(codebook.detach().cpu().double(), dim=-1)  # (V,E)
+def _code_colours(codes: Tensor) -> np.ndarray:
+    """Codes (V,E) -> (V,3) uint8: the three directions in which they differ most, by rank, in pale colours."""
+    codes = torch.nn.functional.normalize(codes.detach().cpu().double(), dim=-1)  # (V,E)
     codes = codes - codes.mean(0)
     _, _, directions = torch.linalg.svd(codes, full_matrices=False)  # (E,E)
     ranks = (codes @ directions[:3].T).argsort(0).argsort(0)  # (V,up to 3)

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
+from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.linear_probe import ProbeRecipe, train_probe
-from vfmtok.evaluation.report import Number, as_lines, as_tree
+from vfmtok.evaluation.results import Number, as_lines, as_tree
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.tokenizer.encoder import Encoder
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.sample import add_model_arguments, draw_ids, open_models
@@ -151,14 +152,14 @@ class Judge:
 
     def of_ids(self, ids: Tensor, labels: Tensor) -> float:
         """The same of the images that ids (N,K) decode to."""
-        device = self.tokenizer.to_latents.weight.device
+        device = self.tokenizer.device
         pixels = [self.tokenizer.decode_to_uint8(part.to(device), self.size).cpu() for part in ids.split(BATCH)]
         return self.of_images(torch.cat(pixels).permute(0, 3, 1, 2), labels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(N,3,S,S) uint8 -> ids (N,K)."""
-        device = self.tokenizer.to_latents.weight.device
+        device = self.tokenizer.device
         found = [self.tokenizer.encode(to_unit_range(part.to(device))).ids.cpu() for part in images.split(BATCH)]
         return torch.cat(found)
 
@@ -167,7 +168,7 @@ class Judge:
         """uint8 (N,3,S,S) -> (N,C): all levels, averaged over cells."""
         found = []
         for part in images.split(BATCH):
-            levels = self.encoder(to_unit_range(part.to(self.tokenizer.to_latents.weight.device)))  # L x (B,N,C)
+            levels = self.encoder(to_unit_range(part.to(self.tokenizer.device)))  # L x (B,N,C)
             found.append(torch.cat([level.float().mean(dim=1) for level in levels], dim=1))
         return torch.cat(found)
 

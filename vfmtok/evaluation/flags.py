@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
-from vfmtok.data.dataset_folder import open_splits
+from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.linear_probe import ProbeRecipe
 from vfmtok.evaluation.reconstruction_numbers import Measures
-from vfmtok.evaluation.samples import DTYPES, Samples
+from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
+from vfmtok.layers.precision import DTYPES
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
 
@@ -261,8 +262,7 @@ def samples_of(args: argparse.Namespace) -> Samples:
 
 def open_records(path: str) -> RecordDataset:
     """The validation split of a prepared folder, or the one LMDB that is named. Raises DataError."""
-    splits = open_splits(Path(path).expanduser())
-    return splits.get("val") or next(iter(splits.values()))
+    return open_split(Path(path).expanduser(), "val")
 
 
 def class_names(reference: str | None) -> list[str] | None:
@@ -277,8 +277,8 @@ def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe |
         if args.probe_optimizer is not None:
             raise ConfigError("--probe-optimizer belongs to --linear-probe")
         return None
-    splits = open_splits(Path(args.linear_probe).expanduser())
-    probe = TokenProbe(splits.get("train") or next(iter(splits.values())), ProbeRecipe(args.probe_optimizer or "lars"))
+    train = open_split(Path(args.linear_probe).expanduser(), "train")
+    probe = TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
     probe.check(records)
     return probe
 

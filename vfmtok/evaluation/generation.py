@@ -19,21 +19,23 @@ import torch
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import model_hash, tokenizer_hash
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
-from vfmtok.evaluation.report import Measured, as_tree, not_finite
+from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT
+from vfmtok.hub.model_hash import model_hash, tokenizer_hash
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
     from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+
+MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
 
 
 def evaluate_generator(
@@ -96,9 +98,6 @@ def check_match(gpt: GPT, tokenizer: VFMTok) -> None:
             f"the GPT makes {gpt.config.num_tokens} tokens of {gpt.config.vocab_size} codes, the tokenizer reads "
             f"{theirs[1]} of {theirs[0]}: they do not belong together"
         )
-
-
-MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
 
 
 def _job(

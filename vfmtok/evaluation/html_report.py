@@ -22,7 +22,7 @@ import yaml
 import vfmtok
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_splits
-from vfmtok.data.round_trip import usage_of_counts
+from vfmtok.data.psnr_and_usage import usage_of_counts
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation import parts
 from vfmtok.training.curves import draw_curves, read_log

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmtok.data.dataset_folder import open_splits
+from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, decode_rgb, open_image
 from vfmtok.errors import DataError, EvaluationError
@@ -59,8 +59,7 @@ def open_images(source: str | Path | np.ndarray | Tensor, size: int | None = Non
     if not path.is_dir():
         raise DataError(f"no images at {path}: expected a .npz file or a folder")
     if is_dataset(path):
-        splits = open_splits(path)
-        return RecordImages(splits.get("val") or next(iter(splits.values())), size)
+        return RecordImages(open_split(path, "val"), size)
     return FolderImages(path, size)
 
 
@@ -186,10 +185,8 @@ class RecordImages:
             raise DataError(f"{records.path}: say the size of the evaluation crop")
         self._records, self._size = records, size
         path = Path(records.path).resolve()  # of a split also the dataset's name
-        self.crop, self.name = (
-            _crop_name(size),
-            "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:]),
-        )
+        self.crop = _crop_name(size)
+        self.name = "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:])
 
     def __len__(self) -> int:
         return len(self._records)

@@ -21,8 +21,8 @@ from vfmtok.evaluation.model_size import (
     GPTSize,
     Part,
     TokenizerSize,
-    measure_gpt,
-    measure_tokenizer,
+    gpt_size,
+    tokenizer_size,
     training_memory,
 )
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig, gpt_config
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     config, notes = read_model_config(args.config, args.set)
-    size = measure_tokenizer(config) if isinstance(config, TokenizerConfig) else measure_gpt(config)
+    size = tokenizer_size(config) if isinstance(config, TokenizerConfig) else gpt_size(config)
     facts = tokenizer_facts(size) if isinstance(size, TokenizerSize) else gpt_facts(size)
     facts = {"model": args.config, **facts, "notes": notes}
     if args.json:

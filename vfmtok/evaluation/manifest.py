@@ -3,13 +3,12 @@
 The numbers of one row of a published table that one run gives share a file.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import vfmtok
-from vfmtok.checks import require, require_positive
+from vfmtok.checks import closest_match, require, require_positive
 from vfmtok.config import load_config
 from vfmtok.errors import ConfigError
 from vfmtok.generator.gpt import GPT_SIZES
@@ -68,8 +67,7 @@ class Manifest:
         require(len(self.expected) > 0, "expected", "must name a number", self.expected)
         for number in self.expected:
             known = NUMBERS[self.task]
-            match = difflib.get_close_matches(number.name, known, n=1, cutoff=0.3)
-            hint = f" (closest match: '{match[0]}')" if match else ""
+            hint = closest_match(number.name, known)
             require(number.name in known, "expected.name", f"must be one of {', '.join(known)}{hint}", number.name)
             require(number.band > 0, f"expected.band of {number.name}", "must be positive", number.band)
         for name in ("gpt", "sampling"):
@@ -96,6 +94,5 @@ def find_manifest(name: str) -> Manifest:
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return load_config(path, kind=Manifest)
-    match = difflib.get_close_matches(name, manifest_names(), n=1, cutoff=0.3)
-    hint = f" (closest match: '{match[0]}')" if match else ""
+    hint = closest_match(name, manifest_names())
     raise ConfigError(f"no manifest '{name}'{hint}: give one of {', '.join(manifest_names())}, or a YAML file")

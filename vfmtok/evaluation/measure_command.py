@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
     from vfmtok import distributed
     from vfmtok.evaluation import compared, parts
-    from vfmtok.evaluation.features import open_encoder
+    from vfmtok.evaluation.encoder_distance import open_encoder
     from vfmtok.evaluation.image_sources import open_images, size_of
-    from vfmtok.evaluation.report import as_lines, as_tree, not_finite
+    from vfmtok.evaluation.results import as_lines, as_tree, not_finite
     from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 
     path = Path(args.samples).expanduser()

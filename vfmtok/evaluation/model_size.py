@@ -69,7 +69,7 @@ class GPTSize:
         return 2 * self.config.n_layer * (1 + self.config.num_tokens) * self.config.dim
 
 
-def measure_tokenizer(config: TokenizerConfig) -> TokenizerSize:
+def tokenizer_size(config: TokenizerConfig) -> TokenizerSize:
     """Raises ConfigError if such a tokenizer can't be built."""
     encoder = dataclasses.replace(config.encoder, weights="none", weights_sha256=None)
     bare = dataclasses.replace(config, encoder=encoder)
@@ -102,7 +102,7 @@ def measure_tokenizer(config: TokenizerConfig) -> TokenizerSize:
     return TokenizerSize(resolved, grids, widths, parts, sum(training.values()), released)
 
 
-def measure_gpt(config: GPTConfig) -> GPTSize:
+def gpt_size(config: GPTConfig) -> GPTSize:
     with torch.device("meta"):
         gpt = GPT(config).eval()
     flops = count_flops(

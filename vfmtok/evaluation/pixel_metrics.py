@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.data.round_trip import psnr
+from vfmtok.data.psnr_and_usage import psnr
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.frechet import as_float64
 

@@ -23,15 +23,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.contact_sheet import draw_pair, draw_pairs
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
-from vfmtok.evaluation.image_files import ImageFile, find_image_files, read_crops
+from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_crops
 from vfmtok.evaluation.parts import replace_file, write_json
 from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
-from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = about, f"for example:\n{examples}"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one ids.npz")
-    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run's folder or a file")
+    parser.add_argument(
+        "--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run, a file, or a repository"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="made if it is not there")
     parser.add_argument("--sheet", action="store_true", help=f"{ON_A_SHEET} images a picture instead of one")
     parser.add_argument("--points", action="store_true", help="draw where the region sampler looks, into FOLDER/points")
@@ -113,7 +115,7 @@ def _reconstruct(
             if good:
                 names = [name for name, _ in good]
                 images = torch.stack([crop for _, crop in good]).to(device)  # (B,3,S,S)
-                found = there_and_back(tokenizer, images, size)
+                found = round_trip(tokenizer, images, size)
                 ids.append(found.ids.cpu())
                 values = found.psnr().tolist()
                 pairs = list(zip(found.originals.cpu().numpy(), found.decoded.cpu().numpy(), strict=True))
@@ -198,9 +200,8 @@ def _tokens(text: str | None) -> tuple[int, ...] | None:
 
 def _check_points(tokenizer: VFMTok, tokens: tuple[int, ...] | None) -> None:
     """Before anything is computed. Raises ConfigError."""
-    device = next(tokenizer.parameters()).device
     side = tokenizer.config.image_size
-    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=device), tokens) is None:
+    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=tokenizer.device), tokens) is None:
         raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
 
 

@@ -20,7 +20,6 @@ import torch
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.data.loader import Batch, ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
@@ -30,8 +29,9 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
 from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
-from vfmtok.evaluation.report import as_tree, not_finite
-from vfmtok.evaluation.there_and_back import there_and_back
+from vfmtok.evaluation.results import as_tree, not_finite
+from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok
 
@@ -151,7 +151,7 @@ def measure_block(
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    ids, *both = there_and_back(tokenizer, found.images.to(device, non_blocking=True), size)
+    ids, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size)
     with full_float32(device.type):
         originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
@@ -187,7 +187,7 @@ def _draw(
     chosen = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     for name, places in chosen.items():
         indices = found.indices[places].tolist()
-        _, originals, decoded = there_and_back(tokenizer, _crops(records, indices, tokenizer, world), size)
+        _, originals, decoded = round_trip(tokenizer, _crops(records, indices, tokenizer, world), size)
         captions = [f"record {index}, {psnr[place]:.2f} dB" for index, place in zip(indices, places, strict=True)]
         groups[name] = (originals.cpu().numpy(), decoded.cpu().numpy(), captions)
     title = f"Original, reconstruction, error: {len(order):,} images by PSNR at {size} px"

@@ -20,7 +20,7 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.codebook_usage import CodebookUsage
 from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
-from vfmtok.evaluation.report import Measured, Number, describe_network, describe_reference
+from vfmtok.evaluation.results import Measured, Number, describe_network, describe_reference
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.tokenizer.tokenizer import VFMTok
 

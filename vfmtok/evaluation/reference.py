@@ -10,7 +10,6 @@ Shapes: D features.
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,9 +23,11 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
+from vfmtok.evaluation import parts
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
+from vfmtok.hub import weight_files
 
 FORMAT = 1
 
@@ -106,8 +107,6 @@ def write_reference(reference: Reference, path: str | Path) -> None:
     """
     if reference.pool is None or reference.spatial is None:
         raise EvaluationError("this reference holds images and no statistics: measure it first")
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     about = {"format": FORMAT, "protocol": reference.protocol, "sha256": reference.sha256}
     arrays = {
         "mu": reference.pool.mean.numpy(),
@@ -116,16 +115,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         "sigma_s": reference.spatial.covariance.numpy(),
         "vfmtok": np.array(json.dumps(about, sort_keys=True)),
     }
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    parts.replace_file(Path(path), lambda file: np.savez(file, **arrays))
 
 
 def read_reference(path: str | Path) -> Reference:
@@ -149,7 +139,7 @@ def read_reference(path: str | Path) -> Reference:
     if not arrays:
         if images is None:
             raise DataError(f"{path} is no reference: it has neither mu, sigma, mu_s, sigma_s nor images in 'arr_0'")
-        return Reference(None, None, {}, _file_digest(path), images, path.name)
+        return Reference(None, None, {}, weight_files.sha256(path), images, path.name)
     wanted = ("mu", "sigma", "mu_s", "sigma_s") if {"mu_s", "sigma_s"} & arrays.keys() else ("mu", "sigma")
     missing = [name for name in wanted if name not in arrays]
     if missing:
@@ -193,12 +183,4 @@ def _digest(pool: Gaussian, spatial: Gaussian | None, protocol: dict) -> str:
     for gaussian in filter(None, (pool, spatial)):
         digest.update(gaussian.mean.numpy().tobytes())
         digest.update(gaussian.covariance.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from vfmtok import distributed
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import flags
 from vfmtok.evaluation.manifest import Manifest, find_manifest, manifest_names
-from vfmtok.evaluation.runs import measure_generator, measure_tokenizer
+from vfmtok.evaluation.root_scripts import measure_generator, measure_tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vfmtok.data.contact_sheet import Section, draw_sheet
@@ -20,7 +19,6 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.generator.token_sampling import Guidance, Sampling
 
-DTYPES = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRID_CLASSES, GRID_IMAGES = 10, 8
 
 

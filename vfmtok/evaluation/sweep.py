@@ -8,7 +8,7 @@ from typing import Any
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.report import as_lines
+from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.samples import Samples
 
 Evaluate = Callable[[Samples, Path], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Models from what is on disk: a run's folder, one of its checkpoints, or a file of weights.
+"""Models from weights: a run's folder, one of its checkpoints, a file, or the name of a published repository.
 
 Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may take a part (``load_matching``).
 """
@@ -166,9 +166,9 @@ def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
     return GPTWeights(weight_files.read(file), config, str(file), facts.get("classes"), facts.get("tokenizer_hash"))
 
 
-def copy_strictly(tokenizer: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+def copy_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy weights under our names, every one of them. Raises WeightsError if names or shapes differ."""
-    own = _own_tensors(tokenizer)
+    own = own_tensors(model)
     check_tensors(tensors, {name: tuple(t.shape) for name, t in own.items()}, f"the configuration ({source})")
     with torch.no_grad():
         for name, tensor in own.items():
@@ -243,7 +243,7 @@ def newest_checkpoint(run: Path) -> Path:
     return max(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def load_matching(tokenizer: nn.Module, weights: TokenizerWeights | GPTWeights) -> list[str]:
+def load_matching(model: nn.Module, weights: TokenizerWeights | GPTWeights) -> list[str]:
     """Copy every tensor that fits by name and shape, for fine-tuning, and tell all the others.
 
     Returns:
@@ -252,10 +252,10 @@ def load_matching(tokenizer: nn.Module, weights: TokenizerWeights | GPTWeights) 
     Raises:
         WeightsError: nothing fits.
     """
-    own = _own_tensors(tokenizer)
+    own = own_tensors(model)
     tensors = weights.tensors
     if not tensors.keys() & own.keys():
-        published = _published_names(tokenizer)
+        published = _published_names(model)
         tensors = {published.get(name, name): tensor for name, tensor in tensors.items()}
     fitting = [name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape]
     if not fitting:
@@ -276,17 +276,18 @@ def load_matching(tokenizer: nn.Module, weights: TokenizerWeights | GPTWeights) 
     return lines
 
 
-def _own_tensors(tokenizer: nn.Module) -> dict[str, Tensor]:
-    frozen = tuple(f"{part}." for part in getattr(tokenizer, "frozen_parts", ()))
-    return {name: tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith(frozen)}
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a model, by our names: all but its ``frozen_parts``. The tensors share its memory."""
+    frozen = tuple(f"{part}." for part in getattr(model, "frozen_parts", ()))
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
 
 
-def _published_names(tokenizer: nn.Module) -> dict[str, str]:
+def _published_names(model: nn.Module) -> dict[str, str]:
     """The published name -> ours, for the tensors that have one."""
     names = {}
-    for name in _own_tensors(tokenizer):
+    for name in own_tensors(model):
         with contextlib.suppress(WeightsError):  # a part that was never published
-            names[rename(name, RELEASED[tokenizer.released_names][0])] = name
+            names[rename(name, RELEASED[model.released_names][0])] = name
     return names
 
 

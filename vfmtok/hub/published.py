@@ -4,9 +4,9 @@ Their hashes are not known where this was written. The Hub states the SHA-256 of
 checked against it; a hash entered here is asked for besides, and pins the file for good.
 """
 
-import difflib
 from dataclasses import dataclass
 
+from vfmtok.checks import closest_match
 from vfmtok.config import EncoderConfig, TokenizerConfig
 from vfmtok.errors import WeightsError
 
@@ -44,7 +44,6 @@ def published_file(repository: str, part: str) -> PublishedFile:
     """Raises WeightsError naming the parts that there are."""
     parts = PUBLISHED[repository]
     if part not in parts:
-        match = difflib.get_close_matches(part, parts, n=1, cutoff=0.3)
-        hint = f" (closest match: '{match[0]}')" if match else ""
+        hint = closest_match(part, parts)
         raise WeightsError(f"{repository} has no part '{part}'{hint}: it has {', '.join(parts)}")
     return parts[part]

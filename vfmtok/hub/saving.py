@@ -45,7 +45,7 @@ def save_pretrained(
     Args:
         metrics: the results.json of vqgan_test.py or test_net.py, their content, or several of either, for the card.
         classes: of a GPT, the names by label.
-        tokenizer_hash: of a GPT, of the tokenizer whose ids it makes (``vfmtok.data.code_cache.tokenizer_hash``).
+        tokenizer_hash: of a GPT, of the tokenizer whose ids it makes (``vfmtok.hub.model_hash.tokenizer_hash``).
         name: the title of the card and what it is opened by (default: the folder's name).
 
     Returns:
@@ -65,8 +65,7 @@ def save_pretrained(
         raise ConfigError(f"{len(classes)} names for the {model.config.num_classes} classes of the GPT")
     results = read_metrics(metrics)
     config = _shareable(model) if kind == "tokenizer" else model.config
-    frozen = tuple(f"{part}." for part in getattr(model, "frozen_parts", ()))
-    tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.startswith(frozen)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pretrained.own_tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,8 +158,9 @@ def _config_text(kind: str, config: Any, facts: dict[str, Any]) -> str:
 
 def _facts(model: nn.Module, kind: str, config: Any, facts: dict[str, Any]) -> dict[str, str]:
     """What the card says."""
-    frozen = tuple(f"{part}." for part in getattr(model, "frozen_parts", ()))
-    count = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(frozen))
+    own = pretrained.own_tensors(model)
+    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in own)
+    frozen = getattr(model, "frozen_parts", ())
     said = {"parameters": f"{count:,}" + (" without the frozen encoder" if frozen else "")}
     tree = config_to_dict(config)
     if kind == "tokenizer":

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DTYPES = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by --mixed-precision and --precision
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """bfloat16 and float16 become float32; float32 and float64 stay as they are."""

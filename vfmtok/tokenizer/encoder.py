@@ -12,7 +12,6 @@ Shapes: B batch, S image side, N cells of a level, C its channels.
 
 import copy
 import dataclasses
-import difflib
 import itertools
 import sys
 import warnings
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from vfmtok.checks import closest_match
 from vfmtok.config import EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import released, weight_files
@@ -281,9 +281,7 @@ class Encoder(nn.Module):
 def _create_backbone(timm_name: str, name: str) -> nn.Module:
     architecture = timm_name.split(".")[0]
     if not timm.is_model(architecture):
-        known = [*ENCODERS, *timm.list_models()]
-        match = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f" (closest match: '{match[0]}')" if match else ""
+        hint = closest_match(name, [*ENCODERS, *timm.list_models()])
         raise ConfigError(f"encoder.name: neither this package nor timm knows '{name}'{hint}")
     backbone = timm.create_model(timm_name, pretrained=False, num_classes=0)
     if not (hasattr(backbone, "forward_intermediates") and hasattr(backbone, "prune_intermediate_layers")):

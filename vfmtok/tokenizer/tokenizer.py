@@ -89,6 +89,11 @@ class VFMTok(nn.Module):
         """The resolved configuration: with what the encoder filled in, its weights' hash included."""
         return dataclasses.replace(self._config, encoder=self.encoder.config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.to_latents.weight.device
+
     def encode(self, images: Tensor) -> Encoding:
         """images (B,3,H,W) float in [-1,1], any size: the encoder resizes to its own square -> Encoding."""
         _check_images(images)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.data.round_trip import usage_of_counts
+from vfmtok.data.psnr_and_usage import usage_of_counts
 from vfmtok.tokenizer.finite_scalar import FiniteScalarQuantizer
 from vfmtok.tokenizer.quantizer import CosineQuantizer
 from vfmtok.training.recipe import CodebookConfig

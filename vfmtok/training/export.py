@@ -1,4 +1,4 @@
-"""`vfmtok export RUN OUT.pt`: the tokenizer or generator of a run under the released names, as one torch file.
+"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names, as a torch file; or a folder.
 
 ``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
 average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
@@ -26,7 +26,7 @@ from vfmtok.training import checkpoint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[1].replace("``", "")
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
-    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt or gpt.pt")
+    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt; of pretrained a folder")
     parser.add_argument("--kind", choices=("inference", "full", "pretrained"), default="inference")
     parser.add_argument("--metrics", action="append", metavar="JSON", help="results.json for the card of a pretrained")
 

@@ -19,7 +19,7 @@ class TokenDataConfig:
     val_code_path: str | None = None  # held-out; None: beside it, with "val" for "train" in its name, if any
     path: str | None = None  # instead of a cache: a folder made by `vfmtok prepare`, or one LMDB
     val_path: str | None = None  # held-out images; with ``path`` None takes the folder's own val_lmdb
-    vq_ckpt: str | None = None  # the tokenizer: a run's folder, a checkpoint or released weights
+    vq_ckpt: str | None = None  # the tokenizer: a run's folder, a checkpoint, released weights or their repository
     vq_config: str | None = None  # its configuration, for weights that do not bring their own
     crop: Literal["random", "center"] = "center"  # of images; center with flip is what a cache has by default
     flip: bool = True

@@ -12,6 +12,7 @@ from vfmtok.errors import DataError
 from vfmtok.generator.causal_attention import attention_path
 from vfmtok.generator.gpt import GPT
 from vfmtok.hub import pretrained
+from vfmtok.layers.precision import DTYPES
 from vfmtok.training import passes, run_folder, sharding
 from vfmtok.training.checkpoint import CheckpointFolder, seed_step
 from vfmtok.training.ema import EMA, learned_tensors
@@ -101,8 +102,7 @@ class GPTRun:
 
     def _choose_attention(self) -> str:
         """The faster kernel, as the first process measures it: all must round alike."""
-        config, precision = self.recipe.gpt, self.recipe.run.precision
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
+        config, dtype = self.recipe.gpt, DTYPES[self.recipe.run.precision]
         shape = (self.plan.micro_batch, config.num_tokens, config.n_head, config.head_dim)
         path = distributed.gather(attention_path(self.world.device, dtype, *shape))[0]
         self.gpt.use_attention(path)

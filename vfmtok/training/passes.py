@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vfmtok import distributed
+from vfmtok.layers.precision import DTYPES
 
 
 def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
@@ -34,5 +35,4 @@ def synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
     """``precision`` as ``RunConfig`` names it."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
-    return torch.autocast(device.type, dtype, enabled=precision != "none")
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "none")

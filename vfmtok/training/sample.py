@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import tokenizer_hash
 from vfmtok.errors import ConfigError
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig
 from vfmtok.generator.token_sampling import Guidance, Sampling
 from vfmtok.hub import pretrained
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.training import passes
 
 CELL = 128  # least side of an image in the picture; smaller ones are enlarged unsmoothed

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.data.code_cache import CodeCache, check_tokenizer, tokenizer_hash
-from vfmtok.data.dataset_folder import open_for_training, open_splits
+from vfmtok.data.code_cache import CodeCache, check_tokenizer
+from vfmtok.data.dataset_folder import open_for_training, open_split
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generator.gpt import GPTConfig
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.training import passes
 from vfmtok.training.gpt_recipe import GPTRecipe, TokenDataConfig
@@ -90,8 +91,7 @@ def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
         check_tokenizer(held_cache, made_by)
         _check_classes(held_cache.classes, classes, held_cache.path)
     elif cache is not None and val_path is not None:
-        splits = open_splits(val_path)
-        held_records = splits.get("val") or next(iter(splits.values()))
+        held_records = open_split(val_path, "val")
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
     found = TokenData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
@@ -225,7 +225,7 @@ def training_tokens(
 @torch.no_grad()
 def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: str) -> Tensor:
     """uint8 (B,3,S,S) -> ids (B,K) int64 on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
-    device = tokenizer.to_latents.weight.device
+    device = tokenizer.device
     precision = "none" if device.type == "cpu" else precision
     ids = [torch.empty(0, tokenizer.config.sampler.num_tokens, dtype=torch.int64, device=device)]
     for part in images.split(micro_batch):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from vfmtok.config import QuantizerConfig, TokenizerConfig
-from vfmtok.data.code_cache import model_hash, tokenizer_hash
+from vfmtok.hub.model_hash import model_hash, tokenizer_hash
 
 
 def test_tensors_and_settings_make_the_hash(tiny_tokenizer):

@@ -5,7 +5,7 @@ import torch
 
 from vfmtok.config import EncoderConfig
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.features import EncoderStatistics, encoder_features
+from vfmtok.evaluation.encoder_distance import EncoderStatistics, encoder_features
 from vfmtok.evaluation.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from vfmtok.tokenizer.encoder import Encoder
 

@@ -12,7 +12,7 @@ from vfmtok.data.records import Record, RecordDataset
 from vfmtok.evaluation import flags
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
-from vfmtok.evaluation.report import as_lines
+from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.sweep import parse_scales, run_sweep
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vfmtok.data import source_files
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError
+from vfmtok.evaluation.image_sources import is_dataset
 
 
 class ImageFile(NamedTuple):
@@ -29,7 +30,7 @@ def find_image_files(paths: Sequence[str | Path]) -> list[ImageFile]:
     found: dict[str, ImageFile] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            if (path / "data.mdb").is_file() or any((path / f"{split}_lmdb").is_dir() for split in ("train", "val")):
+            if is_dataset(path):
                 raise DataError(
                     f"{path} is a prepared dataset, not a folder of images: `vfmtok prepare --export` first"
                 )

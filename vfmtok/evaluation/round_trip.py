@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vfmtok.data.round_trip import psnr
+from vfmtok.data.psnr_and_usage import psnr
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
@@ -26,7 +26,7 @@ class RoundTrip(NamedTuple):
 
 
 @torch.no_grad()
-def there_and_back(tokenizer: VFMTok, crops: Tensor, size: int) -> RoundTrip:
+def round_trip(tokenizer: VFMTok, crops: Tensor, size: int) -> RoundTrip:
     """crops (B,3,S,S) uint8 on the tokenizer's device -> both sides brought to ``size`` alike, in full float32."""
     images = to_unit_range(crops)  # (B,3,S,S)
     with full_float32(images.device.type):

@@ -1,0 +1,91 @@
+"""Data that a generator can't learn from: told in one line, before the first step where that is possible."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from small_caches import recipe_file, small_recipe, write_cache
+from training_runs import start
+
+from vfmtok import distributed
+from vfmtok.errors import ConfigError, DataError, SharedError
+from vfmtok.training.gpt_run import GPTRun
+from vfmtok.training.train_gpt import train_gpt
+
+ALONE = distributed.World(0, 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"gpt": {"vocab_size": 33}}, "--vocab-size.* is 33, the token cache .* has 32 codes"),
+        ({"gpt": {"num_tokens": 25}}, "--latent-size 5.*has 16 per image"),
+        ({"gpt": {"num_classes": 4}}, "--num-classes.* is 4, the data have 3 classes"),
+        ({"data": {"val_code_path": "other"}}, "made by another tokenizer"),
+        ({"data": {"code_path": "nowhere"}}, "no token cache at nowhere"),
+        ({"run": {"global_batch": 9, "accumulation": 2}}, "not divisible"),
+    ],
+)
+def test_what_does_not_fit_is_refused(caches, sections, message, monkeypatch):
+    monkeypatch.chdir(caches)
+    write_cache(caches / "other", made_by="cd" * 32)
+    with pytest.raises((ConfigError, DataError), match=message):
+        GPTRun(small_recipe(caches, **sections), ALONE)
+
+
+def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_factory):
+    train_gpt(small_recipe(caches), ALONE)
+    other = tmp_path_factory.mktemp("other")
+    write_cache(other / "train", made_by="cd" * 32)
+    with pytest.raises(DataError, match="trained on the tokens of another tokenizer"):
+        GPTRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
+
+
+def damage(cache: Path, name: str, value: int) -> None:
+    array = np.load(cache / name, mmap_mode="r+")
+    array[-1] = value
+    array.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("ids.npy", 32, "val is damaged: it holds the id 32, and there are 32 codes"), ("labels.npy", 3, "labels 0 to 3")],
+)
+def test_damaged_held_out_ids_are_found_before_the_first_step(caches, name, value, message):
+    damage(caches / "val", name, value)
+    with pytest.raises(DataError, match=message):
+        GPTRun(small_recipe(caches), ALONE)
+
+
+def test_a_damaged_training_cache_is_one_line(caches):
+    """The counted rows leave out the last of 40 here: it is met on the way."""
+    run = GPTRun(small_recipe(caches), ALONE)
+    damage(caches / "train", "ids.npy", 32)
+    tokens = run.tokens()
+    with pytest.raises(DataError, match="train is damaged: it holds the id 32"):
+        for _ in range(5):
+            next(tokens)
+
+
+def _refused(folder: Path, rank: int) -> torch.Tensor:
+    recipe = small_recipe(folder, data={"code_path": str(folder / ("train" if rank == 0 else "elsewhere"))})
+    with pytest.raises(SharedError) as caught:
+        GPTRun(recipe, distributed.World(rank, 2, torch.device("cpu")))
+    return torch.tensor(list(str(caught.value).encode()))
+
+
+def test_what_one_process_finds_wrong_all_say(caches):
+    """A node without the cache, say."""
+    told = [bytes(text.tolist()).decode() for text in ranks.run(partial(_refused, caches), caches)]
+    assert told[0] == told[1] and "no token cache at" in told[0]
+
+
+def test_two_processes_tell_one_line(caches):
+    file = recipe_file(caches, "run", data={"code_path": "nowhere"})
+    process = start(file, processes=2, script="train_c2i.py")
+    _, err = process.communicate(timeout=120)
+    told = [line for line in err.splitlines() if line.startswith("train_c2i.py: error")]
+    assert process.returncode != 0 and len(told) == 1 and "no token cache at nowhere" in told[0]
