@@ -45,7 +45,7 @@ class Studio:
 
     @property
     def device(self) -> torch.device:
-        return self.tokenizer.quantizer.codebook.device
+        return self.tokenizer.to_latents.weight.device
 
     def class_names(self) -> list[str]:
         count = self.gpt.config.num_classes if self.gpt is not None else 0
@@ -108,7 +108,7 @@ def tokenize(studio: Studio, path: str | Path) -> Tokenized:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {Path(path).name}: {error.strerror}") from None  # the page tells no path
     size = studio.tokenizer.config.image_size
     crop = EvaluationCrop(size)(content)  # (3,S,S)
     found = there_and_back(studio.tokenizer, crop[None].to(studio.device), size)
@@ -125,7 +125,8 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
     """The ids on their grid. Codes that point the same way have like colours; chosen tokens have frames in the
     colours of their sampling points."""
-    colours = _code_colours(studio.tokenizer.quantizer.codebook)[image.ids]  # (K,3)
+    codes = torch.arange(studio.tokenizer.config.quantizer.codebook_size, device=studio.device)
+    colours = _code_colours(studio.tokenizer.quantizer.lookup(codes))[image.ids]  # (K,3)
     side, cell = studio.side, VIEW // studio.side
     picture = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(picture)
@@ -166,8 +167,8 @@ def parse_tokens(studio: Studio, text: str) -> list[int]:
 
 
 def _code_colours(codebook: Tensor) -> np.ndarray:
-    """(V,E) -> (V,3) uint8: the three directions in which unit codes differ most, by rank, in pale colours."""
-    codes = torch.nn.functional.normalize(codebook.detach().cpu().double(), dim=-1)  # (V,E)
+    """(V,E) -> (V,3) uint8: the three directions in which codes differ most, by rank, in pale colours."""
+    codes = codebook.detach().cpu().double()  # (V,E)
     codes = codes - codes.mean(0)
     _, _, directions = torch.linalg.svd(codes, full_matrices=False)  # (E,E)
     ranks = (codes @ directions[:3].T).argsort(0).argsort(0)  # (V,up to 3)
