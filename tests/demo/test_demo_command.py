@@ -25,6 +25,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     ("arguments", "words"),
     [
         (["--gpt-model", "GPT-B"], "--gpt-model belongs to --gpt"),
+        (["--num-classes", "3"], "--num-classes belongs to --gpt"),
         (["--port", "0"], "--port must be in [1,65535]"),
         (["--vq-ckpt", "nowhere"], "nowhere"),
     ],
@@ -59,3 +60,15 @@ def test_the_page_has_what_the_models_can_do(tmp_path, attention):
         assert tabs == ["Class to images"] * (gpt is not None) + ["Image to tokens", "Mix two images"]
         hidden = [props for props in parts if props.get("visible") is False]
         assert bool(hidden) == (attention == "windowed")  # which has no sampling points
+
+
+def test_visitors_wait_for_each_other(tmp_path):
+    """Whoever draws points listens to the sampler, through which another's image must not pass meanwhile."""
+    pytest.importorskip("gradio")
+    from vfmtok.demo import page
+    from vfmtok.demo.studio import Studio, write_examples
+
+    built = page.build(Studio(tiny_models.tokenizer(), tiny_models.gpt(), None), write_examples(tmp_path))
+    ours = [function for function in built.fns.values() if function.fn.__module__ == "vfmtok.demo.page"]
+    assert len(ours) == 7
+    assert {(function.concurrency_id, function.concurrency_limit) for function in ours} == {("models", 1)}

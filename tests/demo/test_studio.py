@@ -150,3 +150,19 @@ def test_small_images_are_enlarged_by_whole_factors():
         large = np.array(room.enlarged(pixels))
         factor = shown // side
         assert large.shape == (shown, shown, 3) and (large == pixels.repeat(factor, 0).repeat(factor, 1)).all()
+
+
+def test_finite_scalar_quantization_has_its_page_too(tmp_path):
+    settings = ("kind=fsq", "levels=[4,4,2,2]", "codebook_size=64", "code_dim=4")
+    studio = Studio(tiny_models.tokenizer(*(f"quantizer.{setting}" for setting in settings)), tiny_models.gpt(), None)
+    write_tree(tmp_path, {"a.png": encoded(0), "b.png": encoded(1)})
+    pair = [room.tokenize(studio, tmp_path / name) for name in ("a.png", "b.png")]
+    assert room.draw_ids(studio, pair[0], [3]).size == (512, 512)
+    assert room.mix(studio, *pair, room.pattern("centre", 4, 0.5)).shape == (32, 32, 3)
+    assert len(room.sample(studio, 1, 2)[0]) == 2
+
+
+def test_the_page_is_told_no_path(studio, tmp_path):
+    with pytest.raises(DataError, match=r"^cannot read gone.png: No such file") as error:
+        room.tokenize(studio, tmp_path / "gone.png")
+    assert str(tmp_path) not in str(error.value)

@@ -89,3 +89,25 @@ def test_what_is_no_model_is_one_line(capsys, tmp_path, monkeypatch, arguments, 
     assert main(["info", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_saved_models_and_the_published_one(capsys, tmp_path, root, tiny_config):
+    import tiny_models
+
+    import vfmtok
+
+    with pytest.warns(UserWarning, match="the frozen encoder is not saved"):
+        vfmtok.save_pretrained(tiny_models.tokenizer(), tmp_path / "tokenizer")
+    vfmtok.save_pretrained(tiny_models.gpt(), tmp_path / "gpt", classes=["a", "b", "c"], tokenizer_hash="f" * 64)
+    assert _facts(capsys, tmp_path / "tokenizer")["parts"] == _facts(capsys, root / "configs/tiny.yaml")["parts"]
+    found = _facts(capsys, tmp_path / "gpt")
+    assert found["kind"] == "gpt" and found["config"]["num_classes"] == 3 and not found["notes"]
+    published = _facts(capsys, "yexiguafu/VFMTok")
+    assert published["values_in_released_file"] == 73_352_367 and "GPT-B, GPT-L" in published["notes"][0]
+
+
+def test_finite_scalar_quantization_has_no_codebook_to_count(capsys, root):
+    settings = ("kind=fsq", "levels=[4,4,2,2]", "codebook_size=64", "code_dim=4")
+    found = _facts(capsys, root / "configs/tiny.yaml", *(f"--set=quantizer.{setting}" for setting in settings))
+    (quantizer,) = (part for part in found["parts"] if part["name"] == "quantizer")
+    assert quantizer["parameters"] == 4 * (found["config"]["dim"] + 1) and found["bits_per_image"] == 16 * 6

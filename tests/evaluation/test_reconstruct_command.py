@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import tiny_models
 import torch
 from image_makers import encoded, write_tree
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vfmtok.cli import main
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
@@ -165,3 +167,54 @@ def test_what_cannot_be_done_is_one_line(tmp_path, checkpoint, capsys):
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
+
+
+def test_pictures_do_not_replace_images(tmp_path, checkpoint, capsys):
+    images = {f"{name}.png": encoded(0, (32, 32), "PNG") for name in ("pictures/a", "points/a", "decoded/a", "sheet-1")}
+    folder = write_tree(tmp_path / "photos", images)
+    for image in (*images, "pictures"):
+        assert main(["reconstruct", str(folder / image), "--vq-ckpt", str(checkpoint), "--out", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert "which would replace it" in error and error.count("\n") == 1
+    assert all((folder / name).read_bytes() == content for name, content in images.items())
+
+
+def test_an_image_that_comes_back_exactly(tmp_path, checkpoint, capsys):
+    """Its PSNR is infinite, which JSON does not have: a white page and a decoder that makes all white."""
+    shutil.copytree(checkpoint, tmp_path / "white")
+    tensors = load_file(tmp_path / "white/model.safetensors")
+    tensors["pixel_decoder.conv_out.weight"].zero_()
+    tensors["pixel_decoder.conv_out.bias"].fill_(9)
+    save_file(tensors, tmp_path / "white/model.safetensors")
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "page.png")
+    report = _reconstruct(tmp_path / "white", tmp_path / "one", tmp_path / "page.png")
+    assert report["images"] == [{"name": "page.png", "psnr": None}] and report["psnr"] is None
+    assert "mean none" in capsys.readouterr().out
+    write_tree(tmp_path, {"other.png": encoded(3)})
+    report = _reconstruct(tmp_path / "white", tmp_path / "two", tmp_path / "page.png", tmp_path / "other.png")
+    assert report["psnr"] == report["images"][1]["psnr"] > 0 and "1 that came back exactly" in report["protocol"]
+    assert list(_ids(tmp_path / "two")) == ["page.png", "other.png"]
+
+
+def test_damaged_ids_are_one_line(tmp_path, checkpoint, capsys):
+    _reconstruct(checkpoint, tmp_path / "out", write_tree(tmp_path, {"a.png": encoded(0)}) / "a.png")
+    content = (tmp_path / "out/ids.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "changed.npz").write_bytes(content[:60] + bytes(20) + content[80:])
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with np.load(tmp_path / "out/ids.npz") as archive:
+        arrays = dict(archive)
+    ids = arrays["ids"]
+    changes = {"range": {"ids": ids + 64}, "short": {"ids": ids[:, :4]}, "numbers": {"names": np.array([5])}}
+    changes |= {"flat": {"ids": ids[0]}, "scalar": {"names": np.array("a")}}
+    changes["twice"] = {"ids": ids.repeat(2, 0), "names": np.array(["a.png", "a.png"])}
+    for name, change in changes.items():
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, **change})
+    capsys.readouterr()
+    for name in ("cut", "changed", "array", *changes):
+        arguments = [str(tmp_path / f"{name}.npz"), "--vq-ckpt", str(checkpoint), "--out", str(tmp_path / "made")]
+        assert main(["reconstruct", *arguments]) == 2, name
+        error = capsys.readouterr().err
+        assert ("is no ids.npz" in error or "is damaged" in error) and error.count("\n") == 1
+    assert not list(tmp_path.glob("made/*"))

@@ -103,7 +103,16 @@ def test_the_verdict():
     for value in (2.11 + 0.11, 2.11 - 0.11, float("nan")):  # better than published is not reproduced either
         lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": value}))
         assert lines[-1] == "  FAILED" and failed.startswith("gFID is ")
-    lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": 9.0}, count=1000))
+    for number in manifest.expected:  # the edges belong to the band, whatever their binary digits
+        for value in (number.value - number.band, number.value + number.band):
+            for written in (value, round(value, 3)):
+                assert verdict(manifest, results_of({**values, f"{number.name} (no CFG)": written}))[1] is None
+    lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": None}))  # what results.json has of nan
+    assert lines[-1] == "  FAILED" and failed.startswith("gFID is nan")
+    few = results_of({**values, "gFID (no CFG)": None}, count=10)
+    assert verdict(manifest, few, trial=True)[1] is None
+    assert verdict(manifest, few)[1] == "10 images instead of the published 50,000"  # a dataset that is not whole
+    lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": 9.0}, count=1000), trial=True)
     assert failed is None and "nothing is passed or failed: 1,000 images instead of the published 50,000" in lines[-1]
     del values["Rc (no CFG)"]
     assert verdict(manifest, results_of(values))[1] == "Rc was not measured"

@@ -28,6 +28,7 @@ class Hub:
     resets: bool = False  # it ends with a reset instead of a close
     cuts: int = 0  # how many GETs are still cut; 0: none
     corrupt: bool = False  # content is not what its hash says
+    etag: str | None = None  # of small files, instead of git's SHA-1
     stores: dict[str, bytes] = field(default_factory=dict)  # uploaded content by SHA-256
     port: int = 0
 
@@ -89,7 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
             digest = hashlib.sha256(content).hexdigest()
             head |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
             return self._send(302, b"", {**head, "Location": f"{self.state.cdn}/cdn/{digest}"})
-        head["ETag"] = f'"{hashlib.sha1(b"blob %d" % len(content) + bytes(1) + content).hexdigest()}"'
+        own = hashlib.sha1(b"blob %d" % len(content) + bytes(1) + content).hexdigest()
+        head["ETag"] = f'"{self.state.etag or own}"'
         if body:
             return self._content(content, head)
         return self._send(200, b"", {**head, "Content-Length": str(len(content))})

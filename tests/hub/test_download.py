@@ -175,3 +175,58 @@ def test_a_server_that_is_not_the_hub(hub, monkeypatch):
     hub.repositories["me/it"]["config.yaml"] = b"x"
     with pytest.raises(WeightsError, match="does not answer as the Hub does"):
         download.fetch("me/it", "config.yaml")
+
+
+def test_content_that_huggingface_hub_keeps_for_all_repositories(one_file, tmp_path):
+    """Its own downloads leave a link to a link: blobs/SHA-256 -> a common store, under hashes of another kind."""
+    path = download.fetch("me/it", "folder/w.safetensors")
+    blob, stored = path.resolve(), tmp_path / "cache/blobs/ab" / ("ab" * 32)
+    stored.parent.mkdir(parents=True)
+    blob.rename(stored)
+    blob.symlink_to(stored)
+    for offline in (None, True):
+        with download.hub_access(offline=offline):
+            assert download.fetch("me/it", "folder/w.safetensors") == path
+    assert download.sha256_stated(path) == DIGEST and len(one_file.gets) == 1
+    stored.write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(WeightsError, match=f"{DIGEST} the Hub states: delete"):
+        download.fetch("me/it", "folder/w.safetensors")
+
+
+@pytest.mark.parametrize("etag", ["../../../outside", "/outside", ".."])
+def test_a_server_does_not_name_files_elsewhere(one_file, etag, tmp_path):
+    one_file.etag = etag
+    with pytest.raises(WeightsError, match="does not answer as the Hub does"):
+        download.fetch("me/it", "config.yaml")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_without_a_hash_the_size_tells_a_cut_file(one_file, tmp_path):
+    one_file.etag = "no-hash"
+    (tmp_path / "config.yaml").write_bytes(b"a:")
+    with download.hub_access(to=tmp_path):
+        assert download.fetch("me/it", "config.yaml").read_bytes() == b"a: 1\n"
+
+
+def test_a_whole_download_that_was_killed_before_its_end_is_not_asked_for_again(one_file, tmp_path):
+    folder = tmp_path / "cache/models--me--it/blobs"
+    folder.mkdir(parents=True)
+    (folder / f"{DIGEST}.{DIGEST[:16]}.part").write_bytes(CONTENT)
+    assert download.fetch("me/it", "folder/w.safetensors").read_bytes() == CONTENT and not one_file.gets
+
+
+def test_the_variable_may_begin_at_home(one_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", "~/models")
+    assert (tmp_path / "home/models") in download.fetch("me/it", "config.yaml").parents
+    assert not (tmp_path / "~").exists()
+
+
+def test_what_was_just_checked_is_not_read_again(one_file, monkeypatch):
+    read, digest = [], download._digest
+    monkeypatch.setattr(download, "_digest", lambda path, kind: read.append(path) or digest(path, kind))
+    download.fetch("me/it", "folder/w.safetensors")
+    assert len(read) == 1
+    download.fetch("me/it", "folder/w.safetensors")  # from the cache, checked
+    assert len(read) == 2

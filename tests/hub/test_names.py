@@ -1,5 +1,6 @@
 """From a name to a model: the published repository, our own, folders and files; what is wrong is said in one line."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 from saved_models import assert_same, torch_file
 
 import vfmtok
+from vfmtok.config import config_to_dict
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import pretrained
+from vfmtok.hub import download, pretrained
 from vfmtok.hub.published import PUBLISHED, VFMTOK, PublishedFile
 
 GPT_SHAPE = ("n_layer=3", "n_head=4", "dim=64", "num_tokens=16")
@@ -138,6 +142,55 @@ def test_a_generator_s_file_must_be_named(gpt, tmp_path):
         vfmtok.from_pretrained(tmp_path / "gpt.pt", "GPT-L", overrides=["num_tokens=16"])
     assert_same(vfmtok.from_pretrained(tmp_path / "gpt.pt", "gpt", config=gpt.config), gpt)
 
+
+def test_the_hash_is_of_what_is_loaded(gpt, tmp_path):
+    folder = vfmtok.save_pretrained(gpt, tmp_path / "saved")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert_same(vfmtok.from_pretrained(folder, "gpt", sha256=digest), gpt)
+    average = {name: tensor + 1 for name, tensor in gpt.state_dict().items()}
+    save_file(average, folder / "ema.safetensors")  # is taken before the other
+    (folder / "config.yaml").write_text(yaml.safe_dump({"gpt": config_to_dict(gpt.config)}))
+    with pytest.raises(WeightsError, match=r"ema.safetensors does not have the SHA-256"):
+        vfmtok.from_pretrained(folder, "gpt", sha256=digest)
+    run = tmp_path / "run/checkpoints/step_0000001"
+    run.parent.mkdir(parents=True)
+    folder.rename(run)
+    digest = hashlib.sha256((run / "ema.safetensors").read_bytes()).hexdigest()
+    taken = vfmtok.from_pretrained(tmp_path / "run", "gpt", sha256=digest)
+    assert torch.equal(taken.output.weight, average["output.weight"])
+
+
+def test_a_size_is_not_taken_for_another(gpt, tmp_path, hub):
+    folder = vfmtok.save_pretrained(gpt, tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"the GPT of .* has n_layer 3, not 24"):
+        vfmtok.from_pretrained(folder, "GPT-L")
+    for name in (folder, "me/it"):
+        with pytest.raises(ConfigError, match="no GPT is called 'tokeniser'"):
+            vfmtok.from_pretrained(name, "tokeniser")
+
+
+def test_a_damaged_part_is_not_passed_over_for_the_one_at_the_top(hub, gpt, tmp_path):
+    other = {name: vfmtok.save_pretrained(gpt, tmp_path / name) for name in ("top", "gpt")}
+    hub.repositories["me/it"] = {
+        prefix + file: (folder / file).read_bytes()
+        for prefix, folder in (("", other["top"]), ("gpt/", other["gpt"]))
+        for file in ("config.yaml", "model.safetensors")
+    }
+    hub.repositories["me/it"]["gpt/config.yaml"] += b"\n"  # another hash than the one at the top
+    for file in ("config.yaml", "model.safetensors"):
+        download.fetch("me/it", file)
+    hub.corrupt = True
+    with pytest.raises(WeightsError, match=r"me/it/gpt/config.yaml: .* what was received is thrown away"):
+        vfmtok.from_pretrained("me/it", "gpt")
+    hub.corrupt = False
+    del hub.repositories["me/it"]["gpt/config.yaml"]
+    assert_same(vfmtok.from_pretrained("me/it", "gpt"), gpt)
+    assert_same(vfmtok.from_pretrained("me/it", "gpt", local_files_only=True), gpt)
+    with pytest.raises(WeightsError, match=r"me/new/gpt/config.yaml is not in the cache"):
+        vfmtok.from_pretrained("me/new", "gpt", local_files_only=True)
+
+
+# --------------------------------------------------------------------------------------
 
 # --------------------------------------------------------------------------------------
 # The frozen encoder

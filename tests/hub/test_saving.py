@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from saved_models import assert_same
+from tiny_gpt import random_gpt
 
 import vfmtok
 from vfmtok.errors import ConfigError, WeightsError
@@ -64,6 +65,41 @@ def test_the_card_has_the_numbers_with_their_protocols(tokenizer, tmp_path):
     count = sum(p.numel() for n, p in tokenizer.named_parameters() if not n.startswith("encoder."))
     assert f"| parameters | {count:,} without the frozen encoder |" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "vfmtok"
+
+
+def test_a_number_that_is_none_and_one_that_is_no_number(gpt, tmp_path):
+    numbers = {"gFID": {"value": None, "protocol": "50,000 samples", "digits": 3}}
+    folder = vfmtok.save_pretrained(gpt, tmp_path / "saved", metrics={"numbers": numbers})
+    assert "| gFID | none | 50,000 samples |" in (folder / "README.md").read_text()
+    for entry in ({"value": "2.1", "protocol": "p"}, {"value": 2.1, "protocol": "  "}):
+        with pytest.raises(ConfigError, match="'gFID' "):
+            vfmtok.save_pretrained(gpt, tmp_path / "other", metrics={"numbers": {"gFID": entry}})
+
+
+def test_other_quantizers_and_other_attention_come_back_exactly(tiny_tokenizer, encoder_file, tmp_path):
+    fsq = ("kind=fsq", "levels=[4,4,2,2]", "codebook_size=64", "code_dim=4")
+    encoder = f"encoder.weights={encoder_file}"
+    before = tiny_tokenizer(encoder, *(f"quantizer.{setting}" for setting in fsq)).eval()
+    after = vfmtok.from_pretrained(vfmtok.save_pretrained(before, tmp_path / "fsq"), overrides=[encoder])
+    assert_same(before, after)
+    assert after.config.quantizer == before.config.quantizer and after.config.quantizer.levels == (4, 4, 2, 2)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(before(images).reconstruction, after(images).reconstruction)
+    normed = random_gpt(vocab_size=64, num_classes=3, qk_norm=True)
+    after = vfmtok.from_pretrained(vfmtok.save_pretrained(normed, tmp_path / "qk"), "gpt")
+    assert_same(normed, after)
+    assert after.config == normed.config and after.config.qk_norm
+
+
+def test_a_damaged_configuration_is_one_line(gpt, tmp_path):
+    folder = vfmtok.save_pretrained(gpt, tmp_path / "saved")
+    for content in (b"gpt: [\n - a\n", b"\xff\xfe\x00gpt"):
+        (folder / "config.yaml").write_bytes(content)
+        for read in (lambda: vfmtok.from_pretrained(folder, "gpt"), lambda: pretrained.read_weights(folder)):
+            with pytest.raises(ConfigError, match=r"cannot read .*config.yaml") as error:
+                read()
+            assert "\n" not in str(error.value)
 
 
 def test_what_cannot_be_saved(tokenizer, gpt, tmp_path):

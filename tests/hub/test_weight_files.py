@@ -1,14 +1,18 @@
 """Weight files: nothing runs, damage is named, the Hub is reached through its real client."""
 
+import argparse
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -42,6 +46,40 @@ def test_code_in_a_file_does_not_run(tmp_path):
         with pytest.raises(WeightsError, match="cannot read weights from"):
             weight_files.read(path)
         assert not target.exists()
+
+
+def test_code_hidden_deeper_does_not_run(tmp_path):
+    target = tmp_path / "ran"
+    weight = torch.zeros(2)
+    hidden = {
+        "beside": {"ema": {"w": weight}, "model": {"w": weight, "x": [Payload(target)]}},
+        "array": {"ema": {"w": weight}, "best": np.array([Payload(target)], object)},
+        "namespace": {"model": {"w": weight}, "args": argparse.Namespace(path=Payload(target))},
+    }
+    for name, content in hidden.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        with pytest.raises(WeightsError, match="which may run code; a weight file holds tensors") as error:
+            weight_files.read(tmp_path / f"{name}.pt")
+        assert "\n" not in str(error.value)
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:  # PyTorch's form until 2017
+        member = tarfile.TarInfo("pickle")
+        content = pickle.dumps(Payload(target))
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(WeightsError, match="it is a tar archive"):
+        weight_files.read(tmp_path / "old.pt")
+    assert not target.exists()
+
+
+def test_an_average_that_is_empty_or_holds_itself(tmp_path):
+    state_dict = {"w": torch.ones(2)}
+    torch.save({"ema": {}, "model": state_dict}, tmp_path / "empty.pt")
+    assert weight_files.read_named(tmp_path / "empty.pt")[1] == "model"
+    endless = {"w": torch.ones(2)}
+    endless["ema"] = endless
+    torch.save(endless, tmp_path / "endless.pt")
+    with pytest.raises(WeightsError, match="does not hold a state dict"):
+        weight_files.read(tmp_path / "endless.pt")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])

@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C. Raises VFMTokError."""
-    if args.gpt is None and args.gpt_model is not None:
-        raise ConfigError("--gpt-model belongs to --gpt")
+    for flag, value in (("--gpt-model", args.gpt_model), ("--num-classes", args.num_classes)):
+        if args.gpt is None and value is not None:
+            raise ConfigError(f"{flag} belongs to --gpt")
     if not 0 < args.port < 2**16:
         raise ConfigError(f"--port must be in [1,65535], got {args.port}")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nobody is told

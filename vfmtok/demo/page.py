@@ -17,6 +17,9 @@ CSS = """
 .whole img {width: 100%; height: 100%; object-fit: contain}
 .clickable img {cursor: crosshair}
 """
+# All visitors share the models. Drawing points listens to the sampler, and would hear another's image meanwhile;
+# precision is a switch of the whole process.
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "models"}
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md", font=_FONTS).set(
     block_title_background_fill="none",
@@ -101,7 +104,7 @@ def _sampling_tab(studio: Studio) -> None:
         )
 
     inputs = [label, count, guidance, seed, temperature, top_k, top_p]
-    gr.on([go.click, seed.submit], run, inputs, [shown, about], concurrency_limit=1)
+    gr.on([go.click, seed.submit], run, inputs, [shown, about], **ONE_AT_A_TIME)
 
 
 # --------------------------------------------------------------------------------------
@@ -153,9 +156,9 @@ def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         return ", ".join(map(str, chosen)), *drawn(found, chosen)
 
     outputs = [held, decoded, grid, points, about]
-    gr.on([image.change, page.load], encode, [image, tokens], outputs, concurrency_limit=1)
-    gr.on([tokens.submit, show.click], choose, [held, tokens], [grid, points])
-    grid.select(click, [held, tokens], [tokens, grid, points])
+    gr.on([image.change, page.load], encode, [image, tokens], outputs, **ONE_AT_A_TIME)
+    gr.on([tokens.submit, show.click], choose, [held, tokens], [grid, points], **ONE_AT_A_TIME)
+    grid.select(click, [held, tokens], [tokens, grid, points], **ONE_AT_A_TIME)
 
 
 # --------------------------------------------------------------------------------------
@@ -204,10 +207,10 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         encode,
         [first, second, mask],
         [*tokens, choice, mixed],
-        concurrency_limit=1,
+        **ONE_AT_A_TIME,
     )
-    gr.on([name.change, share.release], lay, [*tokens, name, share], [mask, choice, mixed])
-    choice.select(click, [*tokens, mask], [mask, choice, mixed])
+    gr.on([name.change, share.release], lay, [*tokens, name, share], [mask, choice, mixed], **ONE_AT_A_TIME)
+    choice.select(click, [*tokens, mask], [mask, choice, mixed], **ONE_AT_A_TIME)
 
 
 def _upload(caption: str, examples: list[str], value: str, name: str, height: int) -> gr.Image:

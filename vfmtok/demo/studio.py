@@ -108,7 +108,7 @@ def tokenize(studio: Studio, path: str | Path) -> Tokenized:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {Path(path).name}: {error.strerror}") from None  # the page tells no path
     size = studio.tokenizer.config.image_size
     crop = EvaluationCrop(size)(content)  # (3,S,S)
     found = round_trip(studio.tokenizer, crop[None].to(studio.device), size)

@@ -1,7 +1,8 @@
 """`vfmtok info CONFIG`: what a model is and what it needs, before anybody trains or downloads it.
 
-CONFIG is a YAML file (a tokenizer's configuration, or a recipe of either training), a run's folder or a checkpoint's,
-or the name of a generator, GPT-B to GPT-7B. Weights are neither needed nor given memory. For example:
+CONFIG is a YAML file (a tokenizer's configuration, or a recipe of either training), the folder of a run, a checkpoint
+or a saved model, the name of a generator, GPT-B to GPT-7B, or a published repository, for its tokenizer. Weights are
+neither needed nor given memory. For example:
 `vfmtok info configs/vit_transformer.yaml`, or `vfmtok info GPT-7B --set num_classes=100`.
 """
 
@@ -26,7 +27,8 @@ from vfmtok.evaluation.model_size import (
     training_memory,
 )
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig, gpt_config
-from vfmtok.hub.pretrained import newest_checkpoint
+from vfmtok.hub.pretrained import FACTS, newest_checkpoint
+from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED
 from vfmtok.training.gpt_recipe import GPTRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 
@@ -36,7 +38,7 @@ SEEN_IN_DATA = ("vocab_size", "num_tokens", "num_classes")  # what a generator's
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     title, about = __doc__.split("\n\n")
     parser.description = (title.partition(": ")[2] + " " + about).replace("\n", " ")
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, a run's folder, or GPT-B, GPT-L, ...")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, a folder, GPT-B, ..., a repository")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the model")
     parser.add_argument("--json", action="store_true", help="the same for programs")
 
@@ -67,13 +69,16 @@ def read_model_config(source: str, overrides: list[str]) -> tuple[TokenizerConfi
     path = Path(source).expanduser()
     if source in GPT_SIZES or (source.upper().startswith("GPT-") and not path.exists()):
         return with_overrides(gpt_config(source), overrides), []
+    if source in PUBLISHED and not path.exists():
+        others = ", ".join(part for part in PUBLISHED[source] if part != "tokenizer")
+        return with_overrides(PAPER_TOKENIZER, overrides), [f"this is its tokenizer; its generators: {others}"]
     if path.is_dir():
         path = _config_in(path)
     elif not path.exists():
         raise ConfigError(f"no file, folder or generator is called {source} (generators: {', '.join(GPT_SIZES)})")
     elif path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(f"{path} is no configuration: give a YAML file or the folder of a run")
-    tree = _read_yaml(path)
+    tree = {key: value for key, value in _read_yaml(path).items() if key not in FACTS}  # of a saved model
     kind, config = _model_in(tree, str(path))
     notes = []
     if kind == "gpt":

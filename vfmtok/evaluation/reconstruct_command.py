@@ -12,6 +12,7 @@ Shapes: n images, B batch, K tokens, S side.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +32,7 @@ from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_cro
 from vfmtok.evaluation.parts import replace_file, write_json
 from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
 from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.hub.download import reason
 from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.pretrained import load_tokenizer
 from vfmtok.layers.precision import full_float32
@@ -63,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out).expanduser()
     inputs = [Path(path).expanduser() for path in args.images]
     for path in inputs:
-        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise ConfigError(f"--out {out} lies in {path}: the next run would take its pictures for images")
+        _check_apart(path, out)
     with distributed.group() as world:
         if world.size > 1:
             raise ConfigError("`vfmtok reconstruct` runs in one process; vqgan_test.py shares a dataset among many")
@@ -81,8 +82,18 @@ def run(args: argparse.Namespace) -> None:
             _reconstruct(tokenizer, files, out, size, args, world.device)
 
 
+def _check_apart(path: Path, out: Path) -> None:
+    """Raises ConfigError if pictures of this run would be written among the images it reads, or over them."""
+    image, folder = path.resolve(), out.resolve()
+    if path.is_dir() and folder.is_relative_to(image):
+        raise ConfigError(f"--out {out} lies in {path}: the next run would take its pictures for images")
+    below = any(image.is_relative_to(folder / name) for name in ("pictures", "points", "decoded"))
+    if below or (image.parent == folder and image.match("sheet-*.png")):
+        raise ConfigError(f"{path} lies where --out {out} gets its own pictures, which would replace it")
+
+
 def _check_options(args: argparse.Namespace, decoding: bool) -> None:
-    if args.batch_size < 1 or (args.image_size_eval or 1) < 1:
+    if args.batch_size < 1 or (args.image_size_eval is not None and args.image_size_eval < 1):
         raise ConfigError("--batch-size and --image-size-eval must be positive")
     given = [name for name in ("sheet", "points", "tokens") if getattr(args, name)]
     if decoding and given:
@@ -140,7 +151,11 @@ def _finish(
     tokenizer: VFMTok, out: Path, ids: list[Tensor], rows: list[dict], skipped: list[dict], protocol: str
 ) -> None:
     """ids.npz, report.json and what is printed. Raises DataError if too many files were bad."""
-    mean = sum(row["psnr"] for row in rows) / len(rows) if rows else None
+    lossy = [row["psnr"] for row in rows if math.isfinite(row["psnr"])]
+    mean = sum(lossy) / len(lossy) if lossy else None
+    if exact := len(rows) - len(lossy):  # JSON has no infinity
+        protocol += f"; {exact} that came back exactly have none (null) and are not in the mean"
+        rows = [row if math.isfinite(row["psnr"]) else {**row, "psnr": None} for row in rows]
     fingerprint = tokenizer_hash(tokenizer)
     write_json(
         out / "report.json",
@@ -155,7 +170,8 @@ def _finish(
             "codebook_size": np.array(codebook),
         }
         replace_file(out / "ids.npz", lambda file: np.savez_compressed(file, **arrays))
-        print(f"{out}: {len(rows)} images, mean {mean:.2f} dB ({protocol})")
+        said = "none" if mean is None else f"{mean:.2f} dB"
+        print(f"{out}: {len(rows)} images, mean {said} ({protocol})")
     for entry in skipped[:10]:
         print(f"skipped {entry['name']}: {entry['reason']}", file=sys.stderr)
     count = len(rows) + len(skipped)
@@ -240,6 +256,9 @@ def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, dev
             f"{path} holds the ids of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
             f"{fingerprint[:12]}...)"
         )
+    size_of_ids, codebook = tokenizer.config.sampler.num_tokens, tokenizer.config.quantizer.codebook_size
+    if ids.shape[1] != size_of_ids or ids.max(initial=0) >= codebook:
+        raise DataError(f"{path} is damaged: its ids are not {size_of_ids} an image, each below {codebook:,}")
     with tqdm(total=len(ids), unit="image", disable=None if len(ids) > batch else True) as bar:
         for start in range(0, len(ids), batch):
             part = torch.from_numpy(ids[start : start + batch].astype(np.int64)).to(device)  # (B,K)
@@ -256,9 +275,12 @@ def read_ids(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             ids, names, fingerprint = archive["ids"], archive["names"].tolist(), str(archive["tokenizer_hash"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: {error}") from None
+    except Exception as error:  # damaged archives raise nearly anything
+        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: {reason(error)}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: its names are no names")
     unsafe = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if ids.ndim != 2 or ids.dtype.kind != "u" or len(names) != len(ids) or unsafe:
+    apart = ids.ndim == 2 and len(set(names)) == len(names) == len(ids)
+    if not apart or ids.dtype.kind != "u" or unsafe:
         raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: its arrays do not fit together")
     return {"ids": ids, "names": names, "tokenizer_hash": fingerprint}

@@ -32,6 +32,10 @@ class AbsentError(WeightsError):
     """The Hub answered: there is no such repository, revision or file."""
 
 
+class UnreachedError(WeightsError):
+    """The Hub was not asked or not reached, and the cache does not have the file."""
+
+
 @dataclass(frozen=True)
 class Access:
     """How this thread reaches the Hub; None: as the environment says."""
@@ -78,11 +82,12 @@ def fetch(repository: str, file: str, revision: str | None = None, sha256: str |
             for the next time); its hash is wrong (nothing stays).
     """
     what = f"{repository}/{file}" + (f" ({revision})" if revision else "")
-    cache = _access().cache or Path(os.environ.get("HF_HUB_CACHE") or _hub().constants.HF_HUB_CACHE)
+    cache = _access().cache or Path(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or _hub().constants.HF_HUB_CACHE))
+    cache = cache.expanduser()
     cached = _find_cached(repository, file, revision, cache)
     if _is_offline():
         if cached is None:
-            raise WeightsError(f"{what} is not in the cache {cache}, and this is offline: download it while online")
+            raise UnreachedError(f"{what} is not in the cache {cache}, and this is offline: download it while online")
         return _of_cache(cached, sha256, file, what)
     try:
         facts = _hub().get_hf_file_metadata(_url(repository, file, revision), timeout=10)
@@ -92,7 +97,7 @@ def fetch(repository: str, file: str, revision: str | None = None, sha256: str |
             raise problem from None
         log.warning("%s: the cached copy is used", problem)
         return _of_cache(cached, sha256, file, what)
-    if not (facts.etag and facts.commit_hash):
+    if not all(re.fullmatch(r"\w[\w.-]*", text or "") for text in (facts.etag, facts.commit_hash)):  # names of files
         raise WeightsError(f"{endpoint()} does not answer as the Hub does (no ETag or commit): check HF_ENDPOINT")
     if (to := _access().to) is not None:
         return _fetch_into_folder(repository, file, facts, sha256, to / file, what)
@@ -110,6 +115,7 @@ def _fetch_into_cache(
 ) -> Path:
     folder = _hub().file_download.repo_folder_name(repo_id=repository, repo_type="model")
     blob, lock = cache / folder / "blobs" / facts.etag, cache / ".locks" / folder / f"{facts.etag}.lock"
+    fresh = False
     if _find_cached(repository, file, facts.commit_hash, cache) is None:
         try:
             for place in (blob.parent, lock.parent):
@@ -119,16 +125,19 @@ def _fetch_into_cache(
         with _hub().utils.WeakFileLock(lock):  # of several processes one downloads
             if not blob.exists():
                 _download(repository, file, facts, sha256, blob, what)
+                fresh = True
     try:  # finds the content in the cache and enters it under its name
         path = Path(_hub().hf_hub_download(repository, file, revision=revision, cache_dir=cache, endpoint=endpoint()))
     except Exception as error:
         raise _explained(error, what, repository, revision) from None
-    _check(path, _stated_by_cache(path), sha256, what)
+    if not (fresh and path.resolve() == blob.resolve()):  # large files are read once
+        _check(path, _stated_by_cache(path) or facts.etag, sha256, what)
     return path
 
 
 def _fetch_into_folder(repository: str, file: str, facts: Any, sha256: str | None, target: Path, what: str) -> Path:
-    if target.is_file() and _wrong_hash(target, facts.etag, sha256) is None:
+    whole = target.is_file() and facts.size in (None, target.stat().st_size)
+    if whole and _wrong_hash(target, facts.etag, sha256) is None:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +195,8 @@ def _receive(url: str, part: Path, size: int | None, name: str, what: str) -> No
         if size is None or have > size:  # nothing tells whether it is the beginning of the file
             part.unlink(missing_ok=True)
             have = 0
+        if size and have == size:  # all but the last check was done when it was killed
+            return
         try:
             with open(part, "ab") as handle:
                 _hub().file_download.http_get(
@@ -247,8 +258,12 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _stated_by_cache(path: Path) -> str | None:
-    """In the cache a file's content bears the name that the Hub gave it, unless the file system has no links."""
-    return path.resolve().name if path.is_symlink() else None
+    """In the cache a file's content bears the name that the Hub gave it, unless the file system has no links.
+
+    One link is followed: the content may itself be a link, into the store that huggingface_hub keeps for all
+    repositories under names of its own.
+    """
+    return Path(os.readlink(path)).name if path.is_symlink() else None
 
 
 # --------------------------------------------------------------------------------------
@@ -301,7 +316,7 @@ def _explained(error: Exception, what: str, repository: str, revision: str | Non
         return AbsentError(f"the repository has no file {what}")
     if isinstance(error, known.HFValidationError):
         return AbsentError(f"'{repository}' is no name of a repository: {reason(error)}")
-    return WeightsError(f"{what} is not in the cache and cannot be had from {endpoint()} ({reason(error)})")
+    return UnreachedError(f"{what} is not in the cache and cannot be had from {endpoint()} ({reason(error)})")
 
 
 def reason(error: Exception) -> str:

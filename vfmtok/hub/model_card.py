@@ -38,8 +38,11 @@ def _read_one(metrics: Metrics) -> dict[str, Any]:
     if not isinstance(numbers, Mapping):
         raise ConfigError(f"{source} holds no numbers: give the results.json of vqgan_test.py or test_net.py")
     for name, entry in numbers.items():
-        if not isinstance(entry, Mapping) or "value" not in entry or not entry.get("protocol"):
+        said = entry.get("protocol") if isinstance(entry, Mapping) else None
+        if not isinstance(said, str) or not said.strip() or "value" not in entry:
             raise ConfigError(f"{source}: '{name}' has no value or no protocol, and a number without one says nothing")
+        if not isinstance(entry["value"], int | float | None):  # null: it came out infinite, or none
+            raise ConfigError(f"{source}: '{name}' is {entry['value']!r}, which is no number")
     return dict(metrics)
 
 
@@ -68,8 +71,8 @@ def write_card(name: str, kind: str, facts: Mapping[str, str], results: Sequence
         lines += ["## Numbers", "", "| what | value | protocol |", "|---|---|---|"]
         for result in results:
             for number, entry in result["numbers"].items():
-                digits = entry.get("digits", 3)
-                lines.append(f"| {_cell(number)} | {entry['value']:.{digits}f} | {_cell(entry['protocol'])} |")
+                value = "none" if entry["value"] is None else f"{entry['value']:.{entry.get('digits', 3)}f}"
+                lines.append(f"| {_cell(number)} | {value} | {_cell(entry['protocol'])} |")
         said = [text for result in results for key in ("warnings", "notes") for text in result.get(key, ())]
         lines += ["", *(f"- {text}" for text in said), *([""] if said else [])]
     else:

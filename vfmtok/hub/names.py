@@ -17,7 +17,7 @@ from torch import nn
 from vfmtok.config import load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained, weight_files
-from vfmtok.hub.download import AbsentError, fetch, hub_access
+from vfmtok.hub.download import AbsentError, UnreachedError, fetch, hub_access
 from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED, published_file
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.safetensors"
@@ -55,6 +55,8 @@ def from_pretrained(
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
         ConfigError: the configuration is missing or can't be used.
     """
+    if part not in ("tokenizer", "gpt") and str(name) not in PUBLISHED:
+        _named_shape(part)  # an unknown one ends here, before anything is downloaded
     with hub_access(cache_dir, True if local_files_only else None):
         path = locate(name, part, revision, sha256)
         if part == "tokenizer":
@@ -70,7 +72,7 @@ def locate(name: str | Path, part: str = "tokenizer", revision: str | None = Non
     here = Path(name).expanduser()
     if here.exists():
         path = _part_of_folder(here, part) if here.is_dir() else here
-        file = path / MODEL_FILE if path.is_dir() else path
+        file = pretrained.checkpoint_files(path, part)[0] if sha256 is not None and path.is_dir() else path
         if sha256 is not None and weight_files.sha256(file) != sha256:
             raise WeightsError(f"{file} does not have the SHA-256 {sha256}")
         return path
@@ -106,8 +108,14 @@ def _fetch_saved(repository: str, part: str, revision: str | None, sha256: str |
     """What ``push_to_hub`` wrote: the part in a subfolder of its name, or alone at the top."""
     try:
         config, depth = fetch(repository, f"{part}/{CONFIG_FILE}", revision), 1
-    except WeightsError:
+    except AbsentError:
         config, depth = fetch(repository, CONFIG_FILE, revision), 0
+    except UnreachedError as error:  # but the cache may have one that is alone at the top
+        try:
+            with hub_access(offline=True):
+                config, depth = fetch(repository, CONFIG_FILE, revision), 0
+        except UnreachedError:
+            raise error from None
     folder = f"{part}/" if depth else ""
     commit = config.parents[depth].name  # the cache keeps every commit in a folder: both files are of one
     fetch(repository, folder + MODEL_FILE, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision, sha256)
@@ -118,6 +126,8 @@ def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> n
     import vfmtok  # the public names, which rooms above this one hold
 
     weights = pretrained.read_gpt_weights(path)
+    if weights.config is not None and part != "gpt":
+        pretrained.gpt_config_of(weights, part, _named_shape(part))  # raises for one of another size
     if isinstance(config, str | Path):
         return pretrained.build_gpt(weights, load_config(config, overrides, vfmtok.GPTConfig))
     config = config or weights.config
@@ -125,3 +135,11 @@ def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> n
         raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")
     config = config or pretrained.gpt_config_of(weights, part, {})
     return pretrained.build_gpt(weights, with_overrides(config, overrides))
+
+
+def _named_shape(part: str) -> dict[str, int]:
+    """What the name of a size says of the model. Raises ConfigError for a name that is none."""
+    import vfmtok
+
+    named = vfmtok.gpt_config(part)
+    return {name: getattr(named, name) for name in ("n_layer", "n_head", "dim")}

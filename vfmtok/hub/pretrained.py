@@ -158,7 +158,7 @@ def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
     path = _published(path, part)
     if not path.is_dir():
         return GPTWeights(*_read_file(path))
-    file, config_file = _checkpoint_files(path, "generator")
+    file, config_file = checkpoint_files(path, "generator")
     config = _read_section(config_file, "gpt", vfmtok.GPTConfig)
     facts: dict[str, Any] = _read_facts(config_file)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without it
@@ -180,7 +180,7 @@ def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     path = _published(path, "tokenizer")
     if not path.is_dir():
         return TokenizerWeights(*_read_file(path))
-    file, config_file = _checkpoint_files(path, "tokenizer")
+    file, config_file = checkpoint_files(path, "tokenizer")
     return TokenizerWeights(weight_files.read(file), _read_section(config_file, "tokenizer"), str(file))
 
 
@@ -189,7 +189,7 @@ def read_weights(run: str | Path) -> TokenizerWeights | GPTWeights:
     path = Path(run).expanduser()
     if not path.is_dir():
         raise WeightsError(f"{run} is no run's folder and no checkpoint's")
-    tree = yaml.safe_load(_checkpoint_files(path, "model")[1].read_text(encoding="utf-8"))
+    tree = _read_tree(checkpoint_files(path, "model")[1])
     of_gpt = isinstance(tree, dict) and "gpt" in tree
     return read_gpt_weights(path) if of_gpt else read_tokenizer_weights(path)
 
@@ -215,11 +215,11 @@ def read_config(path: str | Path) -> TokenizerConfig | None:
     if str(path) in PUBLISHED:
         return PAPER_TOKENIZER
     path = Path(path).expanduser()
-    return _read_section(_checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None
+    return _read_section(checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None
 
 
-def _checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
-    """The weights to use and config.yaml of a run's folder or a checkpoint's."""
+def checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
+    """The weights to use, checked, and config.yaml of a run's folder or a checkpoint's. Raises WeightsError."""
     folder = newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     files = [folder / f"{name}.safetensors" for name in ("ema", "model")]
     file = next((file for file in files if file.is_file()), None)
@@ -302,11 +302,16 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def _read_section(path: Path, section: str, kind: type = TokenizerConfig) -> Any:
     """The model's configuration of a recipe, or of a file that holds nothing else. Raises ConfigError."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    tree = _read_tree(path)
     if isinstance(tree, dict) and not tree.keys() & {section} and tree.keys() & {"tokenizer", "gpt"}:
         raise WeightsError(f"{path.parent} holds no {section}: it is of another kind of run")
     tree = tree.get(section, tree) if isinstance(tree, dict) else tree
     return config_from_dict(tree, kind, source=str(path))
+
+
+def _read_tree(path: Path) -> Any:
+    """Raises ConfigError."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def read_named(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), None
+        if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs what these say, in spite of weights_only
+            raise WeightsError("it is a tar archive, a form that PyTorch left in 2017")
         with _admitting(argparse.Namespace):
             # Mapped, not read: a published checkpoint may hold the optimizer's state too, three times the weights.
             mapped = zipfile.is_zipfile(path)
@@ -49,8 +52,10 @@ def read_named(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     except Exception as error:  # unpickling damaged bytes raises nearly anything
         raise WeightsError(f"cannot read weights from {path}: {_why(error)}") from None
     taken = None
-    while isinstance(content, dict):
-        key = next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
+    for _ in CONTAINERS:  # one may lie in another
+        if not isinstance(content, dict):
+            break
+        key = next((key for key in CONTAINERS if isinstance(content.get(key), dict) and content[key]), None)
         if key is None:
             break
         content, taken = content[key], taken or key
