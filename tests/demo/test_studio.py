@@ -112,6 +112,12 @@ def test_equal_codes_have_equal_colours_and_near_ones_like_colours(studio):
     assert room._code_colours(torch.randn(5, 2)).shape == (5, 3)
 
 
+def test_ids_of_a_quantizer_without_a_codebook_are_drawn(images):
+    fsq = tiny_models.tokenizer("quantizer.kind=fsq", "quantizer.levels=[4,4,4]", "quantizer.code_dim=3")
+    picture = room.draw_ids(Studio(fsq, None, None), images[0])
+    assert len(picture.getcolors(1 << 20)) > 10
+
+
 def test_choosing_tokens(studio, images):
     assert room.parse_tokens(studio, "3, 0 15,3") == [3, 0, 15]
     for text in ("", "16", "-1", "a", "0 1 2 3 4 5 6 7 8"):

@@ -45,7 +45,7 @@ class Studio:
 
     @property
     def device(self) -> torch.device:
-        return self.tokenizer.quantizer.codebook.device
+        return next(self.tokenizer.parameters()).device
 
     def class_names(self) -> list[str]:
         count = self.gpt.config.num_classes if self.gpt is not None else 0
@@ -123,9 +123,10 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 
 
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
-    """The ids on their grid. Codes that point the same way have like colours; chosen tokens have frames in the
+    """The ids on their grid. Codes near each other have like colours; chosen tokens have frames in the
     colours of their sampling points."""
-    colours = _code_colours(studio.tokenizer.quantizer.codebook)[image.ids]  # (K,3)
+    ids = torch.arange(studio.tokenizer.config.quantizer.codebook_size, device=studio.device)
+    colours = _code_colours(studio.tokenizer.quantizer.lookup(ids))[image.ids]  # (K,3)
     side, cell = studio.side, VIEW // studio.side
     picture = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(picture)
@@ -165,9 +166,9 @@ def parse_tokens(studio: Studio, text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
-def _code_colours(codebook: Tensor) -> np.ndarray:
-    """(V,E) -> (V,3) uint8: the three directions in which unit codes differ most, by rank, in pale colours."""
-    codes = torch.nn.functional.normalize(codebook.detach().cpu().double(), dim=-1)  # (V,E)
+def _code_colours(codes: Tensor) -> np.ndarray:
+    """(V,E) -> (V,3) uint8: the three directions in which codes differ most, by rank, in pale colours."""
+    codes = codes.detach().cpu().double()  # (V,E)
     codes = codes - codes.mean(0)
     _, _, directions = torch.linalg.svd(codes, full_matrices=False)  # (E,E)
     ranks = (codes @ directions[:3].T).argsort(0).argsort(0)  # (V,up to 3)
