@@ -6,9 +6,13 @@ import pytest
 import yaml
 
 import vfmtok
-from vfmtok.config import dump_config
+from vfmtok.config import QuantizerConfig, dump_config
+from vfmtok.discriminators.build import DISCRIMINATORS
+from vfmtok.losses.adversarial import DISCRIMINATOR_LOSSES
+from vfmtok.tokenizer.tokenizer import QUANTIZERS
+from vfmtok.training.flags import choices
 from vfmtok.training.gpt_recipe import GPTRecipe
-from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.recipe import AdversarialConfig, TokenizerRecipe
 
 
 @pytest.fixture
@@ -35,6 +39,13 @@ def test_every_config_in_the_repository_loads(root):
         sections = yaml.safe_load(path.read_text()).keys()
         kind = GPTRecipe if "gpt" in sections else TokenizerRecipe if "run" in sections else vfmtok.TokenizerConfig
         vfmtok.load_config(path, kind=kind)
+
+
+def test_every_name_in_the_configuration_has_its_module():
+    """The types name what can be chosen, so that no configuration needs torch; the tables build it."""
+    assert set(choices(QuantizerConfig, "kind")) == QUANTIZERS.keys()
+    assert set(choices(AdversarialConfig, "discriminator")) == DISCRIMINATORS.keys() | {"none"}
+    assert set(choices(AdversarialConfig, "loss")) == DISCRIMINATOR_LOSSES.keys()
 
 
 def test_dump_reads_back_equal(root, tmp_path):

@@ -39,7 +39,7 @@ FACTS = {  # publisher's name for the size -> (blocks, width); everything at 336
 }
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS.keys() - {"tf_efficientnet_lite0"}))
+@pytest.mark.parametrize("name", sorted(name for name, facts in ENCODERS.items() if facts.timm_name.startswith("vit_")))
 def test_named_vits_are_described_right(name, monkeypatch):
     """Every named ViT builds (without storage) with the last block among its levels, its grid and its mean."""
     monkeypatch.setattr(timm, "create_model", storage_free.create_model)
@@ -265,3 +265,39 @@ def test_smaller_bfloat16_images_are_resized_in_float32():
     images = (torch.rand(1, 3, 80, 80) * 2 - 1).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder.with_gradient(images)[0], encoder.with_gradient(images.float())[0])
+
+
+class Shrunk(torch.nn.Module):
+    """An encoder of one's own that learns nothing: docs/architecture.md's contract without a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature_info = [{}]
+        self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "architecture": "shrunk"}
+
+    def forward_intermediates(self, images, indices, **_):
+        return [F.avg_pool2d(images, 8) for _ in indices]
+
+    def prune_intermediate_layers(self, indices, **_):
+        return indices
+
+
+def test_a_fixed_function_is_an_encoder(monkeypatch):
+    """It has no weights that could be missing, and so no warning."""
+    monkeypatch.setattr(timm, "is_model", lambda name: name == "shrunk")
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: Shrunk())
+    images = golden_rule.image_for("shrunk", 2, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (features,) = Encoder(EncoderConfig(name="shrunk", image_size=32, levels=(1,)))(images)
+    assert torch.allclose(features, F.avg_pool2d(images, 8).flatten(2).transpose(1, 2), atol=1e-6)
+
+
+def test_random_weights_come_back_alike_where_no_checkpoint_keeps_them():
+    def first(frozen: bool, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        encoder = Encoder(EncoderConfig(name="test_vit", image_size=32, levels=(1,), frozen=frozen))
+        return next(encoder.parameters())
+
+    assert torch.equal(first(True, 1), first(True, 2))
+    assert not torch.equal(first(False, 1), first(False, 2))

@@ -10,6 +10,7 @@ from PIL import Image
 from training_runs import finish, logged, start
 
 from vfmtok import distributed
+from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.discriminators.patchgan import PatchGAN
 from vfmtok.errors import ConfigError
 from vfmtok.training import checkpoint
@@ -78,7 +79,7 @@ def test_psnr_of_validation_is_what_the_tokenizer_gives(tiny_recipe, train):
     assert logged(folder, "validation/ema_psnr")[12] == pytest.approx(sum(values) / 3, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", ["patchgan", "stylegan", "dinogan"])
+@pytest.mark.parametrize("kind", sorted(DISCRIMINATORS))
 def test_discriminators_take_part_when_they_should(tiny_recipe, train, kind):
     folder = train(
         tiny_recipe(
@@ -95,6 +96,12 @@ def test_discriminators_take_part_when_they_should(tiny_recipe, train, kind):
     assert set(logged(folder, "loss/discriminator")) == {3, 4, 5, 6}
     assert set(logged(folder, "loss/adversarial")) == {5, 6}
     assert not any("backbone" in name for name in weights[0])
+
+
+def test_a_discriminator_that_the_run_never_reaches_is_told(tiny_recipe, train, capfd):
+    train(tiny_recipe("adversarial.discriminator=patchgan", "optimizer.steps=2"))
+    told = capfd.readouterr()
+    assert "no patchgan discriminator: it would learn from step 20000, the run has 2" in told.out + told.err
 
 
 def test_the_discriminator_costs_nothing_before_its_start(tiny_recipe, train, monkeypatch):

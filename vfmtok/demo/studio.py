@@ -123,7 +123,7 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 
 
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
-    """The ids on their grid. Codes that point the same way have like colours; chosen tokens have frames in the
+    """The ids on their grid. Codes near each other have like colours; chosen tokens have frames in the
     colours of their sampling points."""
     every_id = torch.arange(studio.tokenizer.config.quantizer.codebook_size, device=studio.device)  # (V,)
     colours = _code_colours(studio.tokenizer.quantizer.lookup(every_id))[image.ids]  # (K,3)

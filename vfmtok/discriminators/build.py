@@ -1,5 +1,6 @@
 """The discriminators by the names of ``--disc-type``."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -9,17 +10,22 @@ from vfmtok.discriminators.patchgan import PatchGAN
 from vfmtok.discriminators.stylegan import StyleGANDiscriminator
 from vfmtok.errors import ConfigError
 
-KINDS = ("dinogan", "patchgan", "stylegan")
+# (side of the images, frozen backbone's weights) -> module. AdversarialConfig.discriminator lists the same names.
+DISCRIMINATORS: dict[str, Callable[[int, str | Path], nn.Module]] = {
+    "dinogan": lambda image_size, weights: DinoDiscriminator(weights),
+    "patchgan": lambda image_size, weights: PatchGAN(image_size),
+    "stylegan": lambda image_size, weights: StyleGANDiscriminator(image_size),
+}
 
 
 def build_discriminator(kind: str, image_size: int, weights: str | Path = "hub") -> nn.Module:
-    """A discriminator for images (B,3,image_size,image_size) in [-1,1].
+    """A discriminator: images (B,3,image_size,image_size) in [-1,1] -> float32 logits of any shape, large for real.
 
     ``parameters()`` and ``state_dict()`` hold what is trained and nothing else: the frozen backbone
     of "dinogan" is outside of both, though it moves with the module.
 
     Args:
-        kind: "dinogan", "patchgan" or "stylegan".
+        kind: a name of ``DISCRIMINATORS``.
         image_size: side of the images; "dinogan" brings any to 224.
         weights: of the frozen backbone of "dinogan", the only one that has any: "hub", the path of
             Meta's or timm's file, or "none" for random ones, which is for trials of the machinery.
@@ -28,10 +34,6 @@ def build_discriminator(kind: str, image_size: int, weights: str | Path = "hub")
         ConfigError: there is no such kind, or the images are too small for it.
         WeightsError: the backbone's weights can't be found or are of another model.
     """
-    if kind == "dinogan":
-        return DinoDiscriminator(weights)
-    if kind == "patchgan":
-        return PatchGAN(image_size)
-    if kind == "stylegan":
-        return StyleGANDiscriminator(image_size)
-    raise ConfigError(f"the discriminator must be one of {', '.join(KINDS)}, got '{kind}'")
+    if kind not in DISCRIMINATORS:
+        raise ConfigError(f"the discriminator must be one of {', '.join(DISCRIMINATORS)}, got '{kind}'")
+    return DISCRIMINATORS[kind](image_size, weights)

@@ -153,7 +153,7 @@ def _build_backbone(weights: str | Path) -> nn.Module:
             "vit_small_patch16_224.dino", pretrained=False, num_classes=0, act_layer="gelu_tanh", dynamic_img_size=False
         )
     if weights == "none":
-        warnings.warn("the DINO discriminator's frozen backbone has RANDOM weights, by weights 'none'", stacklevel=4)
+        warnings.warn("the DINO discriminator's frozen backbone has RANDOM weights, by weights 'none'", stacklevel=5)
         return vit
     setting = "the discriminator's weights"
     path = weight_files.download_timm(vit.pretrained_cfg, "dino_vits16", setting) if weights == "hub" else weights

@@ -10,11 +10,13 @@ resampled by:
 Shapes: B batch, S image side, N cells of a level, C its channels.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +104,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         facts = ENCODERS.get(config.name, EncoderFacts(config.name, ()))
-        self.backbone = _create_backbone(facts.timm_name, config.name)
+        with _same_weights_always() if config.frozen and config.weights == "none" else contextlib.nullcontext():
+            self.backbone = _create_backbone(facts.timm_name, config.name)
         self.available_levels = len(self.backbone.feature_info)
         self.levels = _choose_levels(config, facts, self.available_levels)
         published = self.backbone.pretrained_cfg
@@ -125,7 +128,8 @@ class Encoder(nn.Module):
         self.widths, self.grids = self._probe_levels()
         if config.frozen:
             self.requires_grad_(False)
-        self._has_weights = self._warned = False
+        self._has_weights = not self.backbone.state_dict()  # a fixed function has none to miss
+        self._warned = False
         self.register_load_state_dict_post_hook(_note_weights)
         self._load_configured_weights()
         self.train()
@@ -157,7 +161,7 @@ class Encoder(nn.Module):
             images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
         images = (images - self.mean) / self.std
-        return images.to(next(self.backbone.parameters()).dtype)
+        return images.to(next(self.backbone.parameters(), self.mean).dtype)
 
     def _read_levels(self, images: Tensor) -> list[Tensor]:
         maps = self._read_maps(self.backbone, images)  # L x (B,C,h,w)
@@ -276,6 +280,14 @@ class Encoder(nn.Module):
 # --------------------------------------------------------------------------------------
 # timm
 # --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _same_weights_always() -> Iterator[None]:
+    """Checkpoints leave a frozen encoder out: random weights must come back alike, or old ids mean nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _create_backbone(timm_name: str, name: str) -> nn.Module:

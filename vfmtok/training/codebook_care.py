@@ -13,12 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.data.psnr_and_usage import usage_of_counts
-from vfmtok.tokenizer.finite_scalar import FiniteScalarQuantizer
-from vfmtok.tokenizer.quantizer import CosineQuantizer
 from vfmtok.training.recipe import CodebookConfig
 
 LATENTS_PER_CODE = 32  # that k-means sees
@@ -35,7 +33,7 @@ class CodebookCare:
     """Counts codes over windows of tokens, and revives those without use.
 
     Args:
-        quantizer: whose codes they are; only a cosine quantizer has a codebook to care for.
+        quantizer: whose codes they are. Any is counted; k-means and revival need a cosine quantizer's ``codebook``.
         averages: other copies of the codebook that revived rows are written to as well (the EMA's).
         optimizer: whose moments of revived rows are cleared.
         tokens_per_step: over all processes; a window is whole steps.
@@ -43,7 +41,7 @@ class CodebookCare:
 
     def __init__(
         self,
-        quantizer: CosineQuantizer | FiniteScalarQuantizer,
+        quantizer: nn.Module,
         averages: list[Tensor],
         optimizer: torch.optim.Optimizer,
         config: CodebookConfig,

@@ -7,18 +7,25 @@ the recipe's value stands. ``--set a.b=value`` reaches every other field.
 import argparse
 import difflib
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vfmtok.config import TokenizerConfig, config_to_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError
-from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
 
 Flags = tuple[tuple[str, str, Any, str], ...]
 
+
+def choices(section: type, name: str) -> tuple[str, ...]:
+    """What a field of the recipe may be, by its type: a new name is written there and nowhere else."""
+    return typing.get_args(typing.get_type_hints(section)[name])
+
+
 SHARED_FLAGS: Flags = (
     ("--results-dir", "run.results_dir", str, "folder of the run; the same command again continues the run in it"),
-    ("--mixed-precision", "run.precision", ("none", "fp16", "bf16"), "autocast type"),
+    ("--mixed-precision", "run.precision", choices(RunConfig, "precision"), "autocast type"),
     ("--global-batch-size", "run.global_batch", int, "images per step, over all processes"),
     ("--gradient-accumulation-steps", "run.accumulation", int, "passes per step"),
     ("--global-seed", "run.seed", int, ""),
@@ -29,7 +36,7 @@ SHARED_FLAGS: Flags = (
     ("--compile", "run.compile", bool, "torch.compile"),
     ("--ema", "ema.enabled", bool, "keep an average of the weights"),
     ("--epochs", "optimizer.epochs", float, ""),
-    ("--optimizer", "optimizer.name", ("adamw", "adam"), "the published code used adam"),
+    ("--optimizer", "optimizer.name", choices(OptimizerConfig, "name"), "the published code used adam"),
     ("--lr", "optimizer.lr", float, ""),
     ("--weight-decay", "optimizer.weight_decay", float, ""),
     ("--max-grad-norm", "optimizer.max_grad_norm", float, "0 does not clip"),
@@ -46,14 +53,14 @@ TOKENIZER_FLAGS: Flags = (
     ("--codebook-weight", "loss.codebook_weight", float, ""),
     ("--entropy-loss-ratio", "tokenizer.quantizer.entropy_weight", float, ""),
     ("--commit-loss-beta", "tokenizer.quantizer.commit_weight", float, ""),
-    ("--reconstruction-loss", "loss.pixel", ("l1", "l2"), ""),
+    ("--reconstruction-loss", "loss.pixel", choices(LossConfig, "pixel"), ""),
     ("--perceptual-weight", "loss.perceptual_weight", float, ""),
     ("--disc-weight", "adversarial.weight", float, ""),
     ("--disc-start", "adversarial.start", int, "first step of the adversarial loss"),
     ("--disc-update-start", "adversarial.update_start", int, "first step of the discriminator's own training"),
-    ("--disc-type", "adversarial.discriminator", ("patchgan", "stylegan", "dinogan", "none"), ""),
-    ("--disc-loss", "adversarial.loss", ("hinge", "vanilla", "non-saturating"), ""),
-    ("--gen-loss", "adversarial.generator_loss", ("hinge", "non-saturating"), ""),
+    ("--disc-type", "adversarial.discriminator", choices(AdversarialConfig, "discriminator"), ""),
+    ("--disc-loss", "adversarial.loss", choices(AdversarialConfig, "loss"), ""),
+    ("--gen-loss", "adversarial.generator_loss", choices(AdversarialConfig, "generator_loss"), ""),
     ("--z-channels", "tokenizer.dim", int, "width of the tokenizer"),
     ("--dropout-p", "tokenizer.pixel_decoder.dropout", float, "of the pixel decoder"),
     ("--enable-vfm-recon", "tokenizer.decoder.reconstruct_features", bool, "reconstruct the encoder's features"),

@@ -14,7 +14,7 @@ from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generator.gpt import GPT, GPT_SIZES, GPTConfig
 from vfmtok.hub import pretrained
-from vfmtok.training.flags import SHARED_FLAGS, Flags, OneLineParser, add_flags, given
+from vfmtok.training.flags import SHARED_FLAGS, Flags, OneLineParser, add_flags, choices, given
 from vfmtok.training.gpt_recipe import GPTRecipe
 
 GPT_FLAGS: Flags = (
@@ -30,7 +30,7 @@ GPT_FLAGS: Flags = (
     ("--token-dropout-p", "gpt.token_dropout_p", float, "on the input embeddings"),
     ("--drop-path-rate", "gpt.drop_path_rate", float, "stochastic depth"),
     ("--checkpoint-activations", "run.checkpoint_activations", bool, "recompute layers in the backward pass"),
-    ("--parallel", "parallel", ("ddp", "fsdp"), "fsdp: weights and optimizer spread over the processes"),
+    ("--parallel", "parallel", choices(GPTRecipe, "parallel"), "fsdp: weights and optimizer spread over the processes"),
     *SHARED_FLAGS,
 )
 

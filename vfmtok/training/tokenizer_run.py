@@ -116,8 +116,14 @@ class TokenizerRun:
 
     def _build_discriminator(self) -> tuple[nn.Module | None, LeCam | None]:
         config = self.recipe.adversarial
-        if config.discriminator == "none" or config.learns_from >= self.plan.steps:
-            return None, None  # it would never be asked
+        if config.discriminator == "none":
+            return None, None
+        if config.learns_from >= self.plan.steps:  # it would never be asked
+            self.notes.append(
+                f"no {config.discriminator} discriminator: it would learn from step {config.learns_from}, the run has "
+                f"{self.plan.steps} (--disc-start)"
+            )
+            return None, None
         discriminator = build_discriminator(config.discriminator, self.recipe.tokenizer.image_size, config.weights)
         return discriminator, LeCam() if config.lecam_weight else None
 
