@@ -67,8 +67,8 @@ def _draw_rows(section: Section) -> Image.Image:
     sheet, draw, top = _new_part(section.title, width, len(section.rows) * (CELL + GAP))
     for name, count, images in section.rows:
         middle = top + CELL // 2
-        _write(draw, (MARGIN, middle - 9), name, 15, NAME_WIDTH - GAP)
-        _write(draw, (MARGIN, middle + 11), f"{count} images", 12, NAME_WIDTH - GAP, _FAINT)
+        write_text(draw, (MARGIN, middle - 9), name, 15, NAME_WIDTH - GAP)
+        write_text(draw, (MARGIN, middle + 11), f"{count} images", 12, NAME_WIDTH - GAP, _FAINT)
         for column, image in enumerate(islice(images, COLUMNS)):
             _paste(sheet, image, MARGIN + NAME_WIDTH + column * (CELL + GAP), top)
         top += CELL + GAP
@@ -86,7 +86,7 @@ def _draw_grid(title: str, rows: list[tuple[str, int, Iterable[Image.Image]]]) -
         upper = top + number // COLUMNS * (CELL + caption + GAP)
         for image in islice(images, 1):
             _paste(sheet, image, left + (wide - CELL) // 2, upper)
-        _write(draw, (left + wide // 2, upper + CELL + caption // 2), name, 12, wide, anchor="mm")
+        write_text(draw, (left + wide // 2, upper + CELL + caption // 2), name, 12, wide, anchor="mm")
     return sheet
 
 
@@ -102,15 +102,15 @@ def draw_pairs(originals: np.ndarray, decoded: np.ndarray, captions: list[tuple[
     height = 2 * PAIR_MARGIN + PAIR_TITLE + -(-len(originals) // PAIR_COLUMNS) * line - PAIR_SPACE
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), title, 18, width - 2 * PAIR_MARGIN)
+    write_text(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), title, 18, width - 2 * PAIR_MARGIN)
     for number, (left_caption, right_caption) in enumerate(captions):
         left = PAIR_MARGIN + number % PAIR_COLUMNS * (pair + PAIR_SPACE)
         top = PAIR_MARGIN + PAIR_TITLE + number // PAIR_COLUMNS * line
         sheet.paste(_pixels(originals[number]), (left, top))
         sheet.paste(_pixels(decoded[number]), (left + PAIR_CELL + PAIR_GAP, top))
         middle = top + PAIR_CELL + PAIR_CAPTION // 2
-        taken = _write(draw, (left + pair, middle), right_caption, 13, pair // 2, _FAINT, anchor="rm")
-        _write(draw, (left, middle), left_caption, 13, pair - 8 - taken)
+        taken = write_text(draw, (left + pair, middle), right_caption, 13, pair // 2, _FAINT, anchor="rm")
+        write_text(draw, (left, middle), left_caption, 13, pair - 8 - taken)
     return sheet
 
 
@@ -120,14 +120,14 @@ def draw_pair(original: np.ndarray, decoded: np.ndarray, name: str, value: str) 
     width, top = 2 * (side + PAIR_MARGIN) + GAP, PAIR_MARGIN + PAIR_TITLE
     sheet = Image.new("RGB", (width, top + side + PAIR_CAPTION + PAIR_MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    taken = _write(draw, (width - PAIR_MARGIN, PAIR_MARGIN + 9), value, 16, width / 2, _FAINT, anchor="rm")
-    _write(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), name, 18, width - 2 * PAIR_MARGIN - taken - 12)
+    taken = write_text(draw, (width - PAIR_MARGIN, PAIR_MARGIN + 9), value, 16, width / 2, _FAINT, anchor="rm")
+    write_text(draw, (PAIR_MARGIN, PAIR_MARGIN + 9), name, 18, width - 2 * PAIR_MARGIN - taken - 12)
     for left, pixels, what in (
         (PAIR_MARGIN, original, "input"),
         (PAIR_MARGIN + side + GAP, decoded, "reconstruction"),
     ):
         sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, top))
-        _write(draw, (left, top + side + PAIR_CAPTION // 2 + 2), what, 13, side, _FAINT)
+        write_text(draw, (left, top + side + PAIR_CAPTION // 2 + 2), what, 13, side, _FAINT)
     return sheet
 
 
@@ -141,7 +141,7 @@ def _new_part(title: str, width: int, height: int) -> tuple[Image.Image, ImageDr
     top = MARGIN + 36
     sheet = Image.new("RGB", (width, top + height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (MARGIN, MARGIN + 12), title, 19, width - 2 * MARGIN)
+    write_text(draw, (MARGIN, MARGIN + 12), title, 19, width - 2 * MARGIN)
     return sheet, draw, top
 
 
@@ -160,7 +160,7 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def _write(
+def write_text(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.data.contact_sheet import write_text
 from vfmtok.errors import ConfigError
 from vfmtok.generator.generate import generate
 from vfmtok.generator.gpt import GPT_SIZES, GPTConfig
@@ -175,10 +176,10 @@ def draw_rows(pixels: np.ndarray, names: list[str], title: str) -> Image.Image:
     width = max(2 * margin + columns * (cell + gap) - gap, 420)
     sheet = Image.new("RGB", (width, header + rows * (cell + caption) + margin), "#ffffff")
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, 10), title, "#1f2328", ImageFont.load_default(15))
+    write_text(draw, (margin, 18), title, 15, width - 2 * margin)
     for row, name in enumerate(names):
         top = header + row * (cell + caption)
-        draw.text((margin, top + 2), name, "#6e7781", ImageFont.load_default(13))
+        write_text(draw, (margin, top + 10), name, 13, width - 2 * margin, "#6e7781")
         for column in range(columns):
             image = Image.fromarray(pixels[row, column]).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(image, (margin + column * (cell + gap), top + caption))
