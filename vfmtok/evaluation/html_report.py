@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -119,13 +118,13 @@ def _headline(folder: Path) -> str:
 
 def _data(folder: Path) -> str:
     splits = open_splits(_needed(folder / "data"))
-    rows = []
-    labels = {name: np.array([records[i].label for i in range(len(records))]) for name, records in splits.items()}
-    classes = next(iter(splits.values())).classes or []
-    for label, name in enumerate(classes):
-        rows.append([name, *(f"{int((found == label).sum()):,}" for found in labels.values())])
-    rows.append(["all", *(f"{len(found):,}" for found in labels.values())])
-    return _paragraph("Labelled images, encoded files kept byte for byte.") + _table(["class", *labels], rows)
+    counts = [records.metadata.get("class_counts", {}) for records in splits.values()]  # by `vfmtok prepare`
+    rows = [
+        [name, *(f"{found.get(str(label), 0):,}" for found in counts)]
+        for label, name in enumerate(next(iter(splits.values())).classes or [])
+    ]
+    rows.append(["all", *(f"{len(records):,}" for records in splits.values())])
+    return _paragraph("Labelled images, encoded files kept byte for byte.") + _table(["class", *splits], rows)
 
 
 def _reconstructions(folder: Path) -> str:

@@ -111,10 +111,9 @@ def download_timm(pretrained_cfg: dict, name: str, setting: str = "encoder.weigh
     Raises:
         WeightsError: no file is published, or the Hub can't be reached and nothing is cached.
     """
-    repository = pretrained_cfg.get("hf_hub_id")
+    repository, filename = _timm_hub_file(pretrained_cfg)
     if not repository:
         raise WeightsError(f"timm knows no Hub repository for '{name}': set {setting} to a file")
-    filename = pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
     try:
         return download.fetch(repository, filename)
     except WeightsError as error:
@@ -122,6 +121,11 @@ def download_timm(pretrained_cfg: dict, name: str, setting: str = "encoder.weigh
             f"weights of '{name}' are neither in the Hub cache nor reachable at {repository}/{filename} ({error}): "
             f"download them elsewhere and set {setting} to the file"
         ) from None
+
+
+def _timm_hub_file(pretrained_cfg: dict) -> tuple[str | None, str]:
+    """The repository of a timm model, None if it has none, and its file there."""
+    return pretrained_cfg.get("hf_hub_id"), pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
 
 
 # Folder, below the one a command is started in, where published scripts expect the weights of frozen models.
@@ -145,8 +149,7 @@ def find_encoder(pretrained_cfg: dict, name: str) -> Path:
     file = OFFICIAL_FILES.get(name, f"{name}.safetensors")
     if (LOCAL_FOLDER / file).is_file():
         return LOCAL_FOLDER / file
-    repository = pretrained_cfg.get("hf_hub_id")
-    filename = pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+    repository, filename = _timm_hub_file(pretrained_cfg)
     try:
         if not repository:
             raise WeightsError("timm knows no repository")
