@@ -77,7 +77,7 @@ def test_damaged_checkpoints_do_not_crowd_out_good_ones(tmp_path):
 
 
 def test_who_is_to_stop_saves_before_anything_long(tiny_recipe, train, monkeypatch, capsys):
-    """SIGTERM comes in step 3; the validation that is due is left out."""
+    """SIGTERM comes in step 3; the validation that is due is left to the run that continues."""
     honest, calls = TokenizerObjective.__call__, []
 
     def call(self, images, out, with_discriminator):
@@ -90,6 +90,10 @@ def test_who_is_to_stop_saves_before_anything_long(tiny_recipe, train, monkeypat
     folder = train(tiny_recipe("run.validate_every=3"))
     assert (folder / "checkpoints/step_0000003").is_dir() and "stopped after step 3 of 12" in capsys.readouterr().out
     assert not logged(folder, "validation/psnr")
+    train(tiny_recipe("run.validate_every=3"))
+    whole = train(tiny_recipe("run.validate_every=3", name="whole"))
+    assert logged(folder, "validation/psnr") == logged(whole, "validation/psnr")
+    assert list(logged(folder, "validation/psnr")) == [3, 6, 9, 12]
 
 
 def test_state_json_is_sealed(tiny_recipe, train):

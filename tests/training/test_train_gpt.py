@@ -100,7 +100,8 @@ def killed_again_and_again(folder: Path, steps: int, kills: int, seed: int) -> l
         assert process.returncode in (0, -signal.SIGKILL), err[-3000:]
     assert "finished" in finish(start(cut, script="train_c2i.py"))
     assert_same(final(folder / "whole", steps), final(folder / "cut", steps))
-    assert logged(folder / "whole", "loss/token") == logged(folder / "cut", "loss/token")
+    for name in ("loss/token", "validation/loss"):
+        assert logged(folder / "whole", name) == logged(folder / "cut", name)
     return ends
 
 

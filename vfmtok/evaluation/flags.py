@@ -19,8 +19,7 @@ from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generator.gpt import GPT, GPT_SIZES
-from vfmtok.hub.model_hash import tokenizer_hash
-from vfmtok.hub.pretrained import build_gpt, gpt_config_of, load_tokenizer, read_gpt_weights
+from vfmtok.hub.pretrained import load_generator, load_tokenizer
 from vfmtok.layers.precision import DTYPES
 from vfmtok.tokenizer.tokenizer import VFMTok
 from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
@@ -234,15 +233,9 @@ def open_gpt(
             raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
         given[name] = yaml.safe_load(value)
     path = path_of(args.gpt_ckpt)
-    weights = read_gpt_weights(path, args.gpt_model)
-    weights.check_tokenizer(tokenizer_hash(tokenizer))
-    if weights.config is None:
-        config = gpt_config_of(weights, args.gpt_model or DEFAULT_GPT, {"num_tokens": num_tokens, **given})
-    else:
-        config = gpt_config_of(weights, None, {**GPT_SIZES.get(args.gpt_model, {}), **given})
-    gpt = build_gpt(weights, config)
+    gpt, weights = load_generator(path, tokenizer, args.gpt_model, given, DEFAULT_GPT)
     name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
-    return gpt.eval().requires_grad_(False).to(world.device, DTYPES[args.precision]), name, weights.classes
+    return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
 
 
 def samples_of(args: argparse.Namespace) -> Samples:

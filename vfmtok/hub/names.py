@@ -55,8 +55,10 @@ def from_pretrained(
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
         ConfigError: the configuration is missing or can't be used.
     """
+    import vfmtok  # the public names, which rooms above this one hold
+
     if part not in ("tokenizer", "gpt") and str(name) not in PUBLISHED:
-        _named_shape(part)  # an unknown one ends here, before anything is downloaded
+        vfmtok.gpt_config(part)  # an unknown one ends here, before anything is downloaded
     with hub_access(cache_dir, True if local_files_only else None):
         path = locate(name, part, revision, sha256)
         if part == "tokenizer":
@@ -123,11 +125,11 @@ def _fetch_saved(repository: str, part: str, revision: str | None, sha256: str |
 
 
 def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> nn.Module:
-    import vfmtok  # the public names, which rooms above this one hold
+    import vfmtok
 
     weights = pretrained.read_gpt_weights(path)
     if weights.config is not None and part != "gpt":
-        pretrained.gpt_config_of(weights, part, _named_shape(part))  # raises for one of another size
+        pretrained.gpt_config_of(weights, part, {})  # raises for one of another size
     if isinstance(config, str | Path):
         return pretrained.build_gpt(weights, load_config(config, overrides, vfmtok.GPTConfig))
     config = config or weights.config
@@ -135,11 +137,3 @@ def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> n
         raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")
     config = config or pretrained.gpt_config_of(weights, part, {})
     return pretrained.build_gpt(weights, with_overrides(config, overrides))
-
-
-def _named_shape(part: str) -> dict[str, int]:
-    """What the name of a size says of the model. Raises ConfigError for a name that is none."""
-    import vfmtok
-
-    named = vfmtok.gpt_config(part)
-    return {name: getattr(named, name) for name in ("n_layer", "n_head", "dim")}

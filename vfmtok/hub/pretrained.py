@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import download, weight_files
+from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED, published_file
 from vfmtok.hub.released import RELEASED, check_tensors, load_released, rename
 
@@ -120,11 +121,33 @@ def build_gpt(weights: GPTWeights, config: Any = None) -> nn.Module:
     return gpt.eval().requires_grad_(False)
 
 
+def load_generator(
+    path: str | Path, tokenizer: nn.Module, size: str | None, given: dict[str, Any], default_size: str | None = None
+) -> tuple[nn.Module, GPTWeights]:
+    """A generator, as by ``load_gpt``, of the tokens of ``tokenizer``; and what is known of its weights.
+
+    Args:
+        size: the name of its size ("GPT-B"), for files; a run's own configuration has to agree.
+        given: further fields of its configuration, likewise.
+        default_size: of a file whose size is not named.
+
+    Raises:
+        ConfigError: a contradiction, or a file without a size.
+        WeightsError: nothing is there, or the generator learned from another tokenizer.
+    """
+    weights = read_gpt_weights(path, size)
+    weights.check_tokenizer(tokenizer_hash(tokenizer))
+    of = tokenizer.config
+    fixed = {"vocab_size": of.quantizer.codebook_size, "num_tokens": of.sampler.num_tokens}
+    size = size if weights.config is not None else size or default_size
+    return build_gpt(weights, gpt_config_of(weights, size, fixed | given)), weights
+
+
 def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) -> Any:
     """The GPTConfig of weights that were read.
 
-    A run brings its own, which no ``given`` field may contradict. A file's is that of the named size with the fields
-    that are given; of codes and classes there are otherwise as many as its tensors say.
+    A run brings its own, which neither ``size`` nor a ``given`` field may contradict. A file's is that of the named
+    size with the fields that are given; of codes and classes there are otherwise as many as its tensors say.
 
     Raises:
         ConfigError: a contradiction, or a file without a size.
@@ -132,7 +155,9 @@ def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) 
     import vfmtok
 
     if weights.config is not None:
-        for name, value in given.items():
+        named = vfmtok.gpt_config(size) if size is not None else weights.config
+        shape = {name: getattr(named, name) for name in ("n_layer", "n_head", "dim")}
+        for name, value in (shape | given).items():
             own = getattr(weights.config, name, "unknown")
             if own != value:
                 raise ConfigError(f"the GPT of {weights.source} has {name} {own}, not {value}")

@@ -125,6 +125,12 @@ def _load_other(path: Path) -> checkpoint.Checkpoint:
     return checkpoint.load(path)
 
 
+def owes_validation(state: RunState) -> bool:
+    """Whether the run was stopped at a step of validation: who is to stop saves first."""
+    due = state.step > 0 and state.step % state.recipe.run.validate_every == 0
+    return due and state.metrics.get("step") != state.step
+
+
 def save(state: RunState, checkpoints: CheckpointFolder, log: RunLog, world: distributed.World, must: bool) -> None:
     """Write a checkpoint in the first process. A failure ends the run only if nothing comes after it."""
     saved = state.checkpoint()

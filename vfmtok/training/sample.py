@@ -18,10 +18,9 @@ from vfmtok import distributed
 from vfmtok.data.contact_sheet import write_text
 from vfmtok.errors import ConfigError
 from vfmtok.generator.generate import generate
-from vfmtok.generator.gpt import GPT_SIZES, GPTConfig
+from vfmtok.generator.gpt import GPT_SIZES
 from vfmtok.generator.token_sampling import Guidance, Sampling
 from vfmtok.hub import pretrained
-from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.training import passes
 
 CELL = 128  # least side of an image in the picture; smaller ones are enlarged unsmoothed
@@ -106,19 +105,9 @@ def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
         VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
     """
     tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(device)
-    weights = pretrained.read_gpt_weights(args.gpt, args.gpt_model)
-    weights.check_tokenizer(tokenizer_hash(tokenizer))
-    gpt = pretrained.build_gpt(weights, _gpt_config(args, weights, tokenizer)).to(device)
-    return tokenizer, gpt, weights.classes
-
-
-def _gpt_config(args: argparse.Namespace, weights: pretrained.GPTWeights, tokenizer: nn.Module) -> GPTConfig:
-    """What the flags say and the tokenizer fixes; a run's own configuration has to agree."""
-    of = tokenizer.config
-    given = {"vocab_size": of.quantizer.codebook_size, "num_tokens": of.sampler.num_tokens}
-    if args.num_classes is not None:
-        given["num_classes"] = args.num_classes
-    return pretrained.gpt_config_of(weights, args.gpt_model, given | GPT_SIZES.get(args.gpt_model, {}))
+    given = {} if args.num_classes is None else {"num_classes": args.num_classes}
+    gpt, weights = pretrained.load_generator(args.gpt, tokenizer, args.gpt_model, given)
+    return tokenizer, gpt.to(device), weights.classes
 
 
 def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:

@@ -50,6 +50,11 @@ def train_gpt(
 def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop: StopRequest) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     stepper = state.steppers["model"]
+    if run_folder.owes_validation(state):
+        run.validate(log)
+        if run.draws and state.step % recipe.pictures.every == 0:
+            run.draw(log)
+        run_folder.save(state, run.checkpoints, log, world, must=False)
     meter, alarms, pace = Meter(), Alarms(), Pace(state.step)
 
     while state.step < plan.steps:

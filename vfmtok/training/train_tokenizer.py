@@ -52,6 +52,9 @@ def train_tokenizer(
 def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     tokenizer_stepper, judge_stepper = state.steppers["model"], state.steppers.get("discriminator")
+    if run_folder.owes_validation(state):
+        run.validate(log)
+        run_folder.save(state, run.checkpoints, log, world, must=False)
     meter, alarms, pace = Meter(), Alarms(), Pace(state.step)
 
     while state.step < plan.steps:
