@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfmtok.layers.precision import at_least_float32
-
 AttentionPath = Literal["sdpa", "flash-attn"]
 
 
@@ -43,8 +41,8 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     batch, _, heads, width = q.shape
     q, keys, values = q.reshape(batch * heads, 1, width), keys.flatten(0, 1), values.flatten(0, 1)  # (B*H,1 or c,E)
     scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=width**-0.5)  # (B*H,1,c)
-    p = at_least_float32(scores).softmax(dim=-1).to(values.dtype)
-    return (p @ values).view(batch, 1, heads, width)
+    p = scores.softmax(dim=-1)  # on CPUs computed in float32 whatever its dtype, and rounded once
+    return (p.to(values.dtype) @ values).view(batch, 1, heads, width)
 
 
 def attention_path(

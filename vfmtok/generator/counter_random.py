@@ -26,11 +26,11 @@ def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 7) -> Words:
     k0, k1 = key
     for _ in range(rounds):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # int64 wraps: all 64 bits are right
-        c0 = ((product1 >> 32) & _MASK) ^ c1 ^ k0
-        c2 = ((product0 >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = product1 & _MASK, product0 & _MASK
+        c0 = ((product1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = ((product0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = product1, product0  # only their lower 32 bits count from here on
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def exponentials(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
@@ -42,10 +42,11 @@ def exponentials(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor
     blocks = torch.arange((count + 3) // 4, device=samples.device)[None]  # (1,V/4), four numbers each
     samples = samples[:, None]  # (B,1)
     counter = (blocks, step[None] & _MASK, samples & _MASK, samples >> 32)
-    words = torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=-1)  # (B,V/4,4)
-    uniform = (words.flatten(1)[:, :count].float() + 0.5) * 2.0**-32  # (B,V) in (0,1]
-    uniform = uniform.clamp(max=1 - 2.0**-24)  # float32 rounds the last 2^-25 of all words up to 1
+    words = [word.float() for word in philox4x32(counter, (seed & _MASK, seed >> 32))]  # 4 x (B,V/4)
+    uniform = torch.stack(words, dim=-1).flatten(1)[:, :count]  # (B,V)
+    uniform = uniform.add_(0.5).mul_(2.0**-32)  # in (0,1]; in place, as memory costs more than arithmetic here
+    uniform = uniform.clamp_(max=1 - 2.0**-24)  # float32 rounds the last 2^-25 of all words up to 1
     # -log1p(-u) by Kahan's way: log of the rounded 1 - u, times u over what the rounding left of it. PyTorch's own
     # log1p is not vectorised on CPUs, where it took a thirtieth of a GPT-B's step.
     rest = 1 - uniform
-    return torch.where(rest == 1, uniform, rest.log() * (uniform / (rest - 1)))
+    return torch.where(rest == 1, uniform, rest.log().mul_(uniform / (rest - 1)))
