@@ -191,15 +191,14 @@ def cut_fast(pixels: np.ndarray, window: Window, original: tuple[int, int]) -> n
 
 
 def _resize_from_corner(pixels: np.ndarray, window: Window, scales: Sequence[float]) -> np.ndarray:
-    """The window of pixels (h,w,3) uint8 resized by ``scales`` (x, y): (side, side, 3) uint8."""
+    """The window of pixels (h,w,3) uint8 resized by ``scales`` (x, y): (side, side, 3) uint8, a view of more."""
     width, height = window.left + window.side, window.top + window.side
     # The cubic reaches two pixels around its centre, more by the factor of shrinking, and one to be safe.
     rows = math.ceil(height / scales[1] + 2 * max(1 / scales[1], 1)) + 1
     # Added after permuting, the batch axis would hide from PyTorch that channels come last: several times slower.
     image = torch.from_numpy(pixels[:rows])[None].permute(0, 3, 1, 2)  # (1,3,h,w)
     resized = torch.ops.aten._upsample_bicubic2d_aa(image, [height, width], False, scales[1], scales[0])
-    lines = resized[0].permute(1, 2, 0).reshape(height, width * 3).numpy()  # pixels as bytes: whole lines are copied
-    return lines[window.top :, window.left * 3 :].copy().reshape(window.side, window.side, 3)
+    return resized[0].permute(1, 2, 0).numpy()[window.top :, window.left :]
 
 
 # --------------------------------------------------------------------------------------
