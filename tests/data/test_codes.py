@@ -175,7 +175,7 @@ distributed.leave(0)  # torchrun would write a report about any other code
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["contact_sheet.png", "cache.json.new"])
+@pytest.mark.parametrize("name", ["contact_sheet.png", f"cache.json.{os.getpid()}.part"], ids=["picture", "metadata"])
 def test_what_cannot_be_written_at_the_end_is_one_line(place, tmp_path, monkeypatch, capsys, name):
     out, finish = tmp_path / "cache", codes._finish
 

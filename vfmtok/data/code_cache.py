@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.psnr_and_usage import count_codes
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
+from vfmtok.files import replacing
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2
@@ -222,7 +224,8 @@ def begin(path: str | Path, metadata: dict[str, Any]) -> bool:
     count, row = metadata["num_samples"], (len(metadata["views"]), metadata["num_tokens"])
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if strangers := set(os.listdir(path)) - {"ids.npy", "labels.npy", "progress.bin", "cache.json.new"}:
+        ours = ("ids.npy", "labels.npy", "progress.bin", "cache.json.*.part")  # of a run that was killed
+        if strangers := [name for name in os.listdir(path) if not any(fnmatch(name, one) for one in ours)]:
             raise DataError(f"{path} is not empty (it has {min(strangers)}): choose another folder")
         for name, shape, dtype in (
             ("ids.npy", (count, *row), _dtype(metadata["codebook_size"])),
@@ -291,13 +294,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _write_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    new = path / "cache.json.new"
     try:
-        with open(new, "w", encoding="utf-8") as file:
-            json.dump(metadata, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path / "cache.json")
+        with replacing(path / "cache.json") as part:
+            part.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path / 'cache.json'}: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ from vfmtok.data import image_files
 from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import Record, RecordDataset, encode_record
 from vfmtok.errors import DataError
+from vfmtok.files import replacing
 
 CHUNK = 64  # records per task of a worker
 
@@ -162,8 +163,7 @@ def _write_file(folder: Path, name: str, content: bytes) -> None:
                 raise DataError(f"{file} is there with other content: export to a new folder")
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = file.with_name(file.name + ".part")
-        partial_file.write_bytes(content)
-        os.replace(partial_file, file)
+        with replacing(file, sync=False) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise DataError(f"cannot write {file}: {error.strerror or error}") from None

@@ -9,7 +9,6 @@ told by names and sizes, not by reading the contents (sources.py says why).
 
 import argparse
 import json
-import os
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -24,6 +23,7 @@ from vfmtok.data.records import Record, RecordDataset, RecordWriter
 from vfmtok.data.scratch import Scratch
 from vfmtok.data.sources import FINGERPRINT_COVERS, Entry, Listing, list_sources
 from vfmtok.errors import DataError
+from vfmtok.files import replacing
 
 MAX_SKIPPED = 0.01  # share of files that may be corrupt
 CHUNK = 16  # images per task of a worker
@@ -251,8 +251,8 @@ def _write_report(out: Path, listing: Listing, job: dict[str, Any], writers: dic
     }
     path = out / "report.json"
     try:
-        path.with_suffix(".tmp").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        os.replace(path.with_suffix(".tmp"), path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(report, indent=1), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None
     if not skipped:

@@ -15,6 +15,7 @@ import torch
 
 from vfmtok import distributed
 from vfmtok.errors import WeightsError
+from vfmtok.files import replacing
 from vfmtok.hub import weight_files
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -72,26 +73,20 @@ def fetch(url: str, target: Path) -> None:
         WeightsError: the server can't be reached, the connection broke, the hash is not the one that the name
             of the file ends in, or the disk refuses.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest, received = hashlib.sha256(), 0
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
-            expected = int(response.headers.get("Content-Length") or 0)
-            with open(part, "wb") as file:
+        with replacing(target) as part:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(part, "wb") as file:
+                expected = int(response.headers.get("Content-Length") or 0)
                 while block := response.read(1 << 20):
                     digest.update(block)
                     received += file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-        if received < expected:
-            raise WeightsError(f"the download of {url} was interrupted after {received} of {expected} bytes")
-        _check_hash(digest.hexdigest(), url, f"what {url} sent")
-        os.replace(part, target)
+            if received < expected:
+                raise WeightsError(f"the download of {url} was interrupted after {received} of {expected} bytes")
+            _check_hash(digest.hexdigest(), url, f"what {url} sent")
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
         raise WeightsError(f"cannot download {url} to {target}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_hash(digest: str, url: str, what: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from vfmtok import distributed
 from vfmtok.errors import DataError
+from vfmtok.files import replacing
 
 Place = tuple[int, int]  # samples start ... stop - 1
 
@@ -141,17 +142,11 @@ class Parts:
 
 def replace_file(path: Path, write: Callable[[Any], None]) -> None:
     """Hand ``write`` a binary file that becomes ``path`` when it is complete. Raises DataError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

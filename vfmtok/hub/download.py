@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmtok.errors import WeightsError
+from vfmtok.files import replacing
 
 IDLE_ATTEMPTS = 3  # in a row that bring nothing end a download whose connection breaks; huggingface_hub tries 5 in each
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -153,15 +154,12 @@ def _of_cache(cached: Path, sha256: str | None, file: str, what: str) -> Path:
     if (to := _access().to) is None:
         return cached
     target = to / file
-    part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(cached, part)
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copyfile(cached, part)
     except OSError as error:
         raise WeightsError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

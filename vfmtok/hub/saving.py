@@ -6,7 +6,6 @@ README.md           the model card: what it is, and its numbers with their proto
 """
 
 import dataclasses
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch import nn
 
 from vfmtok.config import config_to_dict, dump_config
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.files import replacing
 from vfmtok.hub import pretrained, weight_files
 from vfmtok.hub.download import endpoint, reason
 from vfmtok.hub.model_card import Metrics, read_metrics, write_card
@@ -179,13 +179,8 @@ def _facts(model: nn.Module, kind: str, config: Any, facts: dict[str, Any]) -> d
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make a file that becomes ``path`` when it is complete. Raises ConfigError."""
-    part = path.with_name(path.name + ".part")
     try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            write(part)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"cannot write {path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ with the configuration and a card of its ``--metrics``.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import vfmtok
 from vfmtok.config import TokenizerConfig, config_from_dict
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.files import replacing
 from vfmtok.hub import pretrained
 from vfmtok.hub.released_discriminators import to_released_discriminator
 from vfmtok.hub.saving import save_run
@@ -45,12 +45,10 @@ def run(args: argparse.Namespace) -> None:
         folder = pretrained.newest_checkpoint(folder)
     content = released_checkpoint(folder, args.kind)
     out = Path(args.out).expanduser()
-    temporary = out.with_name(out.name + ".part")
     try:
-        torch.save(content, temporary)
-        os.replace(temporary, out)
+        with replacing(out) as part:
+            torch.save(content, part)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {out}: {error}") from None
     print(f"{out}: {args.kind} checkpoint of {folder} ({', '.join(content)})")
 

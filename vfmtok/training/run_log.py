@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfmtok.errors import ConfigError
+from vfmtok.files import replacing
 from vfmtok.training.recipe import RunConfig
 
 _INFINITE = (float("inf"), float("-inf"))  # with NaN, what JSON does not know
@@ -138,9 +139,8 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self._file)
+        with replacing(self._file) as part:
+            part.write_text("".join(kept), encoding="utf-8")
 
     def _save_picture(self, file: Path, image: Image.Image) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
