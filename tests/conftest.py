@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ import vfmtok
 from vfmtok import cli
 
 ROOT = Path(__file__).parent.parent
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a loaded machine may take any time
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,10 @@ def test_an_error_is_one_line_and_the_exit_code_2(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["stats"], ["prepare"], ["--", "prepare", "a", "b"]])
-def test_wrong_usage_exits_with_2(arguments):
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    assert stopped.value.code == 2
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

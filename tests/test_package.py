@@ -11,7 +11,7 @@ import vfmtok
 PACKAGE = Path(vfmtok.__file__).parent
 # A room may import the rooms of the ranks below its own, and its own. The outermost is last.
 RANKS = [
-    {"checks", "config", "distributed", "errors", "files", "hub", "layers"},
+    {"arguments", "checks", "config", "distributed", "errors", "files", "hub", "layers"},
     {"tokenizer", "generator"},
     {"data", "discriminators", "losses"},
     {"training", "evaluation"},

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from vfmtok import __version__
+from vfmtok.arguments import OneLineParser
 from vfmtok.errors import VFMTokError, is_told_here
 
 COMMANDS = {
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.parse_args(arguments)  # exits: --help, --version or what is wrong
         parser.error("name the command first")
     module = importlib.import_module(COMMANDS[command])
-    parser = argparse.ArgumentParser(prog=f"vfmtok {command}")
+    parser = OneLineParser(prog=f"vfmtok {command}")
     module.add_arguments(parser)
     args = parser.parse_intermixed_args(arguments[1:])
     try:
@@ -116,7 +117,7 @@ def _output_error() -> OSError | None:
 
 def _parser() -> argparse.ArgumentParser:
     """The parser of everything before a command is known; it imports none of them."""
-    parser = argparse.ArgumentParser(prog="vfmtok", description="Image tokenizers on frozen vision foundation models.")
+    parser = OneLineParser(prog="vfmtok", description="Image tokenizers on frozen vision foundation models.")
     parser.add_argument("--version", action="version", version=f"vfmtok {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:

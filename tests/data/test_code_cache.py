@@ -88,6 +88,18 @@ def test_an_unfinished_cache_can_be_continued_but_not_read(tmp_path):
     assert [block[0] for block in CodeCacheWriter(path).blocks_to_do(6)] == [0, 6, 12, 18]
 
 
+@pytest.mark.parametrize("name", ["ids.npy", "labels.npy", "progress.bin"])
+@pytest.mark.parametrize("size", [0, 9])
+def test_an_unfinished_cache_that_was_cut_is_one_line(tmp_path, name, size):
+    """Rows beyond the end of progress.bin are not taken for done."""
+    path = tmp_path / "cache"
+    code_cache.begin(path, metadata(count=20))
+    with open(path / name, "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(DataError, match=name):
+        CodeCacheWriter(path).blocks_to_do(4)
+
+
 def test_another_use_of_the_folder_is_refused(tmp_path):
     write(tmp_path / "cache")
     assert not code_cache.begin(tmp_path / "cache", metadata())

@@ -125,7 +125,7 @@ def test_kill_9_and_again_gives_the_same_bytes(place, ten_crop, tmp_path):
     out = tmp_path / "cache"
     command = [sys.executable, "-m", "vfmtok", *place.arguments(out, "--views", "ten-crop")]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, done = time.monotonic() + 60, 0
+    deadline, done = time.monotonic() + 120, 0
     while done < 12 and time.monotonic() < deadline and process.poll() is None:
         progress = out / "progress.bin"
         done = sum(progress.read_bytes()) if progress.exists() else 0
@@ -175,7 +175,7 @@ distributed.leave(0)  # torchrun would write a report about any other code
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["contact_sheet.png", f"cache.json.{os.getpid()}.part"], ids=["picture", "metadata"])
+@pytest.mark.parametrize("name", ["contact_sheet.png", "cache.json.part"])
 def test_what_cannot_be_written_at_the_end_is_one_line(place, tmp_path, monkeypatch, capsys, name):
     out, finish = tmp_path / "cache", codes._finish
 

@@ -212,7 +212,7 @@ def test_animation_gives_its_first_frame():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(orientation, format):
     turns = [[], ["FLIP_LEFT_RIGHT"], ["ROTATE_180"], ["FLIP_TOP_BOTTOM"], ["TRANSPOSE"]]
     turns += [["ROTATE_270"], ["TRANSVERSE"], ["ROTATE_90"]]

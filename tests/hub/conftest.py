@@ -23,7 +23,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
     yield state
     server.shutdown()
     server.server_close()

@@ -96,7 +96,10 @@ def test_a_pinned_hash(one_file, tmp_path):
     with pytest.raises(WeightsError, match=f"SHA-256 is {DIGEST}, {'0' * 64} is asked for"):
         download.fetch("me/it", "folder/w.safetensors", sha256="0" * 64)
     assert not files_below(tmp_path / "cache")
-    path = download.fetch("me/it", "folder/w.safetensors", sha256=DIGEST)
+    for none in (DIGEST[:40], "", "sha256:" + DIGEST):
+        with pytest.raises(WeightsError, match="is no SHA-256"):
+            download.fetch("me/it", "folder/w.safetensors", sha256=none)
+    path = download.fetch("me/it", "folder/w.safetensors", sha256=DIGEST.upper())
     with pytest.raises(WeightsError, match="is asked for: delete"):  # of a file that is there already
         download.fetch("me/it", "folder/w.safetensors", sha256="0" * 64)
     assert path.is_file()

@@ -116,6 +116,9 @@ print(json.dumps([encoder.config.weights_sha256, state["patch_embed.proj.weight"
 """
 
 
+NOT_INHERITED = ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE")
+
+
 @pytest.fixture
 def hub(tmp_path):
     """A loopback server that answers like the Hub for one repository, and a subprocess that uses it."""
@@ -150,11 +153,13 @@ def hub(tmp_path):
     def build(port: int = server.server_port) -> subprocess.CompletedProcess:
         environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "cache")}
         environment |= {"HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        environment = {name: value for name, value in environment.items() if name not in NOT_INHERITED}
         command = [sys.executable, "-c", BUILD]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
     yield build, reference
     server.shutdown()
+    server.server_close()
 
 
 def test_hub_download_and_cache(hub):

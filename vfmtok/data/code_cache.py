@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +134,19 @@ class CodeCacheWriter:
                 self._files[name] = os.open(self.path / name, os.O_RDWR)
             except OSError as error:
                 raise DataError(f"cannot write {self.path / name}: {error.strerror}") from None
-        self._starts = {name: _data_start(self.path / name) for name in ("ids.npy", "labels.npy")}
+        labels = _open_array(self.path / "labels.npy", (self._count,), np.int64)
+        self._starts = {"ids.npy": self.read_only_ids().offset, "labels.npy": labels.offset}
 
     def progress(self) -> np.ndarray:
         """(N,) uint8: TO_DO, DONE or REPLACED."""
-        return np.fromfile(self.path / "progress.bin", np.uint8, self._count)
+        progress = np.fromfile(self.path / "progress.bin", np.uint8)
+        if len(progress) != self._count:
+            raise DataError(f"{self.path / 'progress.bin'} was cut: remove the folder and begin anew")
+        return progress
 
     def read_only_ids(self) -> np.ndarray:
         """(N,V,K), mapped: what is written so far."""
-        return np.load(self.path / "ids.npy", mmap_mode="r")
+        return _open_array(self.path / "ids.npy", (self._count, *self._row), self._dtype)
 
     def blocks_to_do(self, size: int) -> list[np.ndarray]:
         """Blocks [k * size, (k + 1) * size) of rows that are not all done.
@@ -224,8 +227,7 @@ def begin(path: str | Path, metadata: dict[str, Any]) -> bool:
     count, row = metadata["num_samples"], (len(metadata["views"]), metadata["num_tokens"])
     try:
         path.mkdir(parents=True, exist_ok=True)
-        ours = ("ids.npy", "labels.npy", "progress.bin", "cache.json.*.part")  # of a run that was killed
-        if strangers := [name for name in os.listdir(path) if not any(fnmatch(name, one) for one in ours)]:
+        if strangers := set(os.listdir(path)) - {"ids.npy", "labels.npy", "progress.bin", "cache.json.part"}:
             raise DataError(f"{path} is not empty (it has {min(strangers)}): choose another folder")
         for name, shape, dtype in (
             ("ids.npy", (count, *row), _dtype(metadata["codebook_size"])),
@@ -251,12 +253,9 @@ def _dtype(codebook_size: int) -> type:
 
 def _reserve(path: Path) -> None:
     """Claim the disk blocks of a sparse file now, so that a full disk shows before the work."""
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _data_start(path: Path) -> int:
-    return np.load(path, mmap_mode="r").offset
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _write_all(file: int, data: bytes, position: int) -> None:
@@ -266,10 +265,10 @@ def _write_all(file: int, data: bytes, position: int) -> None:
         view, position = view[written:], position + written
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if array.shape != shape or array.dtype != dtype:
         raise DataError(f"{path} holds {array.shape} {array.dtype}, its cache.json says {shape} {np.dtype(dtype)}")

@@ -32,9 +32,10 @@ def _rows(file: Path, opened: Any, has_path: bool) -> Iterator[Found]:
     columns = ["label", "image.path"] if has_path else ["label"]
     number = 0
     for group in range(opened.num_row_groups):
-        table = opened.read_row_group(group, columns=columns)
+        table = _read(file, opened, group, columns)
         labels = table.column("label").to_pylist()
-        paths = [image["path"] for image in table.column("image").to_pylist()] if has_path else [None] * len(labels)
+        images = table.column("image").to_pylist() if has_path else [None] * len(labels)
+        paths = [image and image["path"] for image in images]  # a row without an image is told as corrupt, by number
         for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
             if label is None:
                 raise DataError(f"{file}: row {number} has no label")
@@ -61,7 +62,7 @@ def _image_column(file: str, row_group: int, size: int, mtime: int) -> Any:  # s
     key = (file, row_group, size, mtime)
     if key not in _kept:
         _kept.clear()  # before reading the next
-        column = _open(Path(file)).read_row_group(row_group, columns=["image.bytes"]).column("image")
+        column = _read(Path(file), _open(Path(file)), row_group, ["image.bytes"]).column("image")
         _kept[key] = pyarrow.compute.struct_field(column, "bytes")
     return _kept[key]
 
@@ -76,6 +77,15 @@ def _open(file: Path) -> Any:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
+
+
+def _read(file: Path, opened: Any, group: int, columns: list[str]) -> Any:
+    import pyarrow
+
+    try:
+        return opened.read_row_group(group, columns=columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read row group {group} of {file}: {str(error).splitlines()[0]}") from None
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> list[str] | None:

@@ -53,7 +53,7 @@ class Listing:
 
     splits: dict[str, list[Entry]]  # "train" and perhaps "val"
     classes: list[str]  # names by label
-    fingerprint: str  # SHA-256 over the sorted lines "split, name, label, size, check" of the listing
+    fingerprint: str  # SHA-256 over the sorted lines (with parquet: as they come) "split, name, label, size, check"
     ignored: dict[str, int]  # files that are no images by their name, counted by extension
     left_out: int  # images of the test split
 
@@ -236,8 +236,9 @@ def _listing(
         if val_fraction is not None and any(image.split == "val" for image in images):
             raise DataError("the sources have a validation split already: leave out --val-fraction")
     classes, label_of = _labels(images, names)
-    if not any(image.found.place[0] == "parquet" for image in images):
-        images.sort(key=lambda image: image.prefix + image.path)
+    rows = [image for image in images if image.found.place[0] == "parquet"]  # stay in order: row groups are read whole
+    files = [image for image in images if image.found.place[0] != "parquet"]
+    images = sorted(files, key=lambda image: image.prefix + image.path) + rows
     splits: dict[str, list[Entry]] = {"train": [], "val": []}
     lines, seen = [], {}
     for image in images:
@@ -251,7 +252,8 @@ def _listing(
         lines.append(f"{split}\t{name}\t{entry.label}\t{image.found.size}\t{image.found.check}\n")
     if not splits["train"]:
         raise DataError("no image is left for training: lower --val-fraction or add images")
-    digest = hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape"))
+    ordered = lines if rows else sorted(lines)
+    digest = hashlib.sha256("".join(ordered).encode("utf-8", "surrogateescape"))
     splits = {split: entries for split, entries in splits.items() if entries}
     return Listing(splits, classes, digest.hexdigest(), dict(ignored.most_common()), left_out)
 

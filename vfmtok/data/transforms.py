@@ -296,7 +296,9 @@ class RandomCrops:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    with reasons("damaged image"):  # a PNG is decoded to look for its EXIF
+    with reasons("damaged image"):
+        if image.format != "JPEG":
+            image.load()  # EXIF may come after a PNG's pixels, and a TIFF is turned when they are read
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 

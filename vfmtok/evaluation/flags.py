@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfmtok import distributed
+from vfmtok.arguments import OneLineParser
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -22,7 +23,7 @@ from vfmtok.generator.gpt import GPT, GPT_SIZES
 from vfmtok.hub.pretrained import load_generator, load_tokenizer
 from vfmtok.layers.precision import DTYPES
 from vfmtok.tokenizer.tokenizer import VFMTok
-from vfmtok.training.flags import VQ_MODELS, OneLineParser, path_of
+from vfmtok.training.flags import VQ_MODELS, path_of
 
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
     from vfmtok.evaluation.compared import ReferenceSet

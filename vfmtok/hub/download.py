@@ -82,6 +82,7 @@ def fetch(repository: str, file: str, revision: str | None = None, sha256: str |
         WeightsError: it is not in the cache and the Hub can't be reached; the connection broke (what was received stays
             for the next time); its hash is wrong (nothing stays).
     """
+    sha256 = asked_sha256(sha256)
     what = f"{repository}/{file}" + (f" ({revision})" if revision else "")
     cache = _access().cache or Path(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or _hub().constants.HF_HUB_CACHE))
     cache = cache.expanduser()
@@ -222,6 +223,13 @@ def _is_of_connection(error: Exception) -> bool:
 # --------------------------------------------------------------------------------------
 # Hashes
 # --------------------------------------------------------------------------------------
+
+
+def asked_sha256(text: str | None) -> str | None:
+    """A hash that a user asks for, in lower case as ours are. Raises WeightsError for what is none."""
+    if text is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise WeightsError(f"'{text}' is no SHA-256: 64 hexadecimal digits are needed")
+    return text and text.lower()
 
 
 def _check(path: Path, stated: str | None, sha256: str | None, what: str) -> None:

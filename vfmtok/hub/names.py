@@ -17,7 +17,7 @@ from torch import nn
 from vfmtok.config import load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained, weight_files
-from vfmtok.hub.download import AbsentError, UnreachedError, fetch, hub_access
+from vfmtok.hub.download import AbsentError, UnreachedError, asked_sha256, fetch, hub_access
 from vfmtok.hub.published import PAPER_TOKENIZER, PUBLISHED, published_file
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.safetensors"
@@ -74,6 +74,7 @@ def locate(name: str | Path, part: str = "tokenizer", revision: str | None = Non
     here = Path(name).expanduser()
     if here.exists():
         path = _part_of_folder(here, part) if here.is_dir() else here
+        sha256 = asked_sha256(sha256)
         file = pretrained.checkpoint_files(path, part)[0] if sha256 is not None and path.is_dir() else path
         if sha256 is not None and weight_files.sha256(file) != sha256:
             raise WeightsError(f"{file} does not have the SHA-256 {sha256}")

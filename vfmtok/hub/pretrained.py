@@ -237,7 +237,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
 
 def read_config(path: str | Path) -> TokenizerConfig | None:
     """The configuration that ``read_tokenizer_weights`` finds, without reading the weights."""
-    if str(path) in PUBLISHED:
+    if str(path) in PUBLISHED and not Path(path).exists():
         return PAPER_TOKENIZER
     path = Path(path).expanduser()
     return _read_section(checkpoint_files(path, "tokenizer")[1], "tokenizer") if path.is_dir() else None

@@ -5,12 +5,11 @@ the recipe's value stands. ``--set a.b=value`` reaches every other field.
 """
 
 import argparse
-import difflib
-import sys
 import typing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from vfmtok.arguments import OneLineParser
 from vfmtok.config import TokenizerConfig, config_to_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
@@ -68,18 +67,6 @@ TOKENIZER_FLAGS: Flags = (
 )
 
 VQ_MODELS = {"VQ-16": [4, 2, 2, 1, 1], "VQ-8": [4, 2, 2, 1]}  # multipliers of the pixel decoder
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line, with the closest flag for an unknown one."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: --"):
-            unknown = message.split()[2].split("=")[0]
-            match = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-            message = f"unknown flag {unknown}" + (f" (closest match: {match[0]})" if match else "")
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
-        sys.exit(2)
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:

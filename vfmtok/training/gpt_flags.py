@@ -8,13 +8,14 @@ import torch
 import yaml
 
 from vfmtok import distributed
+from vfmtok.arguments import OneLineParser
 from vfmtok.config import load_config, with_overrides
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generator.gpt import GPT, GPT_SIZES, GPTConfig
 from vfmtok.hub import pretrained
-from vfmtok.training.flags import SHARED_FLAGS, Flags, OneLineParser, add_flags, choices, given
+from vfmtok.training.flags import SHARED_FLAGS, Flags, add_flags, choices, given
 from vfmtok.training.gpt_recipe import GPTRecipe
 
 GPT_FLAGS: Flags = (

@@ -1,0 +1,18 @@
+"""Command lines whose mistakes are told in one line."""
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Errors are one line, with the closest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: --"):
+            unknown = message.split()[2].split("=")[0]
+            match = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+            message = f"unknown flag {unknown}" + (f" (closest match: {match[0]})" if match else "")
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(2)
