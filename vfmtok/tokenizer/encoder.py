@@ -161,7 +161,8 @@ class Encoder(nn.Module):
             images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
         images = (images - self.mean) / self.std
-        return images.to(next(self.backbone.parameters(), self.mean).dtype)
+        weights = [*self.backbone.parameters(), self.mean]  # torch 2.4 can't trace next() with a default
+        return images.to(weights[0].dtype)
 
     def _read_levels(self, images: Tensor) -> list[Tensor]:
         maps = self._read_maps(self.backbone, images)  # L x (B,C,h,w)
