@@ -15,6 +15,7 @@ from tiny_models import values
 from vfmtok import cli
 from vfmtok.evaluation.encoder_distance import encoder_features, open_encoder
 from vfmtok.evaluation.image_sources import open_images
+from vfmtok.evaluation.inception import load_inception
 from vfmtok.evaluation.inception_score import InceptionScore
 from vfmtok.evaluation.precision_recall import precision_recall
 from vfmtok.evaluation.reference import inception_features
@@ -74,6 +75,22 @@ def distance(x, y) -> float:
     overlap = torch.linalg.matrix_norm(centred[0] @ centred[1].t(), "nuc")
     means = (sets[0].mean(0) - sets[1].mean(0)).square().sum()
     return (means + sum(rows.square().sum() for rows in centred) - 2 * overlap).item()
+
+
+def test_the_spatial_tap_is_the_one_that_is_named(images, files, inception_file, tmp_path, capsys):
+    reference, out = tmp_path / "statistics.npz", tmp_path / "results.json"
+    flags = ["--inception", str(inception_file), "--spatial-tap", "activation"]
+    assert cli.main(["stats", str(files / "reference.npz"), "--reference", str(reference), *flags]) == 0
+    measure = ["measure", str(files / "samples.npz"), "--reference", str(reference), "--out", str(out)]
+    assert cli.main([*measure, *flags]) == 0
+    network = load_inception(inception_file, "activation")
+    spatial = [next(f for _, f in inception_features(network, open_images(x), 64)).spatial for x in images]
+    number = json.loads(out.read_text())["numbers"]["sFID"]
+    assert number["value"] == pytest.approx(distance(*spatial), rel=1e-5)
+    assert number["protocol"].startswith("mixed_6/conv, activation, 7 channels; ")
+    capsys.readouterr()
+    assert cli.main([*measure, *flags[:2]]) == 0  # of the other tap sFID is no number
+    assert "say --spatial-tap activation" in capsys.readouterr().out
 
 
 def test_a_folder_of_pngs_without_a_reference(images, files, inception, inception_file, capsys):
