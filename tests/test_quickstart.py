@@ -78,12 +78,13 @@ def test_a_part_is_held_out_unless_the_images_bring_it(photos, source, tmp_path)
                 name = f"{'train' if number % 4 else 'valid'}/{file.relative_to(photos)}"
                 archive.writestr(name, file.read_bytes())
     done = run("--data", place, "--out", tmp_path / "out", TOKENIZER_FLAGS="--set no.such=1")
-    assert done.returncode == 2 and "no.such" in done.stderr
+    assert done.returncode == 2 and "unknown key 'no'" in done.stderr
     assert commands(done)[0] == ["vfmtok", "prepare", str(place), str(tmp_path / "out/data"), *split]
     assert open_splits(tmp_path / "out/data").keys() == {"train", "val"}
     assert "python" not in (tmp_path / "out/timings.tsv").read_text()  # what failed was not done
 
 
+@pytest.mark.slow
 def test_one_class_gets_its_page_too(photos, tmp_path):
     done = run("--data", photos / "people_body", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,6 +119,12 @@ def test_the_gpu_preset_measures_what_it_can(recorded, words, quality):
     measured = next(command for command in commands(done) if "vqgan_test.py" in command)
     assert measured[-2 - len(quality) :] == ["--image-size-eval", "256", *quality]
     assert ("going on without rFID, whose Inception network is not to be had: so it is" in done.stdout) == bool(quality)
+
+
+def test_without_the_agreement_there_is_a_page(recorded):
+    done = recorded("agreement")
+    assert done.returncode == 0 and "going on to the page without this stage" in done.stdout
+    assert commands(done)[-1][:2] == ["vfmtok", "report"]
 
 
 def test_an_environment_that_was_left_half_made_is_made_again(recorded, tmp_path):

@@ -18,7 +18,7 @@ from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.inception import load_inception
 from vfmtok.evaluation.inception_score import InceptionScore
 from vfmtok.evaluation.precision_recall import precision_recall
-from vfmtok.evaluation.reference import inception_features
+from vfmtok.evaluation.reference import inception_features, read_reference
 
 ENCODER = "tf_efficientnet_lite0"  # its weights are in a package
 SIDE = 24
@@ -78,19 +78,17 @@ def distance(x, y) -> float:
 
 
 def test_the_spatial_tap_is_the_one_that_is_named(images, files, inception_file, tmp_path, capsys):
-    reference, out = tmp_path / "statistics.npz", tmp_path / "results.json"
-    flags = ["--inception", str(inception_file), "--spatial-tap", "activation"]
-    assert cli.main(["stats", str(files / "reference.npz"), "--reference", str(reference), *flags]) == 0
-    measure = ["measure", str(files / "samples.npz"), "--reference", str(reference), "--out", str(out)]
-    assert cli.main([*measure, *flags]) == 0
-    network = load_inception(inception_file, "activation")
-    spatial = [next(f for _, f in inception_features(network, open_images(x), 64)).spatial for x in images]
-    number = json.loads(out.read_text())["numbers"]["sFID"]
-    assert number["value"] == pytest.approx(distance(*spatial), rel=1e-5)
-    assert number["protocol"].startswith("mixed_6/conv, activation, 7 channels; ")
-    capsys.readouterr()
-    assert cli.main([*measure, *flags[:2]]) == 0  # of the other tap sFID is no number
-    assert "say --spatial-tap activation" in capsys.readouterr().out
+    raw, rectified = (str(tmp_path / name) for name in ("raw.npz", "rectified.npz"))
+    network, tap = ["--inception", str(inception_file)], ["--spatial-tap", "activation"]
+    assert cli.main(["stats", str(files / "reference.npz"), "--reference", raw, *network]) == 0
+    assert cli.main(["stats", str(files / "reference.npz"), "--reference", rectified, *network, *tap]) == 0
+    found, activation = read_reference(rectified), load_inception(inception_file, "activation")
+    _, features = next(inception_features(activation, open_images(images[1]), 64))
+    assert torch.allclose(found.spatial.mean, features.spatial.double().mean(0), rtol=1e-4, atol=1e-6)
+    assert found.protocol["spatial"] == "mixed_6/conv, activation, 7 channels"
+    assert cli.main(["measure", str(files / "samples.npz"), "--reference", raw, *network, *tap]) == 0
+    assert "sFID is left out: the reference's" in (printed := capsys.readouterr().out)
+    assert "say --spatial-tap convolution" in printed
 
 
 def test_a_folder_of_pngs_without_a_reference(images, files, inception, inception_file, capsys):
