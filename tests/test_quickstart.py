@@ -122,7 +122,7 @@ def test_the_gpu_preset_measures_what_it_can(recorded, words, quality):
 
 
 def test_without_the_agreement_there_is_a_page(recorded):
-    done = recorded("agreement")
+    done = recorded("--cfg-scales")
     assert done.returncode == 0 and "going on to the page without this stage" in done.stdout
     assert commands(done)[-1][:2] == ["vfmtok", "report"]
 
