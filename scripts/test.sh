@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+# Without pip an environment was left half made, as Debian does where python3-venv is not installed.
+"$venv/bin/python" -m pip --version > /dev/null 2>&1 || "${PYTHON:-python3}" -m venv "$venv"
 # Reinstall only when what is to be installed has changed.
 stamp=$(cat setup.py pyproject.toml | "$venv/bin/python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp $PWD" ]; then

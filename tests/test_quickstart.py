@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,13 @@ TINY = {
 def run(*arguments, cwd=ROOT, **environment):
     script = ROOT / "scripts/quickstart.sh"
     environment = {**os.environ, **TINY, **environment}
-    return subprocess.run([script, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True)
+    command = [script, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def commands(done):
+    """The stages as they were printed."""
+    return [command.split() for command in re.findall(r"\$ (.*?)\033\[0m", done.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +51,7 @@ def test_own_images_become_a_page(photos, tmp_path):
     assert page.count("data:image/png;base64,") == 8
     for word in ("animals_nature", "people_body", "agreement, no CFG", "agreement, CFG 2", "PSNR", "perplexity"):
         assert word in page, word
-    commands = re.findall(r"\$ (.*?)\033\[0m", done.stdout)
-    assert [command.split()[1 if command.startswith("python") else 0] for command in commands] == [
+    assert [command[command[0] == "python"] for command in commands(done)] == [
         *["vfmtok"] * 2, "vq_train.py", "vqgan_test.py", *["vfmtok"] * 2, "train_c2i.py", *["vfmtok"] * 4,
     ]  # fmt: skip
 
@@ -59,6 +65,75 @@ def test_the_same_command_again_changes_nothing(photos, tmp_path):
     again = run("--data", photos, "--out", tmp_path / "out")
     assert first.returncode == again.returncode == 0, again.stdout + again.stderr
     assert kept and kept == weights()
+
+
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_a_part_is_held_out_unless_the_images_bring_it(photos, source, tmp_path):
+    """Also where the split lies inside an archive, or is called "valid". (Training then ends at an unknown setting.)"""
+    place, split = photos, ["--val-fraction", "0.1"]
+    if source == "zip":
+        place, split = tmp_path / "photos.zip", []
+        with zipfile.ZipFile(place, "w") as archive:
+            for number, file in enumerate(sorted(photos.rglob("*.png"))):
+                name = f"{'train' if number % 4 else 'valid'}/{file.relative_to(photos)}"
+                archive.writestr(name, file.read_bytes())
+    done = run("--data", place, "--out", tmp_path / "out", TOKENIZER_FLAGS="--set no.such=1")
+    assert done.returncode == 2 and "unknown key 'no'" in done.stderr
+    assert commands(done)[0] == ["vfmtok", "prepare", str(place), str(tmp_path / "out/data"), *split]
+    assert open_splits(tmp_path / "out/data").keys() == {"train", "val"}
+    assert "python" not in (tmp_path / "out/timings.tsv").read_text()  # what failed was not done
+
+
+@pytest.mark.slow
+def test_one_class_gets_its_page_too(photos, tmp_path):
+    done = run("--data", photos / "people_body", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "there is one class" in done.stderr and "going on to the page" in done.stdout
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("Not there yet") == 1 and "agreement/results.json" in page
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """``recorded(words, ...)``: the script in an environment that does nothing; commands with ``words`` fail."""
+
+    def run_in_it(words, *arguments, names=("python", "vfmtok")):
+        binaries = tmp_path / "venv/bin"
+        binaries.mkdir(parents=True)
+        (tmp_path / "out/data/val_lmdb").mkdir(parents=True)
+        for name in (*names, "maker"):
+            (binaries / name).write_text(
+                f'#!/bin/sh\ncase "$*" in *"{words}"*) echo "Error: so it is" >&2; exit 2; esac\n'
+            )
+            (binaries / name).chmod(0o755)
+        environment = {"VENV": str(tmp_path / "venv"), "PYTHON": str(binaries / "maker")}
+        return run("--data", ROOT / "docs", "--out", tmp_path / "out", *arguments, **environment)
+
+    return run_in_it
+
+
+@pytest.mark.parametrize(("words", "quality"), [("find_weights", ["--no-fid"]), ("nothing", [])])
+def test_the_gpu_preset_measures_what_it_can(recorded, words, quality):
+    done = recorded(words, "--preset", "gpu")
+    assert done.returncode == 0, done.stderr
+    measured = next(command for command in commands(done) if "vqgan_test.py" in command)
+    assert measured[-2 - len(quality) :] == ["--image-size-eval", "256", *quality]
+    assert ("going on without rFID, whose Inception network is not to be had: so it is" in done.stdout) == bool(quality)
+
+
+def test_without_the_agreement_there_is_a_page(recorded):
+    done = recorded("--cfg-scales")
+    assert done.returncode == 0 and "going on to the page without this stage" in done.stdout
+    assert commands(done)[-1][:2] == ["vfmtok", "report"]
+
+
+def test_an_environment_that_was_left_half_made_is_made_again(recorded, tmp_path):
+    done = recorded("-m pip", "--preset", "gpu", names=("python",))
+    assert done.returncode == 2
+    assert [command[1:] for command in commands(done)] == [
+        ["-m", "venv", str(tmp_path / "venv")],
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[train,quickstart,eval]"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -35,18 +35,19 @@ TINY = {
     "benchmarks/tokenizer.py": "benchmarks/tokenizer.py --config configs/tiny.yaml --repeat 1",
     "benchmarks/train_step.py": "benchmarks/train_step.py --config configs/tiny.yaml --repeat 1 --no-memory",
     # The paper's run: ImageNet, 8 GPUs and three networks' weights become the sample set, 2 processes and none.
-    "--nproc-per-node 8": "--nproc-per-node 2",
+    "--nproc-per-node 8": "--standalone --nproc-per-node 2",  # on a free port
     "--data-path imagenet": "--data-path emoji --disc-type none --global-batch-size 4 --set optimizer.steps=2 "
     "--set loss.perceptual=encoder",
     "configs/vit_transformer.yaml --set tokenizer.encoder.weights=auto": "configs/tiny.yaml",
     "benchmarks/sampling.py": "benchmarks/sampling.py --tokens 4 --batch 1 --steps 1 --precision fp32",
-    "scripts/torchrun.sh": "torchrun --nproc-per-node 2",
+    "scripts/torchrun.sh": "torchrun --standalone --nproc-per-node 2",
     "--gpt-model GPT-L --code-path codes/imagenet --mixed-precision bf16": "--code-path codes/train "
     "--global-batch-size 2 --set gpt.n_layer=1 --set gpt.dim=64 --set gpt.n_head=4 --set optimizer.steps=2",
     "configs/emoji64_gpt.yaml": "configs/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
     "--views shift": "--views center",  # 18 views take minutes
     "--num-fid-samples 90": "--num-fid-samples 9",
     "vfmtok agreement": "vfmtok agreement --per-class 2",
+    "quickstart/data": "emoji",
     "quickstart/generator": "results/emoji64_gpt",
     "quickstart/tokenizer": "results/emoji64",
     "--data imagenet": "--data imagenet --dry-run",  # 50,000 images, and weights from the Hub

@@ -174,9 +174,9 @@ def test_a_wrong_factor_is_found_by_the_second_way(monkeypatch, dead):
 def test_taps_are_told_apart():
     raw = statistics(features(10, 50, 20))
     rectified = statistics(features(10, 50, 20).relu())
-    with pytest.raises(EvaluationError, match="spatial_tap='activation'"):
+    with pytest.raises(EvaluationError, match="--spatial-tap activation"):
         check_same_tap(rectified, raw)
-    with pytest.raises(EvaluationError, match="spatial_tap='convolution'"):
+    with pytest.raises(EvaluationError, match="--spatial-tap convolution"):
         check_same_tap(raw, rectified)
     check_same_tap(raw, raw)
     check_same_tap(rectified, rectified)

@@ -118,6 +118,17 @@ def test_samples_are_measured_anew_and_not_made_anew(models, plain, inception, t
         evaluate(models, tmp_path, Samples(count=COUNT, size=SIZE, seed=3, top_k=5))
 
 
+def test_low_precision_is_continued_at_its_batch_size_only(models, plain, tmp_path):
+    """There another batch size is another sample (generator/generate.py); in float32 it is the same."""
+    low, bf16 = Samples(count=5, size=8, precision="bf16"), tiny_models.gpt().to(torch.bfloat16)
+    evaluate((bf16, models[1]), tmp_path, low, batch=3)
+    assert evaluate((bf16, models[1]), tmp_path, low, batch=3)["job"]["batch"] == 3
+    for options, text in (({"batch": 4}, "another batch "), ({"batch": 3, "compile": True}, "another compile ")):
+        with pytest.raises(DataError, match=text):
+            evaluate((bf16, models[1]), tmp_path, low, **options)
+    assert evaluate(models, plain[0], batch=5) == plain[1]
+
+
 def test_models_that_do_not_belong_together(models, tmp_path):
     with pytest.raises(ConfigError, match="16 tokens of 65 codes, the tokenizer reads 16 of 64"):
         evaluate((tiny_models.gpt(vocab_size=65), models[1]), tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from vfmtok import cli
 from vfmtok.evaluation.html_report import build_page
+from vfmtok.training.curves import read_log
 
 
 def test_stages_that_did_not_run_are_named(tmp_path):
@@ -26,6 +27,22 @@ def test_numbers_stand_beside_their_protocol_and_text_is_escaped(tmp_path):
     page = build_page(tmp_path)
     assert page.count("<td>0.512</td><td>of &lt;b&gt;540&lt;/b&gt; images</td>") == 1
     assert "few &amp; far" in page and "<b>540" not in page
+
+
+def test_what_was_not_finite_does_not_keep_the_page_away(tmp_path):
+    for place in ("reconstruction", "generator"):
+        (tmp_path / place).mkdir()
+    number = {"value": None, "protocol": "dB", "digits": 2}
+    results = {"numbers": {"PSNR": number}, "warnings": ["PSNR is inf"], "notes": []}
+    (tmp_path / "reconstruction/results.json").write_text(json.dumps(results))
+    for name in ("reconstructions", "sampling_points"):
+        (tmp_path / f"reconstruction/{name}.png").write_bytes(b"")
+    steps = [{"step": step, "loss/token": 5.0 - step, "grad_norm/model": value} for step, value in enumerate((1, None))]
+    (tmp_path / "generator/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    log = read_log(tmp_path / "generator")
+    assert log == {"loss/token": ([0, 1], [5.0, 4.0]), "grad_norm/model": ([0], [1.0])}
+    page = build_page(tmp_path)
+    assert "<td>none</td><td>dB</td>" in page and "<b>none</b>" in page and "curves of generator" in page
 
 
 def test_runs_of_a_stage_are_added_up(tmp_path):

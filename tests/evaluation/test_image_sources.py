@@ -72,8 +72,9 @@ def test_files_and_records_are_cropped_for_evaluation(tmp_path):
         source = open_images(tmp_path / place, size=24)
         assert torch.equal(joined(source)[0], expected)
         assert source.crop == "centre 24 (BOX halvings, bicubic, centre crop)"
-    with pytest.raises(DataError, match="say --size"):
-        joined(open_images(tmp_path / "files"))
+    for share in ({}, {"batch": 1}, {"rank": 1, "world_size": 3}):  # the first is in another batch, or another's share
+        with pytest.raises(DataError, match=r"image 1 of files is 33x70, the first is 60x40: make them one size"):
+            joined(open_images(tmp_path / "files"), **share)
     with pytest.raises(DataError, match="say the size"):
         open_images(tmp_path / "lmdb")
 

@@ -15,9 +15,10 @@ from tiny_models import values
 from vfmtok import cli
 from vfmtok.evaluation.encoder_distance import encoder_features, open_encoder
 from vfmtok.evaluation.image_sources import open_images
+from vfmtok.evaluation.inception import load_inception
 from vfmtok.evaluation.inception_score import InceptionScore
 from vfmtok.evaluation.precision_recall import precision_recall
-from vfmtok.evaluation.reference import inception_features
+from vfmtok.evaluation.reference import inception_features, read_reference
 
 ENCODER = "tf_efficientnet_lite0"  # its weights are in a package
 SIDE = 24
@@ -74,6 +75,20 @@ def distance(x, y) -> float:
     overlap = torch.linalg.matrix_norm(centred[0] @ centred[1].t(), "nuc")
     means = (sets[0].mean(0) - sets[1].mean(0)).square().sum()
     return (means + sum(rows.square().sum() for rows in centred) - 2 * overlap).item()
+
+
+def test_the_spatial_tap_is_the_one_that_is_named(images, files, inception_file, tmp_path, capsys):
+    raw, rectified = (str(tmp_path / name) for name in ("raw.npz", "rectified.npz"))
+    network, tap = ["--inception", str(inception_file)], ["--spatial-tap", "activation"]
+    assert cli.main(["stats", str(files / "reference.npz"), "--reference", raw, *network]) == 0
+    assert cli.main(["stats", str(files / "reference.npz"), "--reference", rectified, *network, *tap]) == 0
+    found, activation = read_reference(rectified), load_inception(inception_file, "activation")
+    _, features = next(inception_features(activation, open_images(images[1]), 64))
+    assert torch.allclose(found.spatial.mean, features.spatial.double().mean(0), rtol=1e-4, atol=1e-6)
+    assert found.protocol["spatial"] == "mixed_6/conv, activation, 7 channels"
+    assert cli.main(["measure", str(files / "samples.npz"), "--reference", raw, *network, *tap]) == 0
+    assert "sFID is left out: the reference's" in (printed := capsys.readouterr().out)
+    assert "say --spatial-tap convolution" in printed
 
 
 def test_a_folder_of_pngs_without_a_reference(images, files, inception, inception_file, capsys):

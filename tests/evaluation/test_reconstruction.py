@@ -2,20 +2,25 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+import ranks
 import tiny_models
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tiny_models import BAD, COUNT, WORLD, run_script, values
 
+import vfmtok
+from vfmtok import distributed
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import ConfigError, DataError
+from vfmtok.errors import ConfigError, DataError, SharedError
+from vfmtok.evaluation import parts
 from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
-from vfmtok.evaluation.reconstruction_numbers import Measures
+from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
 from vfmtok.evaluation.reconstruction_picture import colour_of_error, draw_sampling_points, sampling_points
 from vfmtok.evaluation.reference import Reference
 from vfmtok.tokenizer.tokenizer import to_pixels
@@ -156,6 +161,35 @@ def test_other_tokens_are_drawn_of_what_is_finished(tokenizer, records, tmp_path
     assert points.read_bytes() != before and others.stat().st_mtime_ns == untouched
     evaluate(tokenizer, records, tmp_path, shown_tokens=(5, 6, 9, 10))  # those it takes by itself
     assert points.read_bytes() == before
+
+
+def test_points_that_can_not_be_drawn_are_told_at_once(tokenizer, records, tmp_path):
+    with pytest.raises(ConfigError, match="of the tokens 0 to 15"):
+        evaluate(tokenizer, records, tmp_path / "out", shown_tokens=(16,))
+    windowed = vfmtok.VFMTok(vfmtok.load_config(tiny_models.CONFIG, ["sampler.attention=windowed"])).eval()
+    with pytest.raises(ConfigError, match="reads windows and has no sampling points"):
+        evaluate(windowed, records, tmp_path / "out", shown_tokens=(1,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_part_ends_all_processes_alike(tmp_path):
+    """The first process has the good part: it must not begin the sums while the second one can't read."""
+    parts.begin(tmp_path, {})
+    store, values = parts.Parts(tmp_path, 4), {name: np.ones(2) for name in PIXEL_NAMES}
+    ids, pool = np.zeros((2, 16), np.int32), np.ones((2, 2048), np.float32)
+    features = {"pool": pool, "original_pool": pool, "probabilities": pool[:, :1008]}
+    for rows in (np.arange(2), np.arange(2, 4)):
+        store.write(rows, {"indices": rows, "ids": ids, **values, **(features if rows[0] == 0 else {})})
+    for told in ranks.run(partial(_damaged, tmp_path), tmp_path):
+        assert "00000002-00000004.npz" in told and "delete it and run again" in told
+
+
+def _damaged(folder, rank):
+    world = distributed.World(rank, 2, torch.device("cpu"))
+    measures = Measures(inception=torch.nn.Identity())  # is asked for its protocol after all was read
+    with pytest.raises(SharedError) as caught:
+        all_numbers(Found(parts.Parts(folder, 4), world), tiny_models.tokenizer(), measures, world, SIZE)
+    return str(caught.value)
 
 
 def test_too_many_bad_records_are_an_error(tokenizer, tmp_path):

@@ -100,6 +100,15 @@ def test_bad_records_of_a_reference_are_left_out_and_counted(inception, tmp_path
         open_reference_set(tmp_path / "worse", inception, 24, 2, WORLD)
 
 
+def test_images_of_a_reference_go_through_inception_once(inception, tmp_path):
+    np.savez(tmp_path / "reference.npz", noise(5))
+    passes, expected = [], inception(next(batches(open_images(noise(5)), 5)).images).pool
+    handle = inception.register_forward_hook(lambda *_: passes.append(1))
+    found = open_reference_set(tmp_path / "reference.npz", inception, 24, 5, WORLD)
+    handle.remove()
+    assert len(passes) == 1 and torch.equal(found.features, expected)
+
+
 def test_a_reference_of_another_size_is_an_error(inception, tmp_path):
     np.savez(tmp_path / "reference.npz", noise(5))
     assert open_reference(tmp_path / "reference.npz", inception, 24, 4, WORLD).protocol["size"] == "24x24"

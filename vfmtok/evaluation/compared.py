@@ -14,7 +14,7 @@ from vfmtok import distributed
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.feature_bank import FeatureBank
 from vfmtok.evaluation.image_sources import open_images, size_of
-from vfmtok.evaluation.inception import Inception, load_inception
+from vfmtok.evaluation.inception import Inception, SpatialTap, load_inception
 from vfmtok.evaluation.reference import Reference, inception_features, measure_reference, read_reference
 
 
@@ -26,19 +26,27 @@ class ReferenceSet:
     features: Tensor | None  # (M,2048); None: it holds no images
 
 
-def open_inception(path: Path | None, world: distributed.World) -> Inception:
+def open_inception(path: Path | None, world: distributed.World, spatial_tap: SpatialTap = "convolution") -> Inception:
     """The Inception network on this process's device; every process must call it. Raises WeightsError."""
     with distributed.together():
-        network = load_inception(path)
+        network = load_inception(path, spatial_tap)
     return network.eval().to(world.device)
 
 
-def open_reference(path: Path, network: Inception, size: int, batch: int, world: distributed.World) -> Reference:
+def open_reference(
+    path: Path,
+    network: Inception,
+    size: int,
+    batch: int,
+    world: distributed.World,
+    bank: FeatureBank | None = None,
+) -> Reference:
     """Statistics to compare with: of an npz of ours or ADM's, or measured from images; every process must call it.
 
     Args:
         path: an npz of statistics or images, a folder of images, or a prepared dataset.
         size: side of what is compared with it, and of the evaluation crop of images that are not in an npz.
+        bank: takes the features of images that are measured.
 
     Raises:
         VFMTokError: nothing usable is there, its images have another size, or it was made with another network.
@@ -55,19 +63,20 @@ def open_reference(path: Path, network: Inception, size: int, batch: int, world:
         _check_size(reference.size if reference is not None else size_of(source), size, path)
     if reference is None or reference.pool is None:
         with distributed.together():
-            reference = measure_reference(network, source, source.name, batch, world.rank, world.size)
+            reference = measure_reference(network, source, source.name, batch, world.rank, world.size, bank)
     return reference
 
 
 def open_reference_set(path: Path, network: Inception, size: int, batch: int, world: distributed.World) -> ReferenceSet:
     """``open_reference`` with the features of its images, if it has images; every process must call it."""
-    reference = open_reference(path, network, size, batch, world)
+    bank = FeatureBank()  # a dataset's bad records have no features
+    reference = open_reference(path, network, size, batch, world, bank)
     if reference.images is None:
         return ReferenceSet(reference, None)
-    bank = FeatureBank()  # a dataset's bad records have no features
-    with distributed.together():
-        for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
-            bank.update(features.pool, indices)
+    if reference.content is None:  # the statistics are the file's: its images are still to be looked at
+        with distributed.together():
+            for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
+                bank.update(features.pool, indices)
     return ReferenceSet(reference, bank.compute())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vfmtok.config import EncoderConfig
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
+from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizer.encoder import ENCODERS, Encoder, EncoderFacts
 
@@ -51,9 +51,6 @@ class EncoderStatistics:
         self.name = f"fd@{encoder.config.name}"
         self._statistics = FeatureStatistics(encoder.widths[-1])
 
-    def reset(self) -> None:
-        self._statistics.reset()
-
     def update(self, images: Tensor) -> Tensor:
         """images (B,3,H,W) uint8 -> their features (B,C)."""
         features = encoder_features(self.encoder, images)
@@ -63,20 +60,6 @@ class EncoderStatistics:
     def compute(self) -> Gaussian:
         """Of all images of all ranks; every rank must call it."""
         return self._statistics.compute()
-
-    def distance(self, reference: Gaussian) -> dict[str, float]:
-        """{name: distance} from the reference's Gaussian; every rank must call it."""
-        return {self.name: frechet_distance(self.compute(), reference, self.name)}
-
-    def protocol(self) -> dict[str, str | int | None]:
-        """What a reader must know to compute the same features."""
-        config = self.encoder.config
-        return {
-            "network": config.name,
-            "weights_sha256": config.weights_sha256,
-            "input": config.image_size,
-            "feature": f"mean over the cells of level {config.levels[-1]}",
-        }
 
 
 @torch.no_grad()

@@ -67,9 +67,7 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="loading processes of each process",
     )
-    parser.add_argument(
-        "--tokens", type=_integers, metavar="N,N", help="tokens whose sampling points are drawn (default: four)"
-    )
+    parser.add_argument("--tokens", metavar="N,N", help="tokens whose sampling points are drawn (default: four)")
     parser.add_argument(
         "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
     )
@@ -148,6 +146,12 @@ def generation_parser() -> argparse.ArgumentParser:
         ("--ref-batch", "--reference"),
         "npz of ADM or `vfmtok stats --reference`, a folder of images, or a dataset",
     )
+    parser.add_argument(
+        "--spatial-tap",
+        choices=("convolution", "activation"),
+        default="convolution",
+        help="where sFID's features are read, as for the reference: before or after batch norm and ReLU",
+    )
     return parser
 
 
@@ -192,12 +196,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a positive whole number is needed, got '{text}'")
     return int(text)
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"whole numbers with commas between are needed, got '{text}'")
-    return tuple(map(int, text.split(",")))
 
 
 # --------------------------------------------------------------------------------------
@@ -306,7 +304,7 @@ def open_references(
         return None, None
     from vfmtok.evaluation import compared
 
-    inception = compared.open_inception(path_of(args.inception), world)
+    inception = compared.open_inception(path_of(args.inception), world, args.spatial_tap)
     if not args.reference:
         return inception, None
     where, batch = path_of(args.reference), args.per_proc_batch_size

@@ -214,5 +214,5 @@ def check_same_tap(reference: Gaussian, samples: Gaussian) -> None:
         tap = "activation" if rectified[0] else "convolution"
         raise EvaluationError(
             f"the reference's spatial features were read {said} the ReLU, the samples' were not: sFID would mean "
-            f"nothing; set spatial_tap='{tap}'"
+            f"nothing; say --spatial-tap {tap}"
         )

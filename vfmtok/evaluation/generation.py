@@ -2,8 +2,9 @@
 
 Sample n of a seed is one image: its label and its random numbers are functions of (seed, n), and batches begin at
 multiples of the batch size whatever the number of processes. So any number of them, and a run that was cut off and
-started again, give the same images. Before anything is computed the samples are checked. Samples that are there
-already are measured anew where the Inception network or the reference is another one.
+started again, give the same images; below float32 that holds for one batch size, which then is part of the job. Before
+anything is computed the samples are checked. Samples that are there already are measured anew where the Inception
+network or the reference is another one.
 
 Shapes: N samples, B batch, K tokens, E side of the images.
 """
@@ -67,6 +68,8 @@ def evaluate_generator(
     """
     check_match(gpt, tokenizer)
     job = _job(gpt, tokenizer, samples, inception, references)
+    if samples.precision != "none":  # then these change most images, by rounding (generator/generate.py)
+        job |= {"batch": batch, "compile": compile}
     results = parts.begin_together(folder, job, world, may_change=MEASURING)
     if results is not None:
         return results

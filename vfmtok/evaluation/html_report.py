@@ -97,7 +97,7 @@ def _headline(folder: Path) -> str:
             for name, entry in _json(folder / path)["numbers"].items():
                 if any(word in name for word in wanted):
                     said = entry["protocol"].partition(";")[0]  # the tables below say all of it
-                    tiles.append((f"{entry['value']:.4g}", name, said))
+                    tiles.append((_value(entry, ".4g"), name, said))
     if (folder / "generator/log.jsonl").is_file():
         log = read_log(folder / "generator")
         if "validation/loss" in log:
@@ -222,10 +222,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _numbers(results: dict[str, Any]) -> str:
     rows = [
-        [name, f"{entry['value']:.{entry['digits']}f}", entry["protocol"]] for name, entry in results["numbers"].items()
+        [name, _value(entry, f".{entry['digits']}f"), entry["protocol"]] for name, entry in results["numbers"].items()
     ]
     notes = "".join(f"<p class='note'>{html.escape(text)}</p>" for text in (*results["warnings"], *results["notes"]))
     return _table(["measure", "value", "protocol"], rows) + notes
+
+
+def _value(entry: dict[str, Any], form: str) -> str:
+    return "none" if entry["value"] is None else format(entry["value"], form)
 
 
 def _curves(run: Path) -> str:

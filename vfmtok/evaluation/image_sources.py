@@ -70,24 +70,30 @@ def is_dataset(path: Path) -> bool:
 
 def size_of(source: ImageSource) -> str:
     """Width x height of the first image, such as "256x256". Raises DataError."""
-    first = next((image for image in source.read(0, len(source)) if image is not None), None)
+    first = _first(source)
     if first is None:
         raise DataError(f"{source.name} holds no image that can be read")
     return f"{first.shape[1]}x{first.shape[0]}"
 
 
+def _first(source: ImageSource) -> np.ndarray | None:
+    return next((image for image in source.read(0, len(source)) if image is not None), None)
+
+
 def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
     """This rank's share, from N*rank/world_size on, without bad records.
 
-    Raises DataError for an image of another size than the first.
+    Raises DataError for an image of another size than the first of all, in whosever share that is.
     """
     start, stop = (len(source) * part // world_size for part in (rank, rank + 1))
+    first = _first(source)
     held: list[np.ndarray] = []
     indices: list[int] = []
     for index, image in enumerate(source.read(start, stop), start):
-        if held and image is not None and image.shape != held[0].shape:
+        if image is not None and image.shape != first.shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, first.shape)]
             raise DataError(
-                f"image {index} is {image.shape[1]}x{image.shape[0]}, others are of another size: say --size"
+                f"image {index} of {source.name} is {sizes[0]}, the first is {sizes[1]}: make them one size"
             )
         if image is not None:
             held.append(image)

@@ -94,12 +94,10 @@ def _build_probe(channels: int, num_classes: int, seed: int) -> nn.Module:
 
 def _train(probe: nn.Module, features: Tensor, labels: Tensor, recipe: ProbeRecipe) -> None:
     batch = min(recipe.batch, len(features))
-    steps_per_epoch = math.ceil(len(features) / batch)
     base_lr = recipe.base_lr if recipe.base_lr is not None else {"lars": 0.1, "adamw": 1e-3}[recipe.optimizer]
     optimizer = _build_optimizer(probe[1], recipe)
     probe.train()
-    for step, chosen in enumerate(_batches(len(features), batch, recipe)):
-        epoch = step / steps_per_epoch
+    for epoch, chosen in _batches(len(features), batch, recipe):
         for group in optimizer.param_groups:
             group["lr"] = base_lr * batch / 256 * schedule(epoch, recipe)
         chosen = chosen.to(features.device)
@@ -129,14 +127,17 @@ def _build_optimizer(linear: nn.Linear, recipe: ProbeRecipe) -> torch.optim.Opti
     return Lars(groups, momentum=0.9, trust_coeff=0.001)
 
 
-def _batches(count: int, batch: int, recipe: ProbeRecipe) -> Iterator[Tensor]:
-    """The images of every step: each once an epoch. A last batch of one joins the one before (BatchNorm)."""
+def _batches(count: int, batch: int, recipe: ProbeRecipe) -> Iterator[tuple[float, Tensor]]:
+    """The (fractional) epoch and the images of every step: each image once an epoch.
+
+    A last batch of one joins the one before (BatchNorm).
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
-    for _ in range(recipe.epochs):
+    for epoch in range(recipe.epochs):
         blocks = list(torch.randperm(count, generator=generator).split(batch))
         if len(blocks) > 1 and len(blocks[-1]) == 1:
             blocks[-2:] = [torch.cat(blocks[-2:])]
-        yield from blocks
+        yield from ((epoch + number / len(blocks), block) for number, block in enumerate(blocks))
 
 
 def _check(recipe: ProbeRecipe, num_classes: int, *sets: tuple[Tensor, Tensor]) -> None:

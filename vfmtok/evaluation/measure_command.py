@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inception", metavar="PATH", help="its weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
     )
+    parser.add_argument(
+        "--spatial-tap",
+        choices=("convolution", "activation"),
+        default="convolution",
+        help="where sFID's features are read, as for the reference: before (default) or after batch norm and ReLU",
+    )
     parser.add_argument("--fd", metavar="ENCODER", help="also fd@ENCODER: the distance on any timm encoder's features")
     parser.add_argument(
         "--fd-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"
@@ -61,7 +67,8 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
         if width != height:
             raise EvaluationError(f"{path}: the images are {width}x{height}; FID is measured on squares")
         encoder = open_encoder(args.fd, args.fd_weights or "hub").to(world.device) if args.fd else None
-    network = compared.open_inception(Path(args.inception).expanduser() if args.inception else None, world)
+    weights = Path(args.inception).expanduser() if args.inception else None
+    network = compared.open_inception(weights, world, args.spatial_tap)
     references = None
     if args.reference:
         where = Path(args.reference).expanduser()

@@ -30,7 +30,7 @@ from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
 from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_crops
 from vfmtok.evaluation.parts import replace_file, write_json
-from vfmtok.evaluation.reconstruction_picture import draw_sampling_points
+from vfmtok.evaluation.reconstruction_picture import chosen_tokens, draw_sampling_points, parse_tokens
 from vfmtok.evaluation.round_trip import round_trip
 from vfmtok.hub.download import reason
 from vfmtok.hub.model_hash import tokenizer_hash
@@ -111,9 +111,9 @@ def _reconstruct(
     tokenizer: VFMTok, files: list[ImageFile], out: Path, size: int, args: argparse.Namespace, device: torch.device
 ) -> None:
     """What can be read is reconstructed and written; then, if too much could not, DataError is raised."""
-    tokens = _tokens(args.tokens)
-    if args.points:
-        _check_points(tokenizer, tokens)
+    tokens = parse_tokens(args.tokens)
+    if args.points and chosen_tokens(tokenizer, tokens) is None:
+        raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
     picture_of = _picture_names([file.name for file in files])
     ids, rows, skipped, sheet = [], [], [], _Sheet(out) if args.sheet else None
     side = tokenizer.config.image_size
@@ -204,21 +204,6 @@ class _Sheet:
             draw_pairs(np.stack(originals), np.stack(decoded), captions, title), self.out / f"sheet-{self.number}.png"
         )
         self.held = []
-
-
-def _tokens(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise ConfigError(f"--tokens: whole numbers with commas between are needed, got '{text}'")
-    return tuple(map(int, text.split(",")))
-
-
-def _check_points(tokenizer: VFMTok, tokens: tuple[int, ...] | None) -> None:
-    """Before anything is computed. Raises ConfigError."""
-    side = tokenizer.config.image_size
-    if draw_sampling_points(tokenizer, torch.zeros(1, 3, side, side, device=tokenizer.device), tokens) is None:
-        raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
 
 
 def _picture_names(names: list[str]) -> dict[str, str]:

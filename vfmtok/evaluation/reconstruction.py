@@ -24,11 +24,11 @@ from vfmtok.data.loader import Batch, ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import SharedError
+from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
-from vfmtok.evaluation.reconstruction_picture import draw_reconstructions, draw_sampling_points
+from vfmtok.evaluation.reconstruction_picture import chosen_tokens, draw_reconstructions, draw_sampling_points
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.round_trip import round_trip
 from vfmtok.hub.model_hash import tokenizer_hash
@@ -63,6 +63,9 @@ def evaluate_reconstruction(
     Raises:
         VFMTokError: the same on all processes.
     """
+    with distributed.together():  # the points are drawn last: hours should not end in such a mistake
+        if shown_tokens is not None and chosen_tokens(tokenizer, shown_tokens) is None:
+            raise ConfigError("--tokens: this tokenizer reads windows and has no sampling points")
     job = _job(tokenizer, records, measures, size)
     results = parts.begin_together(folder, job, world)
     if results is not None:
@@ -78,8 +81,7 @@ def evaluate_reconstruction(
     with distributed.together():
         found = Found(store, world)
         found.check_bad(records)
-    with distributed.together():
-        measured = all_numbers(found, tokenizer, measures, world, size)
+    measured = all_numbers(found, tokenizer, measures, world, size)
     with distributed.together():
         if measures.probe is not None:
             measures.probe.measure(tokenizer, records, batch, num_workers, world, measured)

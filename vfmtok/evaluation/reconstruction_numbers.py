@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -82,13 +82,20 @@ class Found:
 
 
 def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int) -> Measured:
-    """Results from the parts (of Inception only in the first process); every process must call it."""
-    results = _inception_numbers(found, measures, world, size) if measures.inception is not None else Measured()
-    results.numbers += _pixel_numbers(found, measures, size)
+    """Results from the parts (of Inception only in the first process); every process must call it.
+
+    Raises DataError, the same on all processes: a part is damaged.
+    """
     codebook = CodebookUsage(tokenizer.config.quantizer.codebook_size)
-    for _, ids in found.shared("ids"):
-        codebook.update(ids)
-    usage = codebook.compute()
+    with distributed.together():  # all parts are read before the processes add up what they found
+        features = _read_features(found, measures, world) if measures.inception is not None else None
+        pixels = _pixel_numbers(found, measures, size)
+        for _, ids in found.shared("ids"):
+            codebook.update(ids)
+    with distributed.together():
+        results = _inception_numbers(features, found, measures, world, size) if features is not None else Measured()
+        usage = codebook.compute()
+    results.numbers += pixels
     over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images"
     results.numbers += [
         Number("codebook usage", 100 * usage.usage, f"% of {codebook.codebook_size:,} codes occur {over}", 2),
@@ -97,11 +104,19 @@ def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: dist
     return results
 
 
-def _inception_numbers(found: Found, measures: Measures, world: distributed.World, size: int) -> Measured:
-    """rFID and rIS."""
-    count, width = len(found.indices), 2048
+class _Features(NamedTuple):
+    """Of Inception, as far as this process read them."""
+
+    decoded: FeatureStatistics
+    originals: FeatureStatistics  # nothing in it where there is a reference
+    score: InceptionScore | None  # None: too few images
+
+
+def _read_features(found: Found, measures: Measures, world: distributed.World) -> _Features:
+    """Of this process's share of the parts."""
+    count = len(found.indices)
     score = InceptionScore(count) if count >= SPLITS else None
-    decoded, originals = FeatureStatistics(width), FeatureStatistics(width)
+    decoded, originals = FeatureStatistics(2048), FeatureStatistics(2048)
     names = ("pool", "probabilities", *(["original_pool"] if measures.reference is None else []))
     for places, pool, probabilities, *original_pool in found.shared(*names):
         decoded.update(pool.to(world.device))
@@ -109,10 +124,17 @@ def _inception_numbers(found: Found, measures: Measures, world: distributed.Worl
             score.update(probabilities, places)
         for features in original_pool:
             originals.update(features.to(world.device))
-    reference = measures.reference
-    gaussian = originals.compute() if reference is None else reference.pool
-    samples = decoded.compute()
-    scored = score.compute() if score is not None else None
+    return _Features(decoded, originals, score)
+
+
+def _inception_numbers(
+    features: _Features, found: Found, measures: Measures, world: distributed.World, size: int
+) -> Measured:
+    """rFID and rIS."""
+    count, reference = len(found.indices), measures.reference
+    gaussian = features.originals.compute() if reference is None else reference.pool
+    samples = features.decoded.compute()
+    scored = features.score.compute() if features.score is not None else None
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
         return Measured()
     against = f"the same {count:,} originals" if reference is None else describe_reference(reference)

@@ -76,6 +76,31 @@ def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None
 # --------------------------------------------------------------------------------------
 
 
+def parse_tokens(text: str | None) -> tuple[int, ...] | None:
+    """ "0,15" -> (0, 15). Raises ConfigError."""
+    if text is None:
+        return None
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ConfigError(f"--tokens: whole numbers with commas between are needed, got '{text}'")
+    return tuple(map(int, text.split(",")))
+
+
+def chosen_tokens(tokenizer: VFMTok, tokens: Sequence[int] | None = None) -> tuple[int, ...] | None:
+    """The tokens whose points are drawn: these, by default one of each quarter; None if the sampler has no points.
+
+    Raises:
+        ConfigError: there is no such token, or too many are named.
+    """
+    sampler = tokenizer.sampler
+    if sampler.attention != "deformable":
+        return None
+    count = len(sampler.references)
+    tokens = _quarters(math.isqrt(count)) if tokens is None else tuple(tokens)
+    if not 0 < len(tokens) <= len(COLOURS) or not all(0 <= token < count for token in tokens):
+        raise ConfigError(f"sampling points are drawn for 1 to {len(COLOURS)} of the tokens 0 to {count - 1}")
+    return tokens
+
+
 def draw_sampling_points(tokenizer: VFMTok, images: Tensor, tokens: Sequence[int] | None = None) -> Image.Image | None:
     """Where the region sampler's first, middle and last layer read the images (n,3,S,S) in [-1,1] for some tokens.
 
@@ -90,13 +115,9 @@ def draw_sampling_points(tokenizer: VFMTok, images: Tensor, tokens: Sequence[int
     Raises:
         ConfigError: there is no such token, or too many are named.
     """
-    sampler = tokenizer.sampler
-    if sampler.attention != "deformable":
+    sampler, tokens = tokenizer.sampler, chosen_tokens(tokenizer, tokens)
+    if tokens is None:
         return None
-    count = len(sampler.references)
-    tokens = _quarters(math.isqrt(count)) if tokens is None else tuple(tokens)
-    if not 0 < len(tokens) <= len(COLOURS) or not all(0 <= token < count for token in tokens):
-        raise ConfigError(f"sampling points are drawn for 1 to {len(COLOURS)} of the tokens 0 to {count - 1}")
     depth = len(sampler.layers)
     layers = sorted({0, depth // 2, depth - 1})
     found = sampling_points(tokenizer, images, layers)

@@ -24,6 +24,7 @@ from vfmtok import distributed
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import parts
+from vfmtok.evaluation.feature_bank import FeatureBank
 from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
@@ -68,12 +69,19 @@ def inception_features(
 
 
 def measure_reference(
-    network: Inception, source: ImageSource, name: str, batch: int = 64, rank: int = 0, world_size: int = 1
+    network: Inception,
+    source: ImageSource,
+    name: str,
+    batch: int = 64,
+    rank: int = 0,
+    world_size: int = 1,
+    bank: FeatureBank | None = None,
 ) -> Reference:
     """The statistics of a source; every rank must call it and gets the same.
 
     Args:
         name: what the source is, for the protocol.
+        bank: takes the pool3 features of this rank's share.
 
     Raises:
         DataError, EvaluationError: images that can't be read, more than 1% of bad records, or too few.
@@ -85,6 +93,8 @@ def measure_reference(
             features = network(images.to(device))
             pool.update(features.pool)
             spatial.update(features.spatial)
+            if bank is not None:
+                bank.update(features.pool, indices)
             content += sum(map(_image_hash, images, indices.tolist()))
     gaussians, content = (pool.compute(), spatial.compute()), sum(distributed.gather(content)) % 2**64
     count = gaussians[0].count

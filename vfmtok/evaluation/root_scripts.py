@@ -12,6 +12,7 @@ from vfmtok.data.records import Record, RecordDataset
 from vfmtok.evaluation import flags
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
+from vfmtok.evaluation.reconstruction_picture import parse_tokens
 from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.sweep import parse_scales, run_sweep
 
@@ -31,7 +32,7 @@ def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count:
     folder = Path(args.output_dir).expanduser()
     with distributed.together():
         records, tokenizer = flags.open_records(args.anno_file), flags.open_tokenizer(args, world)
-        probe = flags.open_probe(args, records)
+        probe, tokens = flags.open_probe(args, records), parse_tokens(args.tokens)
     if count is not None and count < len(records):
         records = EvenRecords(records, count)
     results = evaluate_reconstruction(
@@ -43,7 +44,7 @@ def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count:
         size=args.image_size_eval,
         batch=args.batch_size,
         num_workers=args.num_workers,
-        shown_tokens=args.tokens,
+        shown_tokens=tokens,
     )
     title = f"{args.vq_ckpt} on {records.path} ({len(records):,} images): {folder}"
     distributed.print_main("\n".join(as_lines(title, results)))

@@ -79,7 +79,7 @@ def measure_samples(
     with distributed.together():
         if world.is_main:  # the distances take seconds of all cores; one process is enough
             network = describe_network(inception)
-            _add_distances(found, subject, references, gaussians, network)
+            _add_distances(found, subject, references, gaussians, network, inception.protocol()["spatial"])
             _add_score(found, subject, scored, network)
             _add_pairs(found, subject, references, features, network, world)
             _add_encoder_distance(found, subject, references, encoder, ours_and_theirs)
@@ -92,8 +92,9 @@ def _add_distances(
     references: ReferenceSet | None,
     gaussians: tuple[Gaussian, Gaussian],
     network: str,
+    spatial: str,
 ) -> None:
-    """gFID and sFID, as far as the reference goes."""
+    """gFID and sFID, as far as the reference goes; ``spatial`` says where the features of sFID are read."""
     if references is None:
         found.notes.append("gFID and sFID are left out: no reference (--ref-batch)")
         return
@@ -109,7 +110,7 @@ def _add_distances(
         check_same_tap(reference.spatial, gaussians[1])
         return frechet_distance(gaussians[1], reference.spatial, "sFID")
 
-    found.add(subject.named("sFID"), spatial_distance, f"mixed_6/conv, 7 channels; {protocol}")
+    found.add(subject.named("sFID"), spatial_distance, f"{spatial}; {protocol}")
 
 
 def _add_score(found: Measured, subject: Subject, scored: Score | None, network: str) -> None:

@@ -13,8 +13,9 @@ from vfmtok.errors import DataError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats.add_arguments(parser)
     parser.description += (
-        " With --reference, write instead the statistics that FID and sFID compare samples with; DATASET may then "
-        "also be an npz or a folder of images, and torchrun may share the work."
+        " With --reference, write instead the statistics (not the images, which precision and recall need) that FID "
+        "and sFID compare samples with. DATASET may then also be an npz or a folder of images; of a prepared folder "
+        "it is the validation split, unless its train_lmdb is named. torchrun may share the work."
     )
     group = parser.add_argument_group("reference statistics")
     group.add_argument("--reference", metavar="OUT.npz", help="the file to write, in ADM's layout")
@@ -22,12 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--inception", metavar="PATH", help="its weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
     )
+    group.add_argument(
+        "--spatial-tap",
+        choices=("convolution", "activation"),
+        help="where sFID's features are read: before (default) or after batch norm and ReLU",
+    )
     group.add_argument("--batch-size", type=int, help="images per pass and process (default 64)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
-    extra = [name for name in ("size", "inception", "batch_size") if getattr(args, name) is not None]
+    extra = [name for name in ("size", "inception", "spatial_tap", "batch_size") if getattr(args, name) is not None]
     if args.reference is None:
         if extra:
             raise DataError(f"--{extra[0].replace('_', '-')} belongs to --reference OUT.npz")
@@ -54,7 +60,8 @@ def _write_reference(args: argparse.Namespace) -> None:
     with distributed.group() as world:
         with distributed.together():
             images = open_images(source, size)
-        network = open_inception(Path(args.inception).expanduser() if args.inception else None, world)
+        weights = Path(args.inception).expanduser() if args.inception else None
+        network = open_inception(weights, world, args.spatial_tap or "convolution")
         with distributed.together():
             reference = measure_reference(network, images, images.name, batch, world.rank, world.size)
         with distributed.together():

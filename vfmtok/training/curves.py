@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """name -> (steps, values). Raises DataError if there is no log at ``path`` or beside it."""
+    """name -> (steps, values), of what was finite. Raises DataError if there is no log at ``path`` or beside it."""
     file = path / "log.jsonl" if path.is_dir() else path
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         curves: dict[str, tuple[list[int], list[float]]] = {}
         for line in lines:
             for name, value in line.items():
-                if name not in ("step", "alarm"):
+                if name not in ("step", "alarm") and value is not None:  # null: it was NaN or infinite
                     steps, values = curves.setdefault(name, ([], []))
                     steps.append(line["step"])
                     values.append(float(value))
