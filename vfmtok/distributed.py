@@ -1,10 +1,12 @@
 """One process or several: what torchrun says about this one, and the few things processes do together."""
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -131,8 +133,15 @@ def gather(value: Any) -> list[Any]:
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group())
     return values
+
+
+@functools.cache
+def _patient_group() -> dist.ProcessGroup:
+    """All processes, by gloo. The first may download or measure for hours while the others wait for it here; the
+    default group takes half an hour of silence for a hang."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
