@@ -17,6 +17,7 @@ def main() -> None:
             world,
             start_from=None if args.finetune else weights,
             finetune_from=weights if args.finetune else None,
+            size=args.gpt_model,
         )
 
 

@@ -77,8 +77,9 @@ def leave(code: int) -> NoReturn:
     2.14 under load), after all work is done.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe changes no exit code
+                stream.flush()
         os._exit(code)
     raise SystemExit(code)
 

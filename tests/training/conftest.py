@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import training_runs
 from small_caches import write_cache
 
 from vfmtok import distributed
 from vfmtok.config import load_config, save_config
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.train_tokenizer import train_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    yield
+    training_runs.end_all()
 
 
 @pytest.fixture

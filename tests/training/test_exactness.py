@@ -1,39 +1,9 @@
 """What a run computes does not depend on how it is cut, shared or accumulated."""
 
-import random
 import signal
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
-import torch
-from training_runs import finish, logged, start
-
-from vfmtok.training import checkpoint
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (folder / "log.jsonl").exists() and max(logged(folder), default=0) >= step:
-            return
-        time.sleep(0.005)
-
-
-def final(folder: Path, step: int) -> checkpoint.Checkpoint:
-    return checkpoint.load(folder / f"checkpoints/step_{step:07d}")
-
-
-def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
-    """Bit for bit: weights, average, discriminator, moments, codebook counts, position."""
-    assert a.parts.keys() == b.parts.keys()
-    for part, tensors in a.parts.items():
-        assert tensors.keys() == b.parts[part].keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, b.parts[part][name]), f"{part}: {name}"
-    assert a.numbers["samples_seen"] == b.numbers["samples_seen"]
-
+from training_runs import assert_same, final, finish, killed_again_and_again, last_step, logged, start
 
 # A discriminator with running statistics, dropout, an average, k-means and revival: whatever has a state.
 EVERYTHING = (
@@ -51,36 +21,27 @@ EVERYTHING = (
 )
 
 
-def killed_again_and_again(recipe_file, steps: int, kills: int, seed: int):
-    settings = (*EVERYTHING, f"optimizer.steps={steps}")
-    whole = recipe_file(*settings, name="whole")
-    cut = recipe_file(*settings, name="cut")
-    uninterrupted = start(whole)
-    folder, chance, ends = whole.parent / "cut", random.Random(seed), []
-    for number in range(kills):
-        process = start(cut)
-        seen = max(logged(folder), default=0) if (folder / "log.jsonl").exists() else 0
-        wait_for_step(folder, min(seen + chance.randint(1, 4), steps - 1), process)
-        time.sleep(chance.uniform(0, 0.05))  # anywhere within a step, or in the midst of saving
-        process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-        ends.append(process.returncode)
-        assert process.returncode in (0, -signal.SIGKILL), err[-3000:]
-    assert "finished" in finish(start(cut))
-    finish(uninterrupted)
-    assert_same(final(whole.parent / "whole", steps), final(folder, steps))
-    assert logged(whole.parent / "whole") == logged(folder)
+def resumed_and_whole_agree(recipe_file, kills: int, seed: int) -> list[int]:
+    """A run that is killed again and again and then ends, and one that just runs."""
+    endless = recipe_file(*EVERYTHING, "optimizer.steps=100000", name="cut")
+    folder = endless.parent / "cut"
+    ends = killed_again_and_again(lambda: start(endless), folder, kills, seed)
+    steps = last_step(folder) + 8
+    runs = [start(recipe_file(*EVERYTHING, f"optimizer.steps={steps}", name=name)) for name in ("cut", "whole")]
+    assert "continuing from" in finish(runs[0])
+    finish(runs[1])
+    assert_same(final(endless.parent / "whole", steps), final(folder, steps))
+    assert logged(endless.parent / "whole") == logged(folder)
     return ends
 
 
 def test_killed_runs_end_with_the_same_weights(recipe_file):
-    ends = killed_again_and_again(recipe_file, steps=14, kills=3, seed=0)
-    assert 0 in ends and -signal.SIGKILL in ends
+    assert resumed_and_whole_agree(recipe_file, kills=3, seed=0) == [-signal.SIGKILL, 0, -signal.SIGKILL]
 
 
 @pytest.mark.slow
 def test_twenty_kills(recipe_file):
-    killed_again_and_again(recipe_file, steps=60, kills=20, seed=1)
+    assert len(resumed_and_whole_agree(recipe_file, kills=20, seed=1)) == 20
 
 
 def test_processes_and_passes_agree(recipe_file):
@@ -107,6 +68,24 @@ def test_processes_and_passes_agree(recipe_file):
         assert logged(folder / other, "validation/psnr")[20] == pytest.approx(
             logged(folder / "one", "validation/psnr")[20], abs=1e-3
         )
+
+
+def test_two_processes_agree_with_a_discriminator(recipe_file):
+    """Statistics of its batch norm, LeCam's anchors and the adaptive weight are those of the global batch."""
+    settings = (
+        "optimizer.steps=6", "adversarial.discriminator=patchgan", "adversarial.start=2", "adversarial.update_start=1",
+        "adversarial.lecam_weight=0.1", "adversarial.adaptive_weight=true",
+    )  # fmt: skip
+    runs = [start(recipe_file(*settings, name=name), processes=n) for n, name in enumerate(("one", "two"), start=1)]
+    for process in runs:
+        finish(process)
+    one, two = (recipe_file(name="none").parent / name for name in ("one", "two"))
+    names = ("total", "adversarial", "discriminator", "lecam")
+    for name, steps in zip((f"loss/{name}" for name in names), (6, 4, 5, 5), strict=True):
+        expected = logged(one, name)
+        assert logged(two, name) == pytest.approx(expected, rel=1e-4) and len(expected) == steps
+    assert logged(one, "loss/lecam")[6] > 0
+    assert logged(two, "grad_norm/discriminator") == pytest.approx(logged(one, "grad_norm/discriminator"), rel=1e-3)
 
 
 def test_a_run_goes_on_with_other_processes(recipe_file):

@@ -1,20 +1,26 @@
 """What goes wrong in a long run, and what is left then."""
 
-import json
+import errno
+import os
 import resource
 import runpy
 import signal
-import subprocess
 import sys
+import time
+from functools import partial
 
 import pytest
+import ranks
 import torch
-from training_runs import ROOT, finish, logged, start
+from training_runs import ROOT, children, finish, last_step, logged, start, wait_for_step
 
-from vfmtok.errors import ConfigError, DataError, WeightsError
+from vfmtok import distributed
+from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
 from vfmtok.training import checkpoint
 from vfmtok.training.health import Diverged
 from vfmtok.training.objective import TokenizerObjective
+from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.tokenizer_run import TokenizerRun
 
 
 @pytest.fixture
@@ -76,6 +82,48 @@ def test_damaged_checkpoints_do_not_crowd_out_good_ones(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000006", "step_0000008"]
 
 
+def save_of(folder: checkpoint.CheckpointFolder, step: int, value: float) -> None:
+    folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.full((1,), value)}}, {}))
+
+
+def test_a_checkpoint_outlives_a_failure_to_replace_it(tmp_path, monkeypatch):
+    """The same step once more, and the file system fails between the two renamings."""
+    folder = checkpoint.CheckpointFolder(tmp_path)
+    save_of(folder, 4, 1.0)
+    honest = os.rename
+
+    def rename(source, target):
+        if source.name.endswith(".tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        honest(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        save_of(folder, 4, 2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000004"]
+    assert folder.load_newest().parts["model"]["w"] == 1
+
+
+def test_a_checkpoint_outlives_a_process_killed_while_it_replaced_it(tmp_path):
+    """It is then called .old, beside a new one that never got its name."""
+    folder = checkpoint.CheckpointFolder(tmp_path, keep=2)
+    save_of(folder, 4, 1.0)
+
+    def kill() -> None:
+        (tmp_path / "step_0000004").rename(tmp_path / "step_0000004.old")
+        (tmp_path / "step_0000004.tmp").mkdir()
+
+    kill()
+    assert folder.steps() == [4] and folder.load_newest().parts["model"]["w"] == 1
+    save_of(folder, 6, 2.0)  # another one: it stays
+    assert folder.steps() == [4, 6] and checkpoint.load(folder.path(4)).parts["model"]["w"] == 1
+    save_of(folder, 4, 3.0)  # itself: it is replaced
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000004", "step_0000006"]
+    kill()
+    save_of(folder, 8, 4.0)  # one too many: it goes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000006", "step_0000008"]
+
+
 def test_who_is_to_stop_saves_before_anything_long(tiny_recipe, train, monkeypatch, capsys):
     """SIGTERM comes in step 3; the validation that is due is left to the run that continues."""
     honest, calls = TokenizerObjective.__call__, []
@@ -126,6 +174,41 @@ def test_full_disk_while_saving(tiny_recipe, train, capsys):
     assert checkpoint.load(checkpoint.CheckpointFolder(ROOT / folder / "checkpoints").path(4)).step == 4
     train(recipe)  # the same command, with room on the disk
     assert max(logged(ROOT / folder)) == 12
+
+
+def test_a_disk_that_cannot_be_read_back_while_saving(tiny_recipe, train, monkeypatch, capsys):
+    """The hash of what was written fails, as by a bad sector: this checkpoint is lost, not the run."""
+    honest, calls = checkpoint.sha256, []
+
+    def sha256(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise WeightsError(f"no weight file at {path}: Input/output error")
+        return honest(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", sha256)
+    folder = train(tiny_recipe("optimizer.steps=4", "run.save_every=2"))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_0000004"]
+    told = capsys.readouterr().out
+    assert "ALARM at step 2: the checkpoint of step 2 could not be written" in told and "Input/output error" in told
+
+
+def _refused(recipes: list[TokenizerRecipe], rank: int) -> torch.Tensor:
+    with pytest.raises(SharedError) as caught:
+        TokenizerRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")))
+    return torch.tensor(list(str(caught.value).encode()))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("data.path=/nowhere", "/nowhere"), ("run.results_dir=/nowhere", "would begin at step 4, 16 samples seen of")],
+)
+def test_what_one_process_finds_wrong_all_say(tiny_recipe, train, tmp_path, missing, message):
+    """A node without the images; a node that does not see the folder of the run."""
+    train(tiny_recipe("optimizer.steps=4"))
+    program = partial(_refused, [tiny_recipe(), tiny_recipe(missing)])
+    told = [bytes(text.tolist()).decode() for text in ranks.run(program, tmp_path)]
+    assert told[0] == told[1] and message in told[0]
 
 
 def test_non_finite_steps_are_skipped(tiny_recipe, train, poisoned):
@@ -199,36 +282,59 @@ def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, train, capsys, 
     assert capsys.readouterr().err.count("logging fails and training goes on") == 1
 
 
-def test_a_second_interrupt_ends_at_once(recipe_file):
-    process = start(recipe_file("optimizer.steps=100000"))
-    folder = recipe_file(name="none").parent / "run"
-    while not (folder / "log.jsonl").exists() and process.poll() is None:
-        pass
+def test_a_terminal_that_is_gone_stops_nothing(recipe_file):
+    """Nor does a full disk, where what is told goes into a file."""
+    read, write = os.pipe()
+    os.close(read)
+    runs = {}
+    with open("/dev/full", "wb") as full:
+        for name, told in (("pipe", write), ("disk", full)):
+            runs[name] = start(recipe_file("optimizer.steps=6", "run.validate_every=3", name=name), told=told)
+    os.close(write)
+    for name, process in runs.items():
+        process.wait(timeout=120)
+        assert last_step(recipe_file(name=name).parent / name) == 6, process.returncode
+        assert checkpoint.load(recipe_file(name=name).parent / name / "checkpoints/step_0000006").step == 6
+
+
+def test_an_interrupt_ends_after_the_step(recipe_file):
+    recipe = recipe_file("optimizer.steps=100000")
+    folder = recipe.parent / "run"
+    process = start(recipe)
+    wait_for_step(folder, 1, process)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "the same command continues" in out
-    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] > 0
+    assert "the same command continues" in finish(process, timeout=60)
+    assert checkpoint.CheckpointFolder(folder / "checkpoints").steps()[-1] == last_step(folder) > 0
+
+
+def test_a_second_interrupt_ends_at_once(recipe_file):
+    """In the midst of a step, of seconds here, and without a checkpoint."""
+    recipe = recipe_file("optimizer.steps=100000", "run.global_batch=400", "run.accumulation=100")
+    folder = recipe.parent / "run"
+    process = start(recipe)
+    wait_for_step(folder, 1, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" not in out and "Traceback" not in err
+    assert last_step(folder) == 1 and not checkpoint.CheckpointFolder(folder / "checkpoints").steps()
 
 
 def test_sigterm_stops_two_processes(recipe_file):
     """Sent to one of them only, as a scheduler may: both stop after the same step."""
     recipe = recipe_file("optimizer.steps=100000")
     process = start(recipe, processes=2)
-    folder = recipe.parent / "run"
-    while not (folder / "log.jsonl").exists() and process.poll() is None:
-        pass
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    subprocess.run(["kill", "-TERM", children[-1]], check=True)
-    out = finish(process, timeout=60)
-    assert "the same command continues" in out
+    wait_for_step(recipe.parent / "run", 1, process)
+    os.kill(children(process.pid)[-1], signal.SIGTERM)
+    assert "the same command continues" in finish(process, timeout=60)
 
 
 def test_two_runs_in_one_folder(recipe_file, tiny_recipe, train):
     """The second one is refused; when the first is gone, however it went, the folder is free."""
-    process = start(recipe_file("optimizer.steps=100000"))
-    folder = recipe_file(name="none").parent / "run"
-    while not (folder / "log.jsonl").exists() and process.poll() is None:
-        pass
+    recipe = recipe_file("optimizer.steps=100000")
+    process = start(recipe)
+    wait_for_step(recipe.parent / "run", 1, process)
     with pytest.raises(ConfigError, match="another run is at work"):
         train(tiny_recipe("optimizer.steps=100000"))
     process.kill()

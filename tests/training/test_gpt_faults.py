@@ -12,6 +12,7 @@ from training_runs import start
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError
+from vfmtok.training.gpt_recipe import GPTRecipe
 from vfmtok.training.gpt_run import GPTRun
 from vfmtok.training.train_gpt import train_gpt
 
@@ -70,17 +71,45 @@ def test_a_damaged_training_cache_is_one_line(caches):
             next(tokens)
 
 
-def _refused(folder: Path, rank: int) -> torch.Tensor:
-    recipe = small_recipe(folder, data={"code_path": str(folder / ("train" if rank == 0 else "elsewhere"))})
+def _refused(recipes: list[GPTRecipe], start_from: list[Path | None], rank: int) -> torch.Tensor:
     with pytest.raises(SharedError) as caught:
-        GPTRun(recipe, distributed.World(rank, 2, torch.device("cpu")))
+        GPTRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")), start_from[rank])
     return torch.tensor(list(str(caught.value).encode()))
+
+
+def all_say(folder: Path, other: dict, start_from: tuple[Path | None, Path | None] = (None, None)) -> str:
+    """What two processes say, the second of which has ``other`` sections in its recipe."""
+    recipes = [small_recipe(folder), small_recipe(folder, **other)]
+    program = partial(_refused, recipes, list(start_from))
+    told = [bytes(text.tolist()).decode() for text in ranks.run(program, folder)]
+    assert told[0] == told[1]
+    return told[0]
 
 
 def test_what_one_process_finds_wrong_all_say(caches):
     """A node without the cache, say."""
-    told = [bytes(text.tolist()).decode() for text in ranks.run(partial(_refused, caches), caches)]
-    assert told[0] == told[1] and "no token cache at" in told[0]
+    assert "no token cache at" in all_say(caches, {"data": {"code_path": str(caches / "elsewhere")}})
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_processes_begin_at_the_same_place(caches, parallel):
+    """They do not where the run's folder is each machine's own."""
+    train_gpt(small_recipe(caches, optimizer={"steps": 4}), ALONE)
+    told = all_say(caches, {"run": {"results_dir": str(caches / "own")}, "parallel": parallel})
+    assert told.startswith("process 0 would begin at step 4, 32 samples seen of a dataset of 40, process 1 at step 0, ")
+
+
+def test_all_processes_have_the_same_data(caches):
+    write_cache(caches / "shorter", count=39)
+    told = all_say(caches, {"data": {"code_path": str(caches / "shorter"), "val_code_path": str(caches / "val")}})
+    assert "of a dataset of 40, process 1 at step 0, 0 samples seen of a dataset of 39" in told
+
+
+def test_a_checkpoint_that_one_process_lacks(caches):
+    """It is told before the others spread theirs."""
+    train_gpt(small_recipe(caches, "first", optimizer={"steps": 4}), ALONE)
+    found = (caches / "first/checkpoints/step_0000004", caches / "first/checkpoints/step_0000005")
+    assert "step_0000005 is no checkpoint to continue from" in all_say(caches, {}, found)
 
 
 def test_two_processes_tell_one_line(caches):

@@ -1,9 +1,12 @@
 """From images to tokens, a generator, and images again: training on images, pictures, and `vfmtok sample`."""
 
+import itertools
 import json
 import re
 import runpy
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import ranks
 import timm
 import torch
+import train_gpt as training_benchmark
 from photographs import jpeg, photographs
 from PIL import Image
 from small_caches import CLASSES, recipe_file, small_recipe, write_cache
@@ -22,12 +26,13 @@ import vfmtok
 from vfmtok import cli, distributed
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
-from vfmtok.errors import ConfigError, DataError
+from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.generator.generate import generate
 from vfmtok.hub import pretrained
 from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.training import sharding
 from vfmtok.training.gpt_run import GPTRun
+from vfmtok.training.run_log import RunLog
 from vfmtok.training.sample import draw_ids, find_classes
 from vfmtok.training.train_gpt import train_gpt
 
@@ -122,6 +127,41 @@ def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
     assert (run / "pictures/samples_0000003.png").exists()
 
 
+def test_a_stop_at_a_step_of_pictures_loses_none(place, run, monkeypatch):
+    """SIGTERM comes in step 3, no step of validation: the run that continues draws what the other one drew."""
+    honest = RunLog.advance
+
+    def advance(log):
+        log.steps = getattr(log, "steps", 0) + 1
+        if log.steps == 3:
+            signal.raise_signal(signal.SIGTERM)
+        honest(log)
+
+    monkeypatch.setattr(RunLog, "advance", advance)
+    pictures, folder = {"every": 3, "classes": 2, "per_class": 3}, place.folder / "stopped"
+    for steps in (4, 5):
+        recipe = small_recipe(
+            place.folder, "stopped", gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": steps}
+        )
+        train_gpt(recipe, ALONE)
+        assert len(list((folder / "pictures").glob("*_0000003.png"))) == (0 if steps == 4 else 2)
+    for name in ("samples", "ema_samples"):
+        file = f"pictures/{name}_0000003.png"
+        assert np.array_equal(Image.open(folder / file), Image.open(run / file))
+
+
+def test_pictures_that_cannot_be_drawn_end_no_run(place, capsys):
+    """At this temperature the logits overflow. The checkpoint is there before the pictures are tried."""
+    pictures, folder = {"every": 2, "temperature": 1e-45}, place.folder / "cold"
+    train_gpt(
+        small_recipe(place.folder, "cold", gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": 4}), ALONE
+    )
+    alarm = "no picture of samples: the model's logits are not finite"
+    told = capsys.readouterr().out
+    assert f"ALARM at step 2: {alarm}" in told and "finished 4 steps" in told and not (folder / "pictures").exists()
+    assert told.index("saved") < told.index(f"ALARM at step 4: {alarm}") < told.index("finished")
+
+
 def sample(place, run, out, *more):
     return cli.main(["sample", "--gpt", str(run), *place.named, "--out", str(out), "--n", "5", *more])
 
@@ -156,6 +196,20 @@ def _drawn(rank: int) -> torch.Tensor:
         sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), "none")
     found.append(draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
     return torch.stack(found)
+
+
+def _refused(rank: int) -> torch.Tensor:
+    """What is told where the second process has other, damaged weights."""
+    gpt = vfmtok.GPT(vfmtok.gpt_config("GPT-B", n_layer=1, n_head=2, dim=32, vocab_size=32, num_tokens=16)).eval()
+    torch.nn.init.constant_(gpt.output.weight, float("nan") if rank else 0.1)
+    with pytest.raises(SharedError) as caught:
+        draw_ids(gpt, torch.arange(7), 2, distributed.World(rank, 2, torch.device("cpu")))
+    return torch.tensor(list(str(caught.value).encode()))
+
+
+def test_what_one_process_cannot_draw_all_say(tmp_path):
+    told = [bytes(text.tolist()).decode() for text in ranks.run(_refused, tmp_path)]
+    assert told[0] == told[1] and "logits are not finite" in told[0]
 
 
 def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
@@ -213,16 +267,29 @@ def _benchmark(name: str, monkeypatch, *arguments: object) -> None:
 
 
 def test_the_benchmark_of_training(place, monkeypatch, capsys):
-    """Its parts make up the step, but for medians, and only images are encoded."""
+    """Only images are encoded, and no part takes longer than the step."""
     recipe = recipe_file(place.folder, "benchmark", gpt=GPT, data={"code_path": None}, run={"accumulation": 2})
     flags = ["--recipe", recipe, "--code-path", place.folder / "train", "--anno-file", place.folder / "images"]
     _benchmark("train_gpt.py", monkeypatch, *flags, *place.named, "--steps", 7)
     cache, images = capsys.readouterr().out.split("images: ")
     for told, parts in ((cache, 4), (images, 5)):
         shares = [float(share) for share in re.findall(r"ms +([\d.]+)%", told)]
-        assert len(shares) == parts and sum(shares) == pytest.approx(100, abs=40)
+        assert len(shares) == parts and max(shares) <= 100
         assert "the step reaches" in told
     assert "encoding" in images and "encoding" not in cache and "times one from the cache" in images
+
+
+@pytest.mark.parametrize("source", ["train", "images"])
+def test_the_parts_make_up_the_step(place, source, monkeypatch):
+    """Every look at the clock is a second after the last one: reading or encoding is one, a pass two, updating one."""
+    images = {"code_path": None, "path": str(place.folder / "images")} if source == "images" else {}
+    settings = {"gpt": GPT, "data": place.data(**images), "run": {"accumulation": 2}}
+    run, clock = GPTRun(small_recipe(place.folder, "clock", **settings), ALONE), itertools.count()
+    monkeypatch.setattr(training_benchmark, "_now", lambda device: next(clock))
+    times = training_benchmark.time_steps(run, 3)
+    reading = [sum(spent) for spent in zip(times["reading"], times["encoding"], strict=True)]
+    assert reading == pytest.approx([1, 1, 1]) and any(times["encoding"]) == (source == "images")
+    assert times["forward"] == times["backward"] == [2, 2, 2] and times["update"] == [1, 1, 1]
 
 
 def test_agreement_with_classes(place, run, capsys):
@@ -254,10 +321,14 @@ def test_torchrun_script(tmp_path):
     (tmp_path / "script.py").write_text(
         "import sys\nfrom vfmtok import distributed\nwith distributed.program('script') as world:\n"
         "    print(f'<{world.rank} of {world.size}: {sys.argv[1:]}>', flush=True)\n"
+        "    distributed.barrier()  # torchrun ends the others when one fails\n"
         "    sys.exit(3 if world.rank else 0)\n"
     )
     command = [str(ROOT / "scripts/torchrun.sh"), str(tmp_path / "script.py"), "--lr", "a b"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PROC_PER_NODE": "2", "MASTER_PORT": "29683"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PROC_PER_NODE": "2", "MASTER_PORT": port}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert "<0 of 2: ['--lr', 'a b']>" in done.stdout and "<1 of 2: ['--lr', 'a b']>" in done.stdout
     assert done.returncode != 0

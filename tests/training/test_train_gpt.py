@@ -2,10 +2,7 @@
 
 import json
 import math
-import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 import torch
 from small_caches import recipe_file, small_recipe, write_cache
 from torch._dynamo.utils import counters
-from training_runs import finish, logged, start
+from training_runs import assert_same, final, finish, killed_again_and_again, last_step, logged, start
 
 import vfmtok
 from vfmtok import cli, distributed
@@ -21,7 +18,6 @@ from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.hub import pretrained
 from vfmtok.hub.saving import save_run
-from vfmtok.training import checkpoint
 from vfmtok.training.gpt_run import GPTRun
 from vfmtok.training.train_gpt import train_gpt
 
@@ -32,17 +28,6 @@ REGULARISED = {"dropout_p": 0.1, "token_dropout_p": 0.1, "label_dropout_p": 0.1,
 def trained(folder: Path, name: str = "run", **sections) -> Path:
     train_gpt(small_recipe(folder, name, **sections), ALONE)
     return folder / name
-
-
-def final(folder: Path, step: int = 12) -> checkpoint.Checkpoint:
-    return checkpoint.load(folder / f"checkpoints/step_{step:07d}")
-
-
-def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
-    assert a.parts.keys() == b.parts.keys() == {"model", "model_optimizer", "ema"}
-    for part, tensors in a.parts.items():
-        assert all(torch.equal(tensor, b.parts[part][name]) for name, tensor in tensors.items()), part
-    assert a.numbers["samples_seen"] == b.numbers["samples_seen"]
 
 
 def test_it_learns(tmp_path):
@@ -84,44 +69,24 @@ def test_validation_is_the_mean_of_minus_log_p(caches):
     assert logged(folder, "validation/unigram")[12] == pytest.approx(expected, abs=1e-9)
 
 
-def killed_again_and_again(folder: Path, steps: int, kills: int, seed: int) -> list[int]:
-    settings = {
-        "gpt": REGULARISED, "optimizer": {"steps": steps}, "run": {"save_every": 3, "validate_every": 9, "keep": 3},
-    }  # fmt: skip
-    trained(folder, "whole", **settings)
-    cut, chance, ends = recipe_file(folder, "cut", **settings), random.Random(seed), []
-    for number in range(kills):
-        process = start(cut, script="train_c2i.py")
-        seen = max(logged(folder / "cut", "loss/token"), default=0) if (folder / "cut/log.jsonl").exists() else 0
-        _wait_for_step(folder / "cut", min(seen + chance.randint(1, 6), steps - 1), process)
-        process.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        ends.append(process.returncode)
-        assert process.returncode in (0, -signal.SIGKILL), err[-3000:]
-    assert "finished" in finish(start(cut, script="train_c2i.py"))
-    assert_same(final(folder / "whole", steps), final(folder / "cut", steps))
-    for name in ("loss/token", "validation/loss"):
-        assert logged(folder / "whole", name) == logged(folder / "cut", name)
-    return ends
-
-
-def _wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (folder / "log.jsonl").exists() and max(logged(folder, "loss/token"), default=0) >= step:
-            return
-        time.sleep(0.002)
-
-
 def test_killed_runs_end_with_the_same_weights(caches):
     """Bit for bit, with everything that draws random numbers; the one process here has threads as the others have."""
+    settings = {"gpt": REGULARISED, "run": {"save_every": 3, "validate_every": 9, "keep": 3}}
+    endless = recipe_file(caches, "cut", optimizer={"steps": 100_000}, **settings)
+    ends = killed_again_and_again(lambda: start(endless, script="train_c2i.py"), caches / "cut", kills=2, seed=0)
+    assert ends == [-signal.SIGKILL, 0]
+    steps = last_step(caches / "cut") + 20
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ends = killed_again_and_again(caches, steps=400, kills=2, seed=0)
+        for name in ("whole", "cut"):
+            trained(caches, name, optimizer={"steps": steps}, **settings)
     finally:
         torch.set_num_threads(threads)
-    assert ends == [0, -signal.SIGKILL]
+    assert final(caches / "whole", steps).parts.keys() == {"model", "model_optimizer", "ema"}
+    assert_same(final(caches / "whole", steps), final(caches / "cut", steps))
+    for name in ("loss/token", "validation/loss"):
+        assert logged(caches / "whole", name) == logged(caches / "cut", name)
 
 
 def test_processes_passes_and_shards_agree(caches):

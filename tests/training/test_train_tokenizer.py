@@ -1,8 +1,11 @@
 """The loop as a whole, with every loss, discriminator and ablation."""
 
 import json
+import math
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,19 +46,35 @@ def test_what_a_run_leaves(tiny_recipe, train):
     assert set(kept.steps()) >= {8, 10} and len(kept.steps()) <= 3 and kept.best_step() in scores
 
 
+def save(folder: checkpoint.CheckpointFolder, step: int, metrics: dict[str, float]) -> None:
+    folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.ones(1)}}, {"metrics": metrics}))
+
+
 def test_the_best_checkpoint_stays(tmp_path):
     folder = checkpoint.CheckpointFolder(tmp_path, keep=2, best="psnr")
     for step, psnr in enumerate([10.0, 15.0, 12.0, 13.0, 11.0], start=1):
-        folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.ones(1)}}, {"metrics": {"psnr": psnr}}))
+        save(folder, step, {"psnr": psnr, "step": step})
     assert folder.steps() == [2, 4, 5] and folder.best_step() == 2
 
 
 def test_the_best_checkpoint_is_the_one_that_was_measured(tmp_path):
     """Checkpoints until the next validation carry its metrics, but later weights."""
     folder = checkpoint.CheckpointFolder(tmp_path, keep=1, best="psnr")
-    for step, psnr in enumerate([10.0, 15.0, 15.0, 15.0, 11.0], start=1):
-        folder.save(checkpoint.Checkpoint(step, {"model": {"w": torch.ones(1)}}, {"metrics": {"psnr": psnr}}))
+    for step, measured in enumerate([1, 2, 2, 2, 5], start=1):
+        save(folder, step, {"psnr": {1: 10.0, 2: 15.0, 5: 11.0}[measured], "step": measured})
     assert folder.steps() == [2, 5] and folder.best_step() == 2
+    shutil.rmtree(folder.path(2))  # gone by hand: 3 is then not the best in its place
+    save(folder, 6, {"psnr": 15.0, "step": 2})
+    assert folder.steps() == [5, 6] and folder.best_step() == 5
+
+
+@pytest.mark.parametrize("psnr", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_the_best(tmp_path, psnr):
+    """NaN compares with nothing: it would stay for good."""
+    folder = checkpoint.CheckpointFolder(tmp_path, keep=1, best="psnr")
+    for step, value in enumerate([psnr, 10.0, 9.0], start=1):
+        save(folder, step, {"psnr": value, "step": step})
+    assert folder.steps() == [2, 3] and folder.best_step() == 2
 
 
 def test_psnr_of_validation_is_what_the_tokenizer_gives(tiny_recipe, train):
@@ -194,6 +213,19 @@ def test_wandb_that_is_not_installed(tiny_recipe, train, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # what Python looks at first: importing it fails
     with pytest.raises(ConfigError, match="pip install wandb"):
         train(tiny_recipe("run.wandb=project"))
+
+
+def test_wandb_that_cannot_begin(tiny_recipe, train, monkeypatch, capsys):
+    """Without a key or a network the run goes on, as it would without TensorBoard."""
+
+    def init(**_):
+        raise RuntimeError("api_key not configured (no-tty)\ncall wandb login")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    folder = train(tiny_recipe("run.wandb=project", "optimizer.steps=1"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "wandb" in line]
+    assert told == ["wandb can't be used (api_key not configured (no-tty)): the run goes on without it"]
+    assert logged(folder)[1] > 0
 
 
 def test_global_batches_that_do_not_divide(tiny_recipe):

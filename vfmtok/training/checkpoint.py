@@ -9,9 +9,11 @@ A checkpoint is a folder ``step_0001000``:
 Random states are not among them: a run draws its random numbers from (seed, step, rank), see ``seed_step``.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -26,8 +28,8 @@ from torch import Tensor
 from vfmtok.errors import WeightsError
 from vfmtok.hub.weight_files import sha256
 
-NAME = re.compile(r"step_(\d{7,})")
-LEFTOVER = re.compile(NAME.pattern + r"\.(tmp|old)")  # of a process that was killed while it saved
+NAME = re.compile(r"step_(\d{7,})(\.old)?")
+LEFTOVER = re.compile(r"step_(\d{7,})\.(tmp|old)")  # of a process that was killed while it saved
 log = logging.getLogger(__name__)
 
 
@@ -58,10 +60,13 @@ class CheckpointFolder:
         """Of the complete-looking checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(match[1]) for entry in os.listdir(self.folder) if (match := NAME.fullmatch(entry)))
+        return sorted({int(match[1]) for entry in os.listdir(self.folder) if (match := NAME.fullmatch(entry))})
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step_{step:07d}"
+        """Of a checkpoint. One that had made way for another of its step, which then did not come, is still .old."""
+        path = self.folder / f"step_{step:07d}"
+        old = _beside(path, ".old")
+        return old if old.is_dir() and not path.exists() else path
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and remove those that are too many.
@@ -69,30 +74,32 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be written (disk full, ...); the others are untouched, nothing half is left.
         """
-        final = self.path(checkpoint.step)
-        temporary = final.with_name(final.name + ".tmp")
+        final = self.folder / f"step_{checkpoint.step:07d}"
+        temporary, old = _beside(final, ".tmp"), _beside(final, ".old")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             digests = {}
             for name, tensors in checkpoint.parts.items():
                 file = temporary / f"{name}.safetensors"
-                _write_tensors(tensors, file)
-                digests[file.name] = sha256(file)
-            (temporary / "config.yaml").write_text(checkpoint.config, encoding="utf-8")
-            digests["config.yaml"] = sha256(temporary / "config.yaml")
+                digests[file.name] = _write_tensors(tensors, file)
+            (temporary / "config.yaml").write_bytes(checkpoint.config.encode())
+            digests["config.yaml"] = hashlib.sha256(checkpoint.config.encode()).hexdigest()
             state = {"step": checkpoint.step, "numbers": checkpoint.numbers, "files": digests}
             (temporary / "state.json").write_text(json.dumps(_sealed(state), indent=1), encoding="utf-8")
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
-            old = final.with_name(final.name + ".old")
-            if final.exists():  # the same step once more, after a fall-back
+            if final.exists():  # the same step once more, after a fall-back or with the validation that was left out
+                shutil.rmtree(old, ignore_errors=True)
                 os.rename(final, old)
             os.rename(temporary, final)
             _sync(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
+            if old.is_dir() and not final.exists():
+                with contextlib.suppress(OSError):  # it is found under this name too
+                    os.rename(old, final)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._remove_old(checkpoint.step)
@@ -119,9 +126,9 @@ class CheckpointFolder:
         return None
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest metric.
+        """The step of the checkpoint with the highest metric, the first of several.
 
-        Checkpoints between two validations carry the same metric; the first of them is the one that was measured.
+        Only those whose weights were measured have one: between two validations they carry the metrics of the former.
         """
         scores = {step: score for step in self.steps() if (score := self._score(step)) is not None}
         return max(scores, key=lambda step: (scores[step], -step)) if scores else None
@@ -130,7 +137,9 @@ class CheckpointFolder:
         if self.best is None:
             return None
         try:
-            return json.loads((self.path(step) / "state.json").read_text())["numbers"]["metrics"][self.best]
+            metrics = json.loads((self.path(step) / "state.json").read_text())["numbers"]["metrics"]
+            measured = metrics["step"] == step and math.isfinite(metrics[self.best])
+            return metrics[self.best] if measured else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -142,7 +151,7 @@ class CheckpointFolder:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
         for entry in os.listdir(self.folder):
-            if LEFTOVER.fullmatch(entry):
+            if (match := LEFTOVER.fullmatch(entry)) and self.path(int(match[1])).name != entry:
                 shutil.rmtree(self.folder / entry, ignore_errors=True)
 
 
@@ -181,11 +190,17 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
+    """Returns the SHA-256 of the file. Raises OSError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         safetensors.torch.save_file(plain, file)
-    except safetensors.SafetensorError as error:  # its own dress for what the operating system said
+        return sha256(file)
+    except (safetensors.SafetensorError, WeightsError) as error:  # two dresses of what the operating system said
         raise OSError(str(error)) from None
 
 

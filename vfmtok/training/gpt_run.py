@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vfmtok import distributed
-from vfmtok.errors import DataError
+from vfmtok.errors import DataError, VFMTokError
 from vfmtok.generator.causal_attention import attention_path
 from vfmtok.generator.gpt import GPT
 from vfmtok.hub import pretrained
@@ -42,6 +42,7 @@ class GPTRun:
     Args:
         start_from: a checkpoint folder of another run to continue from, if this run has none of its own.
         finetune_from: weights to begin with, ours or released.
+        size: the name of the generator's size ("GPT-B"): which one to take of a published repository.
 
     Raises:
         VFMTokError: whatever can be found wrong before the first step.
@@ -53,6 +54,7 @@ class GPTRun:
         world: distributed.World,
         start_from: Path | None = None,
         finetune_from: Path | None = None,
+        size: str | None = None,
     ):
         self.recipe, self.world = recipe, world
         run = recipe.run
@@ -70,14 +72,16 @@ class GPTRun:
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
         with distributed.together():
             if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-                self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from))
+                self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from, size))
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
         self.alarms = TokenAlarms()
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
-        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
+        self.notes += run_folder.resume(
+            self.state, self.checkpoints, start_from, len(self.data), self.plan.steps, world
+        )
         if recipe.pictures.every and self.data.tokenizer is None:
             self.notes.append("no pictures: they need the tokenizer (--vq-ckpt)")
         self.gpt.checkpoint_activations = run.checkpoint_activations
@@ -170,8 +174,15 @@ class GPTRun:
         for line in self.alarms.check(best, known["unigram"], step > self.plan.warmup_steps):
             log.alarm(step, line)
 
+    def owes_picture(self) -> bool:
+        """Whether the run was stopped at a step of pictures: who is to stop draws none. All processes say the same."""
+        step, every = self.state.step, self.recipe.pictures.every
+        if not self.draws or step == 0 or step % every:
+            return False
+        return not distributed.gather((self.folder / "pictures" / f"samples_{step:07d}.png").exists())[0]
+
     def draw(self, log: RunLog) -> None:
-        """Images of fixed classes and seeds, by the weights and by their average."""
+        """Images of fixed classes and seeds, by the weights and by their average. No run ends for want of them."""
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
         chosen = evenly_spaced(self.recipe.gpt.num_classes, config.classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
@@ -179,8 +190,12 @@ class GPTRun:
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size
         for prefix in self.averages():
-            with self.autocast():
-                pixels = draw_images(self.gpt, tokenizer, labels, size, 32, self.world, **settings)
+            try:
+                with self.autocast():
+                    pixels = draw_images(self.gpt, tokenizer, labels, size, 32, self.world, **settings)
+            except VFMTokError as error:  # in all processes, or in none
+                log.alarm(step, f"no picture of {prefix}samples: {error}")
+                continue
             rows = pixels.reshape(len(chosen), config.per_class, size, size, 3)
             title = f"step {step}: guidance {config.cfg_scale:g}, seed {config.seed}"
             log.picture(step, f"{prefix}samples", draw_rows(rows, names, title))

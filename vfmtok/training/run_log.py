@@ -1,12 +1,14 @@
 """What a run tells: log.jsonl, TensorBoard (wandb on wish), pictures, and a progress bar. First process only.
 
-Nothing that goes wrong here stops a run: a log that can't be written is reported once and left.
+Nothing that goes wrong here stops a run, be it a full disk or a terminal that is gone: what can't be written is
+reported once and left.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -53,7 +55,9 @@ class RunLog:
             self._tensorboard = self._guarded(_open_tensorboard, folder / "tensorboard", step)
         if config.wandb is not None:
             self._wandb = _open_wandb(config.wandb, folder, recipe)
-        self._bar = tqdm(
+        self._bar = self._guarded(
+            tqdm,
+            file=_Patient(sys.stderr),
             total=total_steps * samples_per_step,
             initial=step * samples_per_step,
             unit="image",
@@ -66,13 +70,13 @@ class RunLog:
     def advance(self) -> None:
         """One step is done."""
         if self._bar is not None:
-            self._bar.update(self._samples_per_step)
+            self._guarded(self._bar.update, self._samples_per_step)
 
     def scalars(self, step: int, values: dict[str, float], shown: str = "") -> None:
         """Numbers by name after ``step`` steps; ``shown`` goes beside the progress bar."""
         if not self.active:
             return
-        if shown:
+        if shown and self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
         self._guarded(self._append, {"step": step, **values})
         if self._tensorboard is not None:
@@ -89,15 +93,12 @@ class RunLog:
         if self._tensorboard is not None:
             self._guarded(self._tensorboard.add_image, name, np.asarray(image), step, dataformats="HWC")
         if self._wandb is not None:
-            import wandb
-
-            self._guarded(self._wandb.log, {name: wandb.Image(image)}, step)
+            self._guarded(self._log_picture, step, name, image)
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
         if self.active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            self._guarded(_say, text)
 
     def alarm(self, step: int, text: str) -> None:
         """A line that wants attention; also in log.jsonl."""
@@ -120,7 +121,7 @@ class RunLog:
         except Exception as error:  # wandb and TensorBoard raise of their own
             if not self._failed:
                 self._failed = True
-                print(f"warning: logging fails and training goes on: {error}", file=sys.stderr)
+                print(f"warning: logging fails and training goes on: {error}", file=_Patient(sys.stderr))
             return None
 
     def _append(self, entry: dict[str, Any]) -> None:
@@ -146,6 +147,40 @@ class RunLog:
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)
 
+    def _log_picture(self, step: int, name: str, image: Image.Image) -> None:
+        import wandb
+
+        self._wandb.log({name: wandb.Image(image)}, step)
+
+
+class _Patient:
+    """A stream that takes what can't be written as written.
+
+    tqdm keeps its lock where a write fails, which others then wait for; and a warning has nowhere else to go.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:  # tqdm looks whether it is stderr
+        return self._stream == other
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
 
 def _open_tensorboard(folder: Path, step: int):
     try:
@@ -162,4 +197,9 @@ def _open_wandb(project: str, folder: Path, recipe: dict[str, Any]):
     except ImportError:
         raise ConfigError("run.wandb needs the package wandb: pip install wandb") from None
     name = "-".join(folder.resolve().parts[-3:])  # the same folder is the same run
-    return wandb.init(project=project, dir=str(folder), config=recipe, id=name, resume="allow")
+    try:
+        return wandb.init(project=project, dir=str(folder), config=recipe, id=name, resume="allow")
+    except Exception as error:  # no key, no network: errors of its own, some of several lines
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"wandb can't be used ({told}): the run goes on without it", file=_Patient(sys.stderr))
+        return None

@@ -138,11 +138,17 @@ def draw_ids(gpt: nn.Module, labels: Tensor, batch: int, world: distributed.Worl
 
     All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
     every pass, and products of another number of rows round differently.
+
+    Raises:
+        VFMTokError: in all processes, if the logits are not finite in one.
     """
     passes_each = -(-len(labels) // (batch * world.size))
     rows = torch.arange(passes_each * world.size * batch).clamp(max=len(labels) - 1)  # the last one again, dropped
     share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
-    found = [generate(gpt, labels[part], sample_indices=part, **settings).to(world.device) for part in share]
+    found = []
+    for part in share:
+        with distributed.together():
+            found.append(generate(gpt, labels[part], sample_indices=part, **settings).to(world.device))
     everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,K)
     return everyone.transpose(0, 1).flatten(0, 2)[: len(labels)].cpu()
 

@@ -56,8 +56,24 @@ class TokenizerRun:
         finetune_from: Path | None = None,
     ):
         self.recipe, self.world = recipe, world
-        run = recipe.run
-        self.folder = Path(run.results_dir).expanduser()
+        self.folder = Path(recipe.run.results_dir).expanduser()
+        with distributed.together():  # what one process alone may fail at ends before all do something together
+            self._build(finetune_from)
+        self.notes += run_folder.resume(
+            self.state, self.checkpoints, start_from, len(self.records), self.plan.steps, world
+        )
+        if recipe.run.checkpoint_activations:
+            checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
+        if recipe.run.compile:
+            self.tokenizer.compile()
+        self.model = passes.wrap(self.tokenizer, world)
+        self.judge = (
+            passes.wrap(DiscriminatorPass(self.discriminator), world) if self.discriminator is not None else None
+        )
+
+    def _build(self, finetune_from: Path | None) -> None:
+        """Data, modules and optimizers, in this process alone."""
+        recipe, run, world = self.recipe, self.recipe.run, self.world
         held_out_path = None if recipe.data.val_path is None else Path(recipe.data.val_path).expanduser()
         self.records, held_out = open_for_training(Path(recipe.data.path).expanduser(), held_out_path)
         self.plan = Plan.of(recipe.optimizer, run, len(self.records), world.size)
@@ -91,15 +107,6 @@ class TokenizerRun:
             recipe.data.num_workers,
         )
         self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
-        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
-        if run.checkpoint_activations:
-            checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
-        if run.compile:
-            self.tokenizer.compile()
-        self.model = passes.wrap(self.tokenizer, world)
-        self.judge = (
-            passes.wrap(DiscriminatorPass(self.discriminator), world) if self.discriminator is not None else None
-        )
 
     def _synchronise_batch_norm(self) -> None:
         """Of an encoder that is trained too. Frozen ones keep their statistics, other parts have none."""

@@ -24,6 +24,7 @@ def train_gpt(
     world: distributed.World,
     start_from: Path | None = None,
     finetune_from: Path | None = None,
+    size: str | None = None,
 ) -> None:
     """Train from the last checkpoint in ``recipe.run.results_dir``, or from the beginning, to the end.
 
@@ -31,13 +32,14 @@ def train_gpt(
         world: this process among the others.
         start_from: another run's checkpoint to continue from, if this run has none of its own.
         finetune_from: weights to begin with, ours or released.
+        size: the name of the generator's size ("GPT-B"): which one to take of a published repository.
 
     Raises:
         VFMTokError: whatever is wrong with the recipe, the data or the weights; or the run diverged.
     """
     with run_folder.locked(Path(recipe.run.results_dir).expanduser(), world):
         with distributed.together():
-            run = GPTRun(recipe, world, start_from, finetune_from)
+            run = GPTRun(recipe, world, start_from, finetune_from, size)
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
         log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
@@ -52,9 +54,9 @@ def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop:
     stepper = state.steppers["model"]
     if run_folder.owes_validation(state):
         run.validate(log)
-        if run.draws and state.step % recipe.pictures.every == 0:
-            run.draw(log)
         run_folder.save(state, run.checkpoints, log, world, must=False)
+    if run.owes_picture():
+        run.draw(log)
     meter, alarms, pace = Meter(), Alarms(), Pace(state.step)
 
     while state.step < plan.steps:
@@ -88,10 +90,10 @@ def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop:
         with pace.paused():
             if at_end or (state.step % recipe.run.validate_every == 0 and not stopping):  # who is to stop saves first
                 run.validate(log)
-            if run.draws and (at_end or (state.step % recipe.pictures.every == 0 and not stopping)):
-                run.draw(log)
             if state.step % recipe.run.save_every == 0 or at_end or stopping:
                 run_folder.save(state, run.checkpoints, log, world, must=at_end or stopping)
+            if run.draws and (at_end or (state.step % recipe.pictures.every == 0 and not stopping)):
+                run.draw(log)
         if stopping and not at_end:
             log.say(f"stopped after step {state.step} of {plan.steps}; the same command continues")
             return
