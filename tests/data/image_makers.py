@@ -1,13 +1,17 @@
 """Small images and image sources that the tests of the data room share."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from vfmtok.data import source_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +61,24 @@ def vfmtok(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "vfmtok", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, **options)
+
+
+def make_parquet(path: Path, rows: list[tuple], names=None, label_type="int64", with_path=True) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    images = [{"bytes": content, "path": name} if with_path else {"bytes": content} for name, content, _ in rows]
+    images = [image if image["bytes"] is not None else None for image in images]
+    table = pyarrow.table({"image": images, "label": pyarrow.array([row[2] for row in rows], label_type)})
+    if names:
+        feature = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
+    parquet.write_table(table, path, row_group_size=5)
+    return path
+
+
+def contents(listing):
+    """split -> [(name, label, bytes)]"""
+    return {
+        split: [(e.name, e.label, source_files.read(e.place)) for e in entries]
+        for split, entries in listing.splits.items()
+    }

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from image_makers import class_files, encoded, read_tree, vfmtok, write_tree
+from image_makers import class_files, encoded, make_parquet, read_tree, vfmtok, write_tree
 from PIL import Image
 
 from vfmtok.cli import main
@@ -144,8 +144,6 @@ def test_a_finished_folder_is_complete_and_stays_as_it_is(tmp_path):
 
 
 def test_parquet_rows_without_a_path_get_the_formats_extension(tmp_path):
-    from test_sources import make_parquet
-
     rows = [(None, encoded(0), 0), (None, encoded(1, fmt="PNG"), 1)]
     source = make_parquet(tmp_path / "x.parquet", rows, ["a", "b"], with_path=False)
     prepare([str(source)], tmp_path / "out")

@@ -3,26 +3,16 @@ import json
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from image_makers import class_files, encoded, write_tree
+from image_makers import class_files, contents, encoded, make_parquet, write_tree
 
 from vfmtok.data import source_files
 from vfmtok.data.scratch import Scratch
 from vfmtok.data.sources import list_sources
 from vfmtok.errors import DataError
-
-
-def contents(listing):
-    """split -> [(name, label, bytes)]"""
-    return {
-        split: [(e.name, e.label, source_files.read(e.place)) for e in entries]
-        for split, entries in listing.splits.items()
-    }
 
 
 def make_zip(path: Path, files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
@@ -38,19 +28,6 @@ def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             opened.addfile(member, io.BytesIO(content))
-    return path
-
-
-def make_parquet(path: Path, rows: list[tuple], names=None, label_type="int64", with_path=True) -> Path:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    images = [{"bytes": content, "path": name} if with_path else {"bytes": content} for name, content, _ in rows]
-    images = [image if image["bytes"] is not None else None for image in images]
-    table = pyarrow.table({"image": images, "label": pyarrow.array([row[2] for row in rows], label_type)})
-    if names:
-        feature = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
-    parquet.write_table(table, path, row_group_size=5)
     return path
 
 
@@ -123,19 +100,6 @@ def test_shards_named_after_splits_and_repeated_keys(tmp_path):
     assert [e.name for e in listing.splits["train"]] == ["train/3/0.jpg", "train/3/0-2.jpg"]
     assert [e.name for e in listing.splits["val"]] == ["val/3/0.jpg"]
     assert listing.left_out == 1
-
-
-def test_parquet_with_unsorted_names_keeps_its_labels(tmp_path):
-    rows = [(None, encoded(i), i % 2) for i in range(12)]
-    source = make_parquet(tmp_path / "x.parquet", rows, ["zebra, horse", "ant"], with_path=False)
-    listing = list_sources([str(source)], Scratch(tmp_path))
-    assert listing.classes == ["zebra, horse", "ant"]
-    assert [(label, content) for _, label, content in contents(listing)["train"]] == [(r[2], r[1]) for r in rows]
-    assert listing.splits["train"][1].name == "ant/x-00000001"
-    text = make_parquet(
-        tmp_path / "y.parquet", [("a.jpg", encoded(0), "b"), ("c.jpg", encoded(1), "a")], None, "string"
-    )
-    assert [e.label for e in list_sources([str(text)], Scratch(tmp_path)).splits["train"]] == [1, 0]
 
 
 def test_split_folders_share_their_labels(tmp_path):
@@ -260,17 +224,6 @@ def test_absurd_label_numbers_are_refused(tmp_path, label):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [0.5, [1, 2], True])
-def test_parquet_labels_of_other_types_are_refused(tmp_path, value):
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.table({"image": [{"bytes": encoded(1), "path": "a.jpg"}], "label": [value]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="whole numbers or text"):
-        list_sources([str(tmp_path / "a.parquet")], Scratch(tmp_path))
-
-
 def tar_of_tars(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
     """As ImageNet's training archive: class/file.jpg -> class.tar, which holds file.jpg."""
     inner = {}
@@ -324,46 +277,3 @@ def test_damage_inside_a_tar_is_not_taken_for_its_end(tmp_path):
         source = make_tar(tmp_path / "cut.tar", {"a.tar": class_tar[:cut], "b.tar": class_tar})
         with pytest.raises(DataError, match=r"'a\.tar'"):
             list_sources([str(source)], Scratch(tmp_path))
-
-
-def test_a_parquet_row_without_an_image_is_corrupt(tmp_path):
-    source = make_parquet(tmp_path / "x.parquet", [("a.png", encoded(0), 0), ("b.png", None, 0)], ["a"])
-    there, absent = list_sources([str(source)], Scratch(tmp_path)).splits["train"]
-    assert source_files.read(there.place) == encoded(0)
-    with pytest.raises(source_files.CorruptFile, match="holds no bytes"):
-        source_files.read(absent.place)
-
-
-def test_a_damaged_parquet_page_is_one_line(tmp_path):
-    rows = [(f"{i}.png", np.random.default_rng(i).bytes(1 << 12), i) for i in range(10)]
-    source = make_parquet(tmp_path / "x.parquet", rows)
-    content = bytearray(source.read_bytes())
-    content[4:2000] = bytes(1996)
-    source.write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot read row group 0 of .*x\.parquet"):
-        for entry in list_sources([str(source)], Scratch(tmp_path)).splits["train"]:
-            source_files.read(entry.place)
-
-
-def test_parquet_files_in_another_order_are_another_source(tmp_path):
-    """Their rows are taken in order, so a run can't go on with the files swapped."""
-    for name in "ab":
-        make_parquet(tmp_path / f"{name}.parquet", [(f"{name}{i}.png", encoded(i), 0) for i in range(3)], ["a"])
-    one, other = (
-        list_sources([str(tmp_path / f"{name}.parquet") for name in names], Scratch(tmp_path)) for names in ("ab", "ba")
-    )
-    assert one.fingerprint != other.fingerprint
-
-
-def test_one_row_group_of_a_parquet_file_is_kept(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    rows = [(f"{i}.png", np.random.default_rng(i).bytes(1 << 20), 0) for i in range(15)]  # 3 groups of 5 MB
-    source = make_parquet(tmp_path / "x.parquet", rows, ["a"])
-    entries = list_sources([str(source)], Scratch(tmp_path)).splits["train"]
-    before = pyarrow.total_allocated_bytes()
-    for entry, (_, content, _) in zip(entries, rows, strict=True):
-        assert source_files.read(entry.place) == content
-    deadline = time.monotonic() + 60
-    while pyarrow.total_allocated_bytes() - before >= 8 << 20:  # pyarrow's threads let go a little later
-        assert time.monotonic() < deadline, "more than one row group is kept"
-        time.sleep(0.01)

@@ -277,11 +277,8 @@ def load_matching(model: nn.Module, weights: TokenizerWeights | GPTWeights) -> l
     Raises:
         WeightsError: nothing fits.
     """
-    own = own_tensors(model)
-    tensors = weights.tensors
-    if not tensors.keys() & own.keys():
-        published = _published_names(model)
-        tensors = {published.get(name, name): tensor for name, tensor in tensors.items()}
+    own, published = own_tensors(model), _published_names(model)
+    tensors = {name if name in own else published.get(name, name): tensor for name, tensor in weights.tensors.items()}
     fitting = [name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape]
     if not fitting:
         raise WeightsError(f"no tensor of {weights.source} fits this model")
