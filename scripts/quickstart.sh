@@ -88,7 +88,10 @@ with Scratch(sys.argv[2]) as scratch: sys.exit('val' not in list_sources([sys.ar
         "$source" "$out/data" 2> /dev/null
 }
 split=()
-[ "$source" = sample ] || brings_split || split=(--val-fraction 0.1)
+if [ "$source" != sample ]; then
+    echo "looking whether $source brings a validation split"
+    brings_split || split=(--val-fraction 0.1)
+fi
 
 stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"}
 [ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -22,8 +23,16 @@ TINY = {
 def run(*arguments, cwd=ROOT, **environment):
     script = ROOT / "scripts/quickstart.sh"
     environment = {**os.environ, **TINY, **environment}
-    command = [script, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    command, pipe = [script, *map(str, arguments)], subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what the script started, too
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def commands(done):

@@ -35,6 +35,10 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
     for step in (9_999_999, 10_000_000):
         (tmp_path / f"checkpoints/step_{step:07d}").mkdir(parents=True)
     assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000"
+    (tmp_path / "checkpoints/step_10000000.old").mkdir()
+    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000"
+    (tmp_path / "checkpoints/step_10000000").rmdir()  # killed between making way and taking its name
+    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000.old"
 
 
 def test_released_files(run, root, tmp_path):

@@ -261,11 +261,14 @@ def checkpoint_files(path: Path, what: str) -> tuple[Path, Path]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run's folder. Raises WeightsError if there is none."""
-    found = [path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", path.name)]
+    """The newest checkpoint of a run's folder. Raises WeightsError if there is none.
+
+    One that made way for another of its step (.old), which a killed process then left unfinished, is one too.
+    """
+    found = [path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step_\d+(\.old)?", path.name)]
     if not found:
         raise WeightsError(f"{run} has no finished checkpoint yet")
-    return max(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return max(found, key=lambda path: (int(path.stem.removeprefix("step_")), path.suffix != ".old"))
 
 
 def load_matching(model: nn.Module, weights: TokenizerWeights | GPTWeights) -> list[str]:

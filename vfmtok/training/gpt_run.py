@@ -175,11 +175,12 @@ class GPTRun:
             log.alarm(step, line)
 
     def owes_picture(self) -> bool:
-        """Whether the run was stopped at a step of pictures: who is to stop draws none. All processes say the same."""
+        """Whether the run ended at a step of pictures before they were drawn. All processes say the same."""
         step, every = self.state.step, self.recipe.pictures.every
-        if not self.draws or step == 0 or step % every:
+        if not self.draws or step == 0 or (step % every and step != self.plan.steps):
             return False
-        return not distributed.gather((self.folder / "pictures" / f"samples_{step:07d}.png").exists())[0]
+        last = "samples" if self.state.ema is None else "ema_samples"
+        return not distributed.gather((self.folder / "pictures" / f"{last}_{step:07d}.png").exists())[0]
 
     def draw(self, log: RunLog) -> None:
         """Images of fixed classes and seeds, by the weights and by their average. No run ends for want of them."""

@@ -145,7 +145,8 @@ class RunLog:
 
     def _save_picture(self, file: Path, image: Image.Image) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(file)
+        with replacing(file, sync=False) as part:
+            image.save(part, "PNG")
 
     def _log_picture(self, step: int, name: str, image: Image.Image) -> None:
         import wandb
