@@ -98,14 +98,15 @@ class Page:
         return self.browser.find_elements("css selector", selector)
 
     def until(self, found):
-        """The first true answer of ``found``; the page redraws as it likes, so a stale element is asked for again."""
+        """The first true answer of ``found``; the page redraws as it likes, so a stale element is asked for again, and
+        so is an image that is not there yet."""
         from selenium.common.exceptions import WebDriverException
 
         deadline, last = time.monotonic() + WAIT, None
         while time.monotonic() < deadline:
             try:
                 answer = found()
-            except WebDriverException as error:
+            except (WebDriverException, OSError) as error:
                 answer, last = None, error
             if answer:
                 return answer
