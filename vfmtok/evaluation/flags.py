@@ -14,6 +14,7 @@ from vfmtok.arguments import OneLineParser
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
+from vfmtok.evaluation import network_flags
 from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.linear_probe import ProbeRecipe
 from vfmtok.evaluation.reconstruction_numbers import Measures
@@ -146,12 +147,7 @@ def generation_parser() -> argparse.ArgumentParser:
         ("--ref-batch", "--reference"),
         "npz of ADM or `vfmtok stats --reference`, a folder of images, or a dataset",
     )
-    parser.add_argument(
-        "--spatial-tap",
-        choices=("convolution", "activation"),
-        default="convolution",
-        help="where sFID's features are read, as for the reference: before or after batch norm and ReLU",
-    )
+    network_flags.add_spatial_tap(parser)
     return parser
 
 
@@ -175,11 +171,7 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, ...], text: str) -> None:
-    parser.add_argument(
-        "--inception",
-        metavar="PATH",
-        help="Inception weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)",
-    )
+    network_flags.add_inception(parser)
     parser.add_argument(*reference, dest="reference", metavar="PATH", help=text)
     parser.add_argument(
         "--no-fid", action="store_true", help="without the Inception network: what needs none is still done"

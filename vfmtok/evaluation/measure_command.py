@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfmtok.errors import ConfigError, EvaluationError
+from vfmtok.evaluation import network_flags
 
 if TYPE_CHECKING:
     from vfmtok.distributed import World
@@ -20,15 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = " ".join(__doc__.split())
     parser.add_argument("samples", help="an npz with arr_0, or a folder of images, all of one size")
     parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")
-    parser.add_argument(
-        "--inception", metavar="PATH", help="its weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
-    )
-    parser.add_argument(
-        "--spatial-tap",
-        choices=("convolution", "activation"),
-        default="convolution",
-        help="where sFID's features are read, as for the reference: before (default) or after batch norm and ReLU",
-    )
+    network_flags.add_inception(parser)
+    network_flags.add_spatial_tap(parser)
     parser.add_argument("--fd", metavar="ENCODER", help="also fd@ENCODER: the distance on any timm encoder's features")
     parser.add_argument(
         "--fd-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"

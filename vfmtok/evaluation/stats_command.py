@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vfmtok.data import stats
 from vfmtok.errors import DataError
+from vfmtok.evaluation import network_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference statistics")
     group.add_argument("--reference", metavar="OUT.npz", help="the file to write, in ADM's layout")
     group.add_argument("--size", type=int, help="side of the evaluation crop (default 256; an npz is taken as it is)")
-    group.add_argument(
-        "--inception", metavar="PATH", help="its weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
-    )
-    group.add_argument(
-        "--spatial-tap",
-        choices=("convolution", "activation"),
-        help="where sFID's features are read: before (default) or after batch norm and ReLU",
-    )
+    network_flags.add_inception(group)
+    network_flags.add_spatial_tap(group, default=None)
     group.add_argument("--batch-size", type=int, help="images per pass and process (default 64)")
 
 
