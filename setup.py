@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vfmtok", "vfmtok.*"]),
-    package_data={"vfmtok.data": ["samples/*"], "vfmtok.hub": ["manifests/*.yaml"]},
+    package_data={"vfmtok.data": ["samples/*"], "vfmtok.pretrained": ["manifests/*.yaml"]},
     entry_points={"console_scripts": ["vfmtok = vfmtok.cli:program"]},
     install_requires=[
         "torch>=2.4",

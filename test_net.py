@@ -1,8 +1,8 @@
 """Measure a generator: python test_net.py --help, or scripts/torchrun.sh test_net.py ... on several GPUs."""
 
 from vfmtok import distributed
-from vfmtok.evaluation import flags
-from vfmtok.evaluation.root_scripts import measure_generator
+from vfmtok.commands import evaluation_flags as flags
+from vfmtok.commands.evaluation_scripts import measure_generator
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Train a generator: python train_c2i.py --help, or scripts/torchrun.sh train_c2i.py ... on several GPUs."""
 
 from vfmtok import distributed
-from vfmtok.training import gpt_flags
-from vfmtok.training.flags import path_of
-from vfmtok.training.train_gpt import train_gpt
+from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.commands.tokenizer_flags import path_of
+from vfmtok.training.train_generator import train_gpt
 
 
 def main() -> None:

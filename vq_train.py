@@ -1,7 +1,7 @@
 """Train a tokenizer: python vq_train.py --help, or scripts/torchrun.sh vq_train.py ... on several GPUs."""
 
 from vfmtok import distributed
-from vfmtok.training import flags
+from vfmtok.commands import tokenizer_flags as flags
 from vfmtok.training.train_tokenizer import train_tokenizer
 
 

@@ -1,8 +1,8 @@
 """Measure a tokenizer: python vqgan_test.py --help, or scripts/torchrun.sh vqgan_test.py ... on several GPUs."""
 
 from vfmtok import distributed
-from vfmtok.evaluation import flags
-from vfmtok.evaluation.root_scripts import measure_tokenizer
+from vfmtok.commands import evaluation_flags as flags
+from vfmtok.commands.evaluation_scripts import measure_tokenizer
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from tokenizer import matrix_rate, peak_memory, seconds, synchronise
 from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.inception import Inception
-from vfmtok.evaluation.kernel_distance import kernel_distance
-from vfmtok.evaluation.precision_recall import precision_recall
+from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
+from vfmtok.metrics.kernel_distance import kernel_distance
+from vfmtok.metrics.precision_recall import precision_recall
 
 DIM = 2048
 

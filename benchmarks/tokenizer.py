@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
-from vfmtok.tokenizer.deformable_attention import deformable_sampling
+from vfmtok.layers.deformable_attention import deformable_sampling
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from vfmtok import distributed
-from vfmtok.training import gpt_flags, passes
-from vfmtok.training.gpt_run import GPTRun
+from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.training import passes
+from vfmtok.training.generator_run import GPTRun
 
 PARTS = ("reading", "encoding", "forward", "backward", "update")
 WARM_UP = 2  # steps

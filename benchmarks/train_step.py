@@ -28,12 +28,12 @@ from tokenizer import grid_sample_loop, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
+from vfmtok.decoders.vqgan import PixelDecoder, ResBlock
 from vfmtok.discriminators.build import build_discriminator
+from vfmtok.layers import deformable_attention
 from vfmtok.losses import perceptual
-from vfmtok.tokenizer import deformable_attention
-from vfmtok.tokenizer.pixel_decoder import PixelDecoder, ResBlock
-from vfmtok.tokenizer.region_sampler import SamplerLayer
-from vfmtok.tokenizer.vit_decoder import DecoderLayer, ViTDecoder
+from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
+from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
 from vfmtok.training.ema import EMA, learned_tensors
 from vfmtok.training.objective import (
     DiscriminatorPass,

@@ -64,7 +64,7 @@ if [ "$preset" = gpu ]; then
     views=ten-crop size=256 batch=32 quality=()
 fi
 if [ "$encoder" = dinov2 ]; then
-    if reason=$(python -c "from vfmtok.config import EncoderConfig; from vfmtok.tokenizer.encoder import Encoder
+    if reason=$(python -c "from vfmtok.config import EncoderConfig; from vfmtok.encoders.vfm import Encoder
 Encoder(EncoderConfig(name='dinov2_vits14_reg', weights='auto'))" 2>&1); then
         [ "$preset" = gpu ] || tokenizer_flags=(--set tokenizer.encoder.name=dinov2_vits14_reg
             --set tokenizer.encoder.image_size=112 --set "tokenizer.encoder.levels=[3,6,9,12]"
@@ -83,7 +83,7 @@ if [ "$preset" = gpu ] &&
 fi
 # A tenth of the images is held out unless they bring a validation split, which may lie inside an archive.
 brings_split() {
-    python -c "import sys; from vfmtok.data.scratch import Scratch; from vfmtok.data.sources import list_sources
+    python -c "import sys; from vfmtok.data.sources.scratch import Scratch; from vfmtok.data.sources.listing import list_sources
 with Scratch(sys.argv[2]) as scratch: sys.exit('val' not in list_sources([sys.argv[1]], scratch).splits)" \
         "$source" "$out/data" 2> /dev/null
 }

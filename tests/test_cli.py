@@ -55,7 +55,7 @@ def test_output_that_cannot_be_printed_is_one_line(tmp_path, output, reason, unb
 
 
 def test_other_errors_of_the_system_are_not_taken_for_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("vfmtok.data.prepare.run", lambda args: (tmp_path / "absent").read_bytes())
+    monkeypatch.setattr("vfmtok.commands.prepare.run", lambda args: (tmp_path / "absent").read_bytes())
     with pytest.raises(FileNotFoundError):
         main(["prepare", "sample", "out"])
 

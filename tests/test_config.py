@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 import vfmtok
+from vfmtok.commands.tokenizer_flags import choices
 from vfmtok.config import QuantizerConfig, dump_config
 from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.losses.adversarial import DISCRIMINATOR_LOSSES
-from vfmtok.tokenizer.tokenizer import QUANTIZERS
-from vfmtok.training.flags import choices
-from vfmtok.training.gpt_recipe import GPTRecipe
+from vfmtok.tokenizers.vfmtok.model import QUANTIZERS
+from vfmtok.training.generator_recipe import GPTRecipe
 from vfmtok.training.recipe import AdversarialConfig, TokenizerRecipe
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import vfmtok
 from vfmtok.config import with_overrides
-from vfmtok.evaluation.manifest import find_manifest, manifest_names
+from vfmtok.pretrained.manifest import find_manifest, manifest_names
 from vfmtok.training.recipe import TokenizerRecipe
 
 ROOT = Path(__file__).parent.parent

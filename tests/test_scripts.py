@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import small_caches
 
-from vfmtok.evaluation import flags as evaluation_flags
-from vfmtok.hub.published import PUBLISHED, VFMTOK
-from vfmtok.training import flags, gpt_flags
+from vfmtok.commands import evaluation_flags
+from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.commands import tokenizer_flags as flags
+from vfmtok.pretrained.published import PUBLISHED, VFMTOK
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SIZES = {

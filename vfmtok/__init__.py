@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "vfmtok.config": ("TokenizerConfig", "load_config", "save_config"),
     "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
-    "vfmtok.generator.generate": ("generate",),
-    "vfmtok.generator.gpt": ("GPT", "GPTConfig", "GPTOutput", "gpt_config"),
-    "vfmtok.hub.names": ("from_pretrained",),
-    "vfmtok.hub.released": ("load_released", "to_released"),
-    "vfmtok.hub.saving": ("push_to_hub", "save_pretrained"),
-    "vfmtok.tokenizer.tokenizer": ("Encoding", "TokenizerOutput", "VFMTok"),
+    "vfmtok.generators.gpt.generate": ("generate",),
+    "vfmtok.generators.gpt.model": ("GPT", "GPTConfig", "GPTOutput", "gpt_config"),
+    "vfmtok.pretrained.names": ("from_pretrained",),
+    "vfmtok.weights.name_maps": ("load_released", "to_released"),
+    "vfmtok.pretrained.saving": ("push_to_hub", "save_pretrained"),
+    "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -39,16 +39,16 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.errors import ConfigError as ConfigError
     from vfmtok.errors import VFMTokError as VFMTokError
     from vfmtok.errors import WeightsError as WeightsError
-    from vfmtok.generator.generate import generate as generate
-    from vfmtok.generator.gpt import GPT as GPT
-    from vfmtok.generator.gpt import GPTConfig as GPTConfig
-    from vfmtok.generator.gpt import GPTOutput as GPTOutput
-    from vfmtok.generator.gpt import gpt_config as gpt_config
-    from vfmtok.hub.names import from_pretrained as from_pretrained
-    from vfmtok.hub.released import load_released as load_released
-    from vfmtok.hub.released import to_released as to_released
-    from vfmtok.hub.saving import push_to_hub as push_to_hub
-    from vfmtok.hub.saving import save_pretrained as save_pretrained
-    from vfmtok.tokenizer.tokenizer import Encoding as Encoding
-    from vfmtok.tokenizer.tokenizer import TokenizerOutput as TokenizerOutput
-    from vfmtok.tokenizer.tokenizer import VFMTok as VFMTok
+    from vfmtok.generators.gpt.generate import generate as generate
+    from vfmtok.generators.gpt.model import GPT as GPT
+    from vfmtok.generators.gpt.model import GPTConfig as GPTConfig
+    from vfmtok.generators.gpt.model import GPTOutput as GPTOutput
+    from vfmtok.generators.gpt.model import gpt_config as gpt_config
+    from vfmtok.pretrained.names import from_pretrained as from_pretrained
+    from vfmtok.pretrained.saving import push_to_hub as push_to_hub
+    from vfmtok.pretrained.saving import save_pretrained as save_pretrained
+    from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding
+    from vfmtok.tokenizers.vfmtok.model import TokenizerOutput as TokenizerOutput
+    from vfmtok.tokenizers.vfmtok.model import VFMTok as VFMTok
+    from vfmtok.weights.name_maps import load_released as load_released
+    from vfmtok.weights.name_maps import to_released as to_released

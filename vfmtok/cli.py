@@ -9,24 +9,24 @@ from types import ModuleType
 from typing import NoReturn
 
 from vfmtok import __version__
-from vfmtok.arguments import OneLineParser
+from vfmtok.commands.parser import OneLineParser
 from vfmtok.errors import VFMTokError, is_told_here
 
 COMMANDS = {
-    "prepare": "vfmtok.data.prepare",
-    "stats": "vfmtok.evaluation.stats_command",
-    "measure": "vfmtok.evaluation.measure_command",
-    "codes": "vfmtok.data.codes",
-    "sample": "vfmtok.training.sample",
-    "export": "vfmtok.training.export",
-    "curves": "vfmtok.training.curves",
-    "agreement": "vfmtok.evaluation.class_agreement",
-    "report": "vfmtok.evaluation.html_report",
-    "info": "vfmtok.evaluation.info_command",
-    "demo": "vfmtok.demo.command",
-    "reconstruct": "vfmtok.evaluation.reconstruct_command",
-    "download": "vfmtok.hub.download_command",
-    "reproduce": "vfmtok.evaluation.reproduce",
+    "prepare": "vfmtok.commands.prepare",
+    "stats": "vfmtok.commands.stats",
+    "measure": "vfmtok.commands.measure",
+    "codes": "vfmtok.commands.codes",
+    "sample": "vfmtok.commands.sample",
+    "export": "vfmtok.commands.export",
+    "curves": "vfmtok.commands.curves",
+    "agreement": "vfmtok.commands.agreement",
+    "report": "vfmtok.commands.report",
+    "info": "vfmtok.commands.info",
+    "demo": "vfmtok.commands.demo",
+    "reconstruct": "vfmtok.commands.reconstruct",
+    "download": "vfmtok.commands.download",
+    "reproduce": "vfmtok.commands.reproduce",
 }
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",

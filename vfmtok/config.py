@@ -29,7 +29,7 @@ class EncoderConfig:
     configuration (``tokenizer.config``).
     """
 
-    name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (tokenizer/encoder.py) or any timm model
+    name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
     image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
     levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
     # "none" (random), the path of an official or timm file, "hub", "package" (from PyPI), or "auto": init_models/<the

@@ -3,11 +3,11 @@ import pytest
 from image_makers import class_files, encoded, vfmtok, write_tree
 from PIL import Image
 
-from vfmtok.data import contact_sheet
-from vfmtok.data.contact_sheet import CELL, Section, draw_sheet
-from vfmtok.data.prepare import prepare
+from vfmtok.commands.prepare import prepare
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.stats import report_lines, summarize
+from vfmtok.pictures import contact_sheet
+from vfmtok.pictures.contact_sheet import CELL, Section, draw_sheet
 
 
 def test_the_numbers_are_those_of_the_images(tmp_path):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vfmtok.demo import studio as room
 from vfmtok.demo.studio import Studio
-from vfmtok.hub.pretrained import load_gpt, load_tokenizer
+from vfmtok.pretrained.loading import load_gpt, load_tokenizer
 
 pytestmark = pytest.mark.browser
 WAIT = 60  # seconds for an answer of the page

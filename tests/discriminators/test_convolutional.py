@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from vfmtok.discriminators.build import build_discriminator
+from vfmtok.discriminators.released import load_released_discriminator, to_released_discriminator
 from vfmtok.discriminators.stylegan import Blur
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub.released_discriminators import load_released_discriminator, to_released_discriminator
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok.discriminators.build import build_discriminator
-from vfmtok.hub.released_discriminators import load_released_discriminator, to_released_discriminator
+from vfmtok.discriminators.released import load_released_discriminator, to_released_discriminator
 
 TOLERANCE = 1e-4  # of max |difference| to max |reference|
 

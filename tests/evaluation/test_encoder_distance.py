@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vfmtok.config import EncoderConfig
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.encoder_distance import EncoderStatistics, encoder_features
-from vfmtok.evaluation.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
-from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 
 pytestmark = pytest.mark.filterwarnings("ignore:the frozen encoder")  # random weights will do
 

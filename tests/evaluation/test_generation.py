@@ -14,17 +14,17 @@ from safetensors.torch import save_file
 from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
+from vfmtok.commands.evaluation_flags import generation_parser, open_gpt
 from vfmtok.config import config_to_dict
 from vfmtok.errors import ConfigError, DataError, EvaluationError, WeightsError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.compared import ReferenceSet
-from vfmtok.evaluation.flags import generation_parser, open_gpt
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.image_sources import open_images
-from vfmtok.evaluation.precision_recall import precision_recall
 from vfmtok.evaluation.reference import inception_features, measure_reference
 from vfmtok.evaluation.samples import Samples, warnings_about, write_checked_samples
-from vfmtok.hub.model_hash import tokenizer_hash
+from vfmtok.metrics.precision_recall import precision_recall
+from vfmtok.weights.hashing import tokenizer_hash
 
 COUNT, SIZE = 11, 40  # divisible by nothing
 SAMPLES = Samples(count=COUNT, size=SIZE, cfg_scale=1.5, seed=3)
@@ -119,7 +119,7 @@ def test_samples_are_measured_anew_and_not_made_anew(models, plain, inception, t
 
 
 def test_low_precision_is_continued_at_its_batch_size_only(models, plain, tmp_path):
-    """There another batch size is another sample (generator/generate.py); in float32 it is the same."""
+    """There another batch size is another sample (generators/gpt/generate.py); in float32 it is the same."""
     low, bf16 = Samples(count=5, size=8, precision="bf16"), tiny_models.gpt().to(torch.bfloat16)
     evaluate((bf16, models[1]), tmp_path, low, batch=3)
     assert evaluate((bf16, models[1]), tmp_path, low, batch=3)["job"]["batch"] == 3

@@ -9,8 +9,8 @@ import torchvision
 
 from vfmtok.errors import WeightsError
 from vfmtok.evaluation.lpips import open_lpips
-from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.losses.perceptual import LPIPS
+from vfmtok.metrics.pixels import PixelMetrics
 
 
 def test_a_value_for_every_image(tmp_path):

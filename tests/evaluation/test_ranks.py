@@ -5,14 +5,14 @@ import ranks
 import torch
 
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.codebook_usage import CodebookUsage
-from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
 from vfmtok.evaluation.image_sources import batches, open_images
-from vfmtok.evaluation.inception_score import InceptionScore
-from vfmtok.evaluation.kernel_distance import kernel_distance
-from vfmtok.evaluation.pixel_metrics import PixelMetrics
-from vfmtok.evaluation.precision_recall import precision_recall
+from vfmtok.metrics.feature_bank import FeatureBank
+from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
+from vfmtok.metrics.inception_score import InceptionScore
+from vfmtok.metrics.kernel_distance import kernel_distance
+from vfmtok.metrics.pixels import PixelMetrics
+from vfmtok.metrics.precision_recall import precision_recall
+from vfmtok.metrics.usage import CodebookUsage
 
 COUNT = 131  # divisible by nothing
 

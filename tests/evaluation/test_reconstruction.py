@@ -18,12 +18,12 @@ from vfmtok import distributed
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
-from vfmtok.evaluation.reconstruction_picture import colour_of_error, draw_sampling_points, sampling_points
 from vfmtok.evaluation.reference import Reference
-from vfmtok.tokenizer.tokenizer import to_pixels
+from vfmtok.metrics.frechet import Gaussian
+from vfmtok.pictures.reconstruction import colour_of_error, draw_sampling_points, sampling_points
+from vfmtok.tokenizers.vfmtok.model import to_pixels
 
 GOOD = [index for index in range(COUNT) if index != BAD]
 SIZE = 48

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vfmtok.errors import DataError, EvaluationError
-from vfmtok.evaluation.frechet import RankDeficientWarning, frechet_distance
 from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.reference import inception_features, measure_reference, read_reference, write_reference
+from vfmtok.metrics.frechet import RankDeficientWarning, frechet_distance
 
 
 @pytest.fixture(scope="module")

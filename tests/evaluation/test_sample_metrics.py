@@ -13,18 +13,18 @@ from tiny_models import WORLD
 from vfmtok.config import EncoderConfig
 from vfmtok.data.records import Record, write_records
 from vfmtok.data.transforms import EvaluationCrop
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import parts, sample_metrics
 from vfmtok.evaluation.compared import ReferenceSet, open_reference, open_reference_set
 from vfmtok.evaluation.encoder_distance import encoder_features
-from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.frechet import Gaussian
 from vfmtok.evaluation.image_sources import batches, open_images
-from vfmtok.evaluation.kernel_distance import kernel_distance
 from vfmtok.evaluation.reference import measure_reference
 from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree, describe_reference, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
-from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.metrics.feature_bank import FeatureBank
+from vfmtok.metrics.frechet import Gaussian
+from vfmtok.metrics.kernel_distance import kernel_distance
 
 
 def noise(count, side=24, seed=0):

@@ -9,8 +9,8 @@ from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import DataError
-from vfmtok.evaluation.linear_probe import linear_probe
 from vfmtok.evaluation.token_probe import TokenProbe, mean_tokens
+from vfmtok.metrics.probe import linear_probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,9 +17,9 @@ import vfmtok
 from vfmtok import distributed
 from vfmtok.config import load_config, save_config, with_overrides
 from vfmtok.data.records import Record, RecordDataset, write_records
-from vfmtok.hub.model_hash import tokenizer_hash
-from vfmtok.training.gpt_recipe import GPTRecipe
+from vfmtok.training.generator_recipe import GPTRecipe
 from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.weights.hashing import tokenizer_hash
 
 CONFIG = ROOT / "configs/tiny.yaml"
 BAD = 4  # the record that does not decode

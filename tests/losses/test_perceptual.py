@@ -14,9 +14,9 @@ import torchvision
 from torch import Tensor
 
 from vfmtok.config import EncoderConfig
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.losses.perceptual import BACKBONES, LPIPS, EncoderPerceptual
-from vfmtok.tokenizer.encoder import Encoder
 
 READ_AFTER = {  # layers of torchvision's `features` whose outputs are compared
     "vgg": (3, 8, 15, 22, 29),

@@ -6,7 +6,7 @@ import numpy as np
 
 from vfmtok.config import config_from_dict, save_config
 from vfmtok.data import code_cache
-from vfmtok.training.gpt_recipe import GPTRecipe
+from vfmtok.training.generator_recipe import GPTRecipe
 
 CLASSES = ["cat", "dog", "Ωmega"]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vfmtok.config import QuantizerConfig
-from vfmtok.tokenizer.quantizer import CosineQuantizer
+from vfmtok.quantizers.cosine import CosineQuantizer
 from vfmtok.training.codebook_care import CodebookCare, spherical_kmeans
 from vfmtok.training.recipe import CodebookConfig
 

@@ -16,11 +16,11 @@ from training_runs import ROOT, children, finish, last_step, logged, start, wait
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
-from vfmtok.training import checkpoint
 from vfmtok.training.health import Diverged
 from vfmtok.training.objective import TokenizerObjective
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.tokenizer_run import TokenizerRun
+from vfmtok.weights import checkpoint
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from training_runs import start
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError
-from vfmtok.training.gpt_recipe import GPTRecipe
-from vfmtok.training.gpt_run import GPTRun
-from vfmtok.training.train_gpt import train_gpt
+from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.train_generator import train_gpt
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 

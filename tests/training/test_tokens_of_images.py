@@ -24,17 +24,17 @@ from training_runs import ROOT, logged
 
 import vfmtok
 from vfmtok import cli, distributed
+from vfmtok.commands.sample import draw_ids, find_classes
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
-from vfmtok.generator.generate import generate
-from vfmtok.hub import pretrained
-from vfmtok.hub.model_hash import tokenizer_hash
+from vfmtok.generators.gpt.generate import generate
+from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
-from vfmtok.training.gpt_run import GPTRun
+from vfmtok.training.generator_run import GPTRun
 from vfmtok.training.run_log import RunLog
-from vfmtok.training.sample import draw_ids, find_classes
-from vfmtok.training.train_gpt import train_gpt
+from vfmtok.training.train_generator import train_gpt
+from vfmtok.weights.hashing import tokenizer_hash
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 GPT = {"vocab_size": 64}

@@ -16,10 +16,10 @@ from vfmtok import distributed
 from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.discriminators.patchgan import PatchGAN
 from vfmtok.errors import ConfigError
-from vfmtok.training import checkpoint
 from vfmtok.training.objective import TokenizerObjective, checkpoint_activations
 from vfmtok.training.recipe import AdversarialConfig, LossConfig
 from vfmtok.training.tokenizer_run import TokenizerRun
+from vfmtok.weights import checkpoint
 
 
 def test_what_a_run_leaves(tiny_recipe, train):
@@ -83,7 +83,7 @@ def test_psnr_of_validation_is_what_the_tokenizer_gives(tiny_recipe, train):
 
     from vfmtok.data.dataset_folder import open_splits
     from vfmtok.data.transforms import EvaluationCrop
-    from vfmtok.hub.pretrained import load_tokenizer
+    from vfmtok.pretrained.loading import load_tokenizer
 
     recipe = tiny_recipe("run.validation_images=3")
     folder = train(recipe)
@@ -184,9 +184,9 @@ def test_every_ablation_trains_in_two_processes(recipe_file):
 
 
 def test_recomputed_activations_change_nothing(tiny_tokenizer):
-    from vfmtok.tokenizer.pixel_decoder import ResBlock
-    from vfmtok.tokenizer.region_sampler import SamplerLayer
-    from vfmtok.tokenizer.vit_decoder import DecoderLayer
+    from vfmtok.decoders.vqgan import ResBlock
+    from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
+    from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer
 
     gradients = []
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

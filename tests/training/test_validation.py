@@ -16,7 +16,7 @@ from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.distributed import World
 from vfmtok.errors import DataError
 from vfmtok.losses.perceptual import EncoderPerceptual
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.training.validation import HeldOut, read_samples
 
 

@@ -5,10 +5,10 @@ import torch
 
 import vfmtok
 from vfmtok import cli
+from vfmtok.discriminators.released import load_released_discriminator
 from vfmtok.errors import WeightsError
-from vfmtok.hub import pretrained, weight_files
-from vfmtok.hub.released_discriminators import load_released_discriminator
-from vfmtok.training import checkpoint
+from vfmtok.pretrained import loading as pretrained
+from vfmtok.weights import checkpoint, reading
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_released_files(run, root, tmp_path):
     ours = pretrained.load_tokenizer(run)
     theirs = pretrained.load_tokenizer(tmp_path / "inference.pt", root / "configs/tiny.yaml")
     assert torch.equal(decoded(ours), decoded(theirs))
-    assert weight_files.read(tmp_path / "inference.pt").keys() == vfmtok.to_released(ours).keys()
+    assert reading.read(tmp_path / "inference.pt").keys() == vfmtok.to_released(ours).keys()
     full = torch.load(tmp_path / "full.pt", weights_only=True)
     saved = checkpoint.load(run / "checkpoints/step_0000003")
     assert full.keys() == {"model", "ema", "discriminator", "steps"} and full["steps"] == 3

@@ -14,7 +14,7 @@ from typing import IO
 
 import torch
 
-from vfmtok.training import checkpoint
+from vfmtok.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 _started: list[subprocess.Popen] = []

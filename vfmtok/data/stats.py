@@ -14,11 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfmtok.data import image_files
-from vfmtok.data.contact_sheet import Section, draw_sheet
 from vfmtok.data.dataset_folder import CHUNK, open_splits
-from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import RecordDataset
+from vfmtok.data.sources.ordered_pool import default_workers, ordered_results
 from vfmtok.errors import DataError
+from vfmtok.pictures.contact_sheet import Section, draw_sheet
 
 BARS = 30  # up to this many classes the histogram shows each
 EXAMPLES = 8  # images kept per class for the sheet

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.discriminators.batch_norm import LocalBatchNorm
-from vfmtok.hub import weight_files
-from vfmtok.hub.released import check_tensors
 from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import at_least_float32
+from vfmtok.weights import reading
+from vfmtok.weights.name_maps import check_tensors
 
 SIDE = 224  # the side DINO was trained at
 BLOCKS = (3, 6, 9, 12)  # read after these, and after the embedding
@@ -156,8 +156,8 @@ def _build_backbone(weights: str | Path) -> nn.Module:
         warnings.warn("the DINO discriminator's frozen backbone has RANDOM weights, by weights 'none'", stacklevel=5)
         return vit
     setting = "the discriminator's weights"
-    path = weight_files.download_timm(vit.pretrained_cfg, "dino_vits16", setting) if weights == "hub" else weights
-    state_dict = weight_files.read(path)
+    path = reading.download_timm(vit.pretrained_cfg, "dino_vits16", setting) if weights == "hub" else weights
+    state_dict = reading.read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
     check_tensors(state_dict, shapes, "DINO ViT-S/16")  # Meta's file and timm's bear the same names
     vit.load_state_dict(state_dict)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.feature_bank import FeatureBank
 from vfmtok.evaluation.image_sources import open_images, size_of
 from vfmtok.evaluation.inception import Inception, SpatialTap, load_inception
 from vfmtok.evaluation.reference import Reference, inception_features, measure_reference, read_reference
+from vfmtok.metrics.feature_bank import FeatureBank
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vfmtok.config import EncoderConfig
 from vfmtok.data.transforms import to_unit_range
+from vfmtok.encoders.vfm import ENCODERS, Encoder, EncoderFacts
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.encoder import ENCODERS, Encoder, EncoderFacts
+from vfmtok.metrics.frechet import FeatureStatistics, Gaussian
 
 
 def open_encoder(name: str, weights: str) -> Encoder:

@@ -26,11 +26,11 @@ from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
-from vfmtok.generator.generate import generate
-from vfmtok.generator.gpt import GPT
-from vfmtok.hub.model_hash import model_hash, tokenizer_hash
+from vfmtok.generators.gpt.generate import generate
+from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.weights.hashing import model_hash, tokenizer_hash
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
     from vfmtok.evaluation.compared import ReferenceSet
@@ -68,7 +68,7 @@ def evaluate_generator(
     """
     check_match(gpt, tokenizer)
     job = _job(gpt, tokenizer, samples, inception, references)
-    if samples.precision != "none":  # then these change most images, by rounding (generator/generate.py)
+    if samples.precision != "none":  # then these change most images, by rounding (generators/gpt/generate.py)
         job |= {"batch": batch, "compile": compile}
     results = parts.begin_together(folder, job, world, may_change=MEASURING)
     if results is not None:

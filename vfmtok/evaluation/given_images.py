@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vfmtok.data import source_files
+from vfmtok.data.sources import files as source_files
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError
 from vfmtok.evaluation.image_sources import is_dataset

@@ -26,9 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.inception_weights import find_weights
-from vfmtok.hub import weight_files
-from vfmtok.hub.released import check_tensors
 from vfmtok.layers.precision import full_float32
+from vfmtok.weights import reading
+from vfmtok.weights.name_maps import check_tensors
 
 try:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -102,7 +102,7 @@ def load_inception(
         WeightsError: the file is nowhere, damaged, or of another network.
     """
     file = find_weights(path, download=download)
-    return Inception(weight_files.read(file), spatial_tap, weight_files.sha256(file))
+    return Inception(reading.read(file), spatial_tap, reading.sha256(file))
 
 
 # --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from vfmtok import distributed
 from vfmtok.errors import WeightsError
 from vfmtok.files import replacing
-from vfmtok.hub import weight_files
+from vfmtok.weights import reading
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 VARIABLE = "VFMTOK_INCEPTION"  # environment variable that names the file
@@ -54,7 +54,7 @@ def find_weights(path: str | Path | None = None, url: str = URL, download: bool 
 def _fill_cache(cached: Path, url: str, download: bool) -> None:
     looked = f"looked for an argument, ${VARIABLE} and {cached}"
     if cached.is_file():
-        _check_hash(weight_files.sha256(cached), url, f"{cached}: delete it or name another file")
+        _check_hash(reading.sha256(cached), url, f"{cached}: delete it or name another file")
     elif download:
         try:
             fetch(url, cached)

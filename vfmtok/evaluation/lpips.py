@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import weight_files
 from vfmtok.layers.precision import full_float32
 from vfmtok.losses.perceptual import LPIPS, backbone_file
+from vfmtok.weights import reading
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,7 +32,7 @@ def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | 
     with distributed.together():
         try:
             network = LPIPS("vgg", path).to(world.device)
-            digest = weight_files.sha256(path or backbone_file("vgg"))
+            digest = reading.sha256(path or backbone_file("vgg"))
         except (WeightsError, ConfigError) as error:
             if path is not None:
                 raise

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vfmtok.config import TokenizerConfig
 from vfmtok.errors import WeightsError
-from vfmtok.generator.gpt import GPT, GPTConfig
-from vfmtok.hub.released import to_released
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.generators.gpt.model import GPT, GPTConfig
+from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.weights.name_maps import to_released
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a value
 

@@ -26,14 +26,14 @@ from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.pixel_metrics import PixelMetrics
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
-from vfmtok.evaluation.reconstruction_picture import chosen_tokens, draw_reconstructions, draw_sampling_points
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.round_trip import round_trip
-from vfmtok.hub.model_hash import tokenizer_hash
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.metrics.pixels import PixelMetrics
+from vfmtok.pictures.reconstruction import chosen_tokens, draw_reconstructions, draw_sampling_points
+from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.weights.hashing import tokenizer_hash
 
 SHOWN = 4  # images of the picture from either end and the middle
 

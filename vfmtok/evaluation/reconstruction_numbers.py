@@ -17,12 +17,12 @@ from vfmtok import distributed
 from vfmtok.data.loader import check_bad
 from vfmtok.data.records import RecordDataset
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.codebook_usage import CodebookUsage
-from vfmtok.evaluation.frechet import FeatureStatistics, frechet_distance
-from vfmtok.evaluation.inception_score import SPLITS, InceptionScore
 from vfmtok.evaluation.results import Measured, Number, describe_network, describe_reference
 from vfmtok.evaluation.token_probe import TokenProbe
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
+from vfmtok.metrics.inception_score import SPLITS, InceptionScore
+from vfmtok.metrics.usage import CodebookUsage
+from vfmtok.tokenizers.vfmtok.model import VFMTok
 
 if TYPE_CHECKING:  # they need torch-fidelity, which an evaluation without FID does not
     from vfmtok.evaluation.inception import Inception

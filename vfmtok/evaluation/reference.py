@@ -24,11 +24,11 @@ from vfmtok import distributed
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import parts
-from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
-from vfmtok.hub import weight_files
+from vfmtok.metrics.feature_bank import FeatureBank
+from vfmtok.metrics.frechet import FeatureStatistics, Gaussian
+from vfmtok.weights import reading
 
 FORMAT = 1
 
@@ -149,7 +149,7 @@ def read_reference(path: str | Path) -> Reference:
     if not arrays:
         if images is None:
             raise DataError(f"{path} is no reference: it has neither mu, sigma, mu_s, sigma_s nor images in 'arr_0'")
-        return Reference(None, None, {}, weight_files.sha256(path), images, path.name)
+        return Reference(None, None, {}, reading.sha256(path), images, path.name)
     wanted = ("mu", "sigma", "mu_s", "sigma_s") if {"mu_s", "sigma_s"} & arrays.keys() else ("mu", "sigma")
     missing = [name for name in wanted if name not in arrays]
     if missing:

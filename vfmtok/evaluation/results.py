@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vfmtok.errors import EvaluationError
-from vfmtok.evaluation.frechet import RankDeficientWarning
+from vfmtok.metrics.frechet import RankDeficientWarning
 
 if TYPE_CHECKING:  # it needs torch-fidelity
     from vfmtok.evaluation.inception import Inception

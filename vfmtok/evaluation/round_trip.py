@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vfmtok.data.psnr_and_usage import psnr
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
+from vfmtok.metrics.psnr_and_usage import psnr
+from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
 
 
 class RoundTrip(NamedTuple):

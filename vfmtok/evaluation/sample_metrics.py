@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.evaluation.encoder_distance import EncoderStatistics
-from vfmtok.evaluation.feature_bank import FeatureBank
-from vfmtok.evaluation.frechet import FeatureStatistics, Gaussian, check_same_tap, frechet_distance
 from vfmtok.evaluation.image_sources import ImageSource, batches
-from vfmtok.evaluation.inception_score import SPLITS, InceptionScore, Score
-from vfmtok.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
-from vfmtok.evaluation.precision_recall import NEIGHBOUR, precision_recall
 from vfmtok.evaluation.results import Measured, Number, describe_network, describe_reference
-from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.metrics.feature_bank import FeatureBank
+from vfmtok.metrics.frechet import FeatureStatistics, Gaussian, check_same_tap, frechet_distance
+from vfmtok.metrics.inception_score import SPLITS, InceptionScore, Score
+from vfmtok.metrics.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
+from vfmtok.metrics.precision_recall import NEIGHBOUR, precision_recall
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
     from vfmtok.evaluation.compared import ReferenceSet

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vfmtok.data.contact_sheet import Section, draw_sheet
 from vfmtok.errors import ConfigError, EvaluationError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
-from vfmtok.generator.token_sampling import Guidance, Sampling
+from vfmtok.generators.token_sampling import Guidance, Sampling
+from vfmtok.pictures.contact_sheet import Section, draw_sheet
 
 GRID_CLASSES, GRID_IMAGES = 10, 8
 

@@ -19,10 +19,10 @@ from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import DataError, EvaluationError
-from vfmtok.evaluation.linear_probe import ProbeRecipe, linear_probe
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizer.tokenizer import VFMTok
+from vfmtok.metrics.probe import ProbeRecipe, linear_probe
+from vfmtok.tokenizers.vfmtok.model import VFMTok
 
 
 @dataclass(frozen=True)

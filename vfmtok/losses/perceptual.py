@@ -16,12 +16,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub import weight_files
-from vfmtok.hub.released import check_tensors
 from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import at_least_float32
-from vfmtok.tokenizer.encoder import Encoder
+from vfmtok.weights import reading
+from vfmtok.weights.name_maps import check_tensors
 
 # --------------------------------------------------------------------------------------
 # LPIPS
@@ -103,7 +103,7 @@ def backbone_file(network: str) -> Path:
 
 def _read_backbone(network: str, path: str | Path | None) -> dict[str, Tensor]:
     if path is not None:
-        return weight_files.read(path)
+        return reading.read(path)
     url, cached = BACKBONES[network].url, backbone_file(network)
     try:
         return torch.hub.load_state_dict_from_url(

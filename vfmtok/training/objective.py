@@ -13,7 +13,7 @@ from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss
 from vfmtok.losses.feature import feature_loss
 from vfmtok.losses.perceptual import LPIPS, EncoderPerceptual
 from vfmtok.losses.reconstruction import pixel_loss
-from vfmtok.tokenizer.tokenizer import TokenizerOutput, VFMTok
+from vfmtok.tokenizers.vfmtok.model import TokenizerOutput, VFMTok
 from vfmtok.training.recipe import AdversarialConfig, LossConfig
 
 

@@ -9,11 +9,11 @@ from typing import IO, Any
 from vfmtok import distributed
 from vfmtok.config import config_to_dict, save_config
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.training import checkpoint
-from vfmtok.training.checkpoint import CheckpointFolder
 from vfmtok.training.health import Alarms, peak_memory
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
+from vfmtok.weights import checkpoint
+from vfmtok.weights.checkpoint import CheckpointFolder
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ import vfmtok
 from vfmtok import distributed
 from vfmtok.config import config_from_dict, config_to_dict, dump_config
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.hub.released import check_tensors
-from vfmtok.training.checkpoint import Checkpoint
 from vfmtok.training.ema import EMA, learned_tensors
 from vfmtok.training.optimizer import Stepper, load_moments, moments
 from vfmtok.training.recipe import changed_keys
 from vfmtok.training.sharding import gathered, spread_like
+from vfmtok.weights.checkpoint import Checkpoint
+from vfmtok.weights.name_maps import check_tensors
 
 
 @dataclass

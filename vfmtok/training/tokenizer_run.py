@@ -12,15 +12,14 @@ from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
+from vfmtok.decoders.vqgan import ResBlock
 from vfmtok.discriminators.build import build_discriminator
-from vfmtok.hub import pretrained
 from vfmtok.losses.adversarial import LeCam
-from vfmtok.tokenizer.pixel_decoder import ResBlock
-from vfmtok.tokenizer.region_sampler import SamplerLayer
-from vfmtok.tokenizer.tokenizer import VFMTok
-from vfmtok.tokenizer.vit_decoder import DecoderLayer
+from vfmtok.pretrained import loading as pretrained
+from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
+from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer
 from vfmtok.training import codebook_care, passes, run_folder
-from vfmtok.training.checkpoint import CheckpointFolder, seed_step
 from vfmtok.training.codebook_care import CodebookCare
 from vfmtok.training.ema import EMA, learned_tensors
 from vfmtok.training.health import SkippedSteps
@@ -35,6 +34,7 @@ from vfmtok.training.recipe import Plan, TokenizerRecipe
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 from vfmtok.training.validation import HeldOut, draw_columns, read_images
+from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
 
 
 class TokenizerRun:

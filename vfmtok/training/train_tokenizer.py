@@ -10,7 +10,6 @@ from pathlib import Path
 from vfmtok import distributed
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.training import passes, run_folder
-from vfmtok.training.checkpoint import seed_step
 from vfmtok.training.health import Alarms, Meter, Pace
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.objective import discriminator_terms
@@ -18,6 +17,7 @@ from vfmtok.training.optimizer import learning_rate
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.tokenizer_run import TokenizerRun
+from vfmtok.weights.checkpoint import seed_step
 
 
 def train_tokenizer(

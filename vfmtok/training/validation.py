@@ -11,10 +11,10 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
-from vfmtok.data.psnr_and_usage import psnr
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.tokenizer.tokenizer import VFMTok, to_pixels
+from vfmtok.metrics.psnr_and_usage import psnr
+from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
 from vfmtok.training.objective import perceptual_distance
 
 SHOWN = 8  # images of the picture

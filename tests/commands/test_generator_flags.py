@@ -1,0 +1,127 @@
+"""Published flags of train_c2i.py: what each one sets, and what the data say where none does."""
+
+import shlex
+
+import pytest
+from small_caches import write_cache
+
+from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.config import save_config
+from vfmtok.errors import ConfigError, DataError
+from vfmtok.training.generator_recipe import GPTRecipe
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return write_cache(tmp_path / "train")
+
+
+def parse(text: str) -> GPTRecipe:
+    return gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(shlex.split(text)))
+
+
+def value_of(recipe: GPTRecipe, key: str):
+    for section in key.split("."):
+        recipe = getattr(recipe, section)
+    return recipe
+
+
+def test_the_cache_says_what_no_flag_does(cache):
+    recipe = parse(f"--code-path {cache} --gpt-model GPT-L")
+    assert (recipe.gpt.vocab_size, recipe.gpt.num_tokens, recipe.gpt.num_classes) == (32, 16, 3)
+    assert (recipe.gpt.n_layer, recipe.gpt.n_head, recipe.gpt.dim) == (24, 16, 1024)
+
+
+def test_defaults_are_the_published(cache):
+    """DESIGN 6 and 7."""
+    recipe = parse(f"--code-path {cache}")
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.lr_batch, optimizer.betas) == ("adamw", 1e-4, 256, (0.9, 0.95))
+    assert (optimizer.weight_decay, optimizer.max_grad_norm, optimizer.decay, optimizer.epochs) == (
+        0.05,
+        1.0,
+        "constant",
+        300,
+    )
+    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
+    assert (recipe.gpt.dropout_p, recipe.gpt.token_dropout_p, recipe.gpt.label_dropout_p) == (0.1, 0.1, 0.1)
+    assert parse(f"--code-path {cache} --gpt-model GPT-2B").optimizer.epochs == 200
+    assert parse(f"--code-path {cache} --gpt-model GPT-2B --epochs 7").optimizer.epochs == 7
+
+
+def test_the_published_command(cache):
+    recipe = parse(
+        f"--code-path {cache} --gpt-model GPT-B --gpt-type c2i --vocab-size 32 --latent-size 4 --image-size 32 "
+        "--num-classes 3 --cls-token-num 1 --dropout-p 0.1 --token-dropout-p 0.2 --drop-path-rate 0.05 --ema "
+        "--global-batch-size 512 --epochs 300 --mixed-precision bf16 --beta2 0.99"
+    )
+    assert (recipe.gpt.num_tokens, recipe.gpt.token_dropout_p, recipe.gpt.drop_path_rate) == (16, 0.2, 0.05)
+    assert recipe.optimizer.betas == (0.9, 0.99)
+    assert recipe.optimizer.scaled_to(recipe.run.global_batch).lr == pytest.approx(2e-4)
+
+
+VALUES = {int: "7", float: "0.5", str: "word"}
+# What would be looked for at once has to be there.
+ELSEWHERE = {"data.code_path", "data.path", "data.val_path", "data.vq_ckpt", "data.vq_config"}
+
+
+@pytest.mark.parametrize(
+    "flag", [flag for flag in gpt_flags.GPT_FLAGS if flag[1] not in ELSEWHERE], ids=lambda flag: flag[0]
+)
+def test_every_flag_reaches_its_field(flag, cache):
+    """One by one, with a value that is not the default."""
+    name, key, takes, _ = flag
+    default = value_of(parse(f"--code-path {cache}"), key)
+    if isinstance(takes, tuple):
+        value = next(choice for choice in takes if choice != default)
+    elif takes is bool:
+        value = not default
+        name = f"--no-{name[2:]}" if default else name
+    else:
+        value = takes(VALUES[takes])
+    assert value_of(parse(f"--code-path {cache} {name} {'' if takes is bool else value}"), key) == value
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "no training data: give --code-path"),
+        ("--code-path {cache} --anno-file x --vq-ckpt y", "not both"),
+        ("--anno-file x", "give --vq-ckpt"),
+        ("--code-path {cache} --image-size 64", "--image-size 64 does not fit the tokenizer, whose image size is 32"),
+        ("--code-path {cache} --finetune", "needs --gpt-ckpt"),
+        ("--code-path nowhere", "no token cache at nowhere"),
+        ("--code-path {cache} --num-workers -1", "data.num_workers must be a number from 0, got -1"),
+        ("--code-path {cache} --set optimizer.lr_batch=0", "optimizer.lr_batch must be positive, got 0"),
+        ("--code-path {cache} --set optimizer.lr=-1", "optimizer.lr must be a number from 0"),
+        ("--code-path {cache} --set pictures.per_class=0", "pictures.per_class must be positive, got 0"),
+        ("--code-path {cache} --set pictures.every=-1", "pictures.every must be a number from 0"),
+        ("--code-path {cache} --set pictures.cfg_scale=-1", "cfg_scale must be"),
+        ("--code-path {cache} --set pictures.temperature=0", "temperature must be positive"),
+        ("--code-path {cache} --set pictures.seed=-1", "pictures.seed must be in"),
+    ],
+)
+def test_commands_that_cannot_be_meant(command, message, cache):
+    with pytest.raises((ConfigError, DataError), match=message):
+        parse(command.format(cache=cache))
+
+
+@pytest.mark.parametrize("flags", ["--gpt-type t2i", "--cls-token-num 120", "--gpt-model GPT-C", "--latent-sise 4"])
+def test_wrong_flags_are_one_line(flags, cache, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(f"--code-path {cache} {flags}")
+    assert stopped.value.code == 2 and "train_c2i.py: error" in capsys.readouterr().err
+
+
+def test_a_recipe_keeps_what_it_says(cache, tmp_path):
+    """Keys of the file are not replaced by the data's; they are checked when the run begins."""
+    (tmp_path / "recipe.yaml").write_text("gpt: {num_classes: 5, dim: 768}\noptimizer: {lr: 3e-4}\n")
+    recipe = parse(f"--recipe {tmp_path}/recipe.yaml --code-path {cache} --set optimizer.lr=5e-4")
+    assert (recipe.gpt.num_classes, recipe.gpt.vocab_size, recipe.optimizer.lr) == (5, 32, 5e-4)
+    save_config(recipe, tmp_path / "again.yaml")
+    assert parse(f"--recipe {tmp_path}/again.yaml") == recipe
+
+
+def test_recipes_in_configs_are_valid(root, cache):
+    recipe = parse(f"--recipe {root}/configs/emoji64_gpt.yaml --code-path {cache}")
+    assert recipe.gpt.vocab_size == 32 and recipe.optimizer.lr_batch is None

@@ -1,0 +1,202 @@
+"""Manifests and `vfmtok reproduce`: the published tables, a strict schema, passed and failed by the bands."""
+
+import pytest
+import tiny_models
+import yaml
+
+import vfmtok
+from vfmtok import cli
+from vfmtok.commands import evaluation_flags as flags
+from vfmtok.commands.reproduce import verdict
+from vfmtok.config import load_config
+from vfmtok.errors import ConfigError
+from vfmtok.evaluation.reconstruction import Measures, evaluate_reconstruction
+from vfmtok.pretrained.manifest import FOLDER, Manifest, find_manifest, manifest_names
+from vfmtok.pretrained.published import PUBLISHED
+
+# arXiv 2507.08441, Tables 2, 3 and 10: gFID, sFID, gIS, Pre., Rec. with and without CFG.
+TABLES = {
+    "gpt-b": ("3.43 5.88 252.2 0.85 0.53", "3.09 5.67 173.6 0.80 0.58"),
+    "gpt-l": ("2.75 5.58 278.8 0.84 0.57", "2.11 5.46 230.1 0.82 0.60"),
+    "gpt-xl": ("2.41 5.53 276.8 0.83 0.59", "2.10 5.54 258.1 0.82 0.60"),
+    "gpt-xxl": ("2.19 5.53 278.0 0.83 0.60", "1.95 5.65 259.3 0.82 0.62"),
+    "gpt-3b": ("2.07 6.23 280.4 0.81 0.62", "2.04 5.43 267.6 0.82 0.61"),
+}
+EXPECTED = {
+    **{f"{size}-cfg": rows[0] for size, rows in TABLES.items()},
+    **{f"{size}-no-cfg": rows[1] for size, rows in TABLES.items()},
+    "tokenizer": "0.89 215.4 100",
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_every_published_row_has_its_manifest(name):
+    manifest = find_manifest(name)
+    assert [number.value for number in manifest.expected] == [float(text) for text in EXPECTED[name].split()]
+    assert manifest.count == 50_000 and "arXiv 2507.08441, Table" in manifest.source and manifest.band_reason
+    parts = PUBLISHED[manifest.tokenizer]
+    assert "tokenizer" in parts
+    if manifest.task == "generation":
+        assert manifest.gpt_model in parts and manifest.gpt_model.lower() == name.removesuffix("-cfg").removesuffix(
+            "-no"
+        )
+        assert (manifest.sampling.cfg_scale == 1) == name.endswith("-no-cfg")
+
+
+def test_there_are_no_others():
+    assert manifest_names() == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_the_scripts_take_what_a_dry_run_tells(name, capsys):
+    assert cli.main(["reproduce", name, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    script, *arguments = told.splitlines()[-1].split("as         python ")[1].split()
+    parser = {"vqgan_test.py": flags.reconstruction_parser, "test_net.py": flags.generation_parser}[script]()
+    args, manifest = parser.parse_args(arguments), find_manifest(name)
+    assert args.image_size_eval == manifest.image_size and args.vq_ckpt in PUBLISHED
+    if manifest.task == "generation":
+        samples = flags.samples_of(args)
+        assert samples.count == manifest.count and float(args.cfg_scale) == manifest.sampling.cfg_scale
+        for field in ("cfg_interval", "top_k", "top_p", "temperature", "precision", "classes", "seed"):
+            assert getattr(samples, field) == getattr(manifest.sampling, field)
+    assert all(f"{number.name} {number.value:g} ± {number.band:g}" in told for number in manifest.expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokeniser": "x"}, r"unknown key 'tokeniser' \(closest match: 'tokenizer'\)"),
+        ({"expected": []}, "expected must name a number"),
+        (
+            {"expected": [{"name": "FID", "value": 1.0, "band": 0.1}]},
+            r"one of gFID, .* \(closest match: 'sFID'\), got FID",
+        ),
+        ({"expected": [{"name": "gFID", "value": 1.0, "band": 0.0}]}, "band of gFID must be positive"),
+        ({"expected": [{"name": "gFID", "value": "low", "band": 0.1}]}, r"value must be a number"),
+        ({"task": "sampling"}, "task must be one of reconstruction, generation"),
+        ({"task": "reconstruction"}, "expected.name must be one of rFID"),
+        ({"gpt_model": "GPT-XXS"}, "gpt_model must be one of GPT-B"),
+        ({"gpt": None}, "gpt does not fit task generation"),
+        ({"count": 0}, "count must be"),
+    ],
+)
+def test_the_schema_is_strict(tmp_path, change, message):
+    tree = yaml.safe_load((FOLDER / "gpt-b-cfg.yaml").read_text())
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**tree, **change}))
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "own.yaml", kind=Manifest)
+
+
+def results_of(values: dict[str, float], count: int = 50_000) -> dict:
+    numbers = {name: {"value": value, "protocol": "p", "digits": 3} for name, value in values.items()}
+    return {"numbers": numbers, "job": {"count": count}}
+
+
+def test_the_verdict():
+    manifest = find_manifest("gpt-l-no-cfg")
+    values = {f"{number.name} (no CFG)": number.value for number in manifest.expected}
+    lines, failed = verdict(manifest, results_of(values))
+    assert failed is None and lines[-1] == "  PASSED"
+    edge = {**values, "gFID (no CFG)": 2.11 + 0.0999, "IS (no CFG)": 230.1 - 4.59}
+    assert verdict(manifest, results_of(edge))[1] is None
+    for value in (2.11 + 0.11, 2.11 - 0.11, float("nan")):  # better than published is not reproduced either
+        lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": value}))
+        assert lines[-1] == "  FAILED" and failed.startswith("gFID is ")
+    for number in manifest.expected:  # the edges belong to the band, whatever their binary digits
+        for value in (number.value - number.band, number.value + number.band):
+            for written in (value, round(value, 3)):
+                assert verdict(manifest, results_of({**values, f"{number.name} (no CFG)": written}))[1] is None
+    lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": None}))  # what results.json has of nan
+    assert lines[-1] == "  FAILED" and failed.startswith("gFID is nan")
+    few = results_of({**values, "gFID (no CFG)": None}, count=10)
+    assert verdict(manifest, few, trial=True)[1] is None
+    assert verdict(manifest, few)[1] == "10 images instead of the published 50,000"  # a dataset that is not whole
+    lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": 9.0}, count=1000), trial=True)
+    assert failed is None and "nothing is passed or failed: 1,000 images instead of the published 50,000" in lines[-1]
+    del values["Rc (no CFG)"]
+    assert verdict(manifest, results_of(values))[1] == "Rc was not measured"
+
+
+# --------------------------------------------------------------------------------------
+# Runs
+# --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A saved tokenizer and generator, a dataset, and manifests of them."""
+    folder = tmp_path_factory.mktemp("own")
+    tiny_models.write_models(folder)
+    encoder = f"encoder.weights={folder / 'encoder.pt'}"
+    tokenizer = tiny_models.tokenizer()
+    with pytest.warns(UserWarning, match="the frozen encoder is not saved"):
+        vfmtok.save_pretrained(tokenizer, folder / "tokenizer")
+    vfmtok.save_pretrained(tiny_models.gpt(), folder / "gpt")
+    records = tiny_models.write_dataset(folder / "data")
+    results = evaluate_reconstruction(
+        tokenizer, records, folder / "direct", tiny_models.WORLD, Measures(), size=32, batch=4, num_workers=0
+    )
+    return folder, encoder, tiny_models.values(results)
+
+
+def write_manifest(path, folder, **changes):
+    tree = {
+        "title": "own", "source": "here", "task": "reconstruction", "tokenizer": str(folder / "tokenizer"),
+        "count": tiny_models.COUNT, "image_size": 32, "reference": "originals", "evaluator": "ours", "band_reason": "b",
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump({**tree, **changes}))
+    return str(path)
+
+
+def test_a_tokenizer_s_number_passes_fails_or_is_not_compared(own, tmp_path, capsys, one_thread):
+    folder, encoder, values = own
+    numbers = [{"name": name, "value": values[name], "band": 1e-6} for name in ("PSNR", "codebook usage")]
+    common = ["--data", str(folder / "data"), "--no-fid", "--set", encoder, "--results-dir", str(tmp_path / "results")]
+    path = write_manifest(tmp_path / "same.yaml", folder, expected=numbers)
+    assert cli.main(["reproduce", path, "--num", "14", *common]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  PASSED"
+    numbers[0]["value"] += 1
+    path = write_manifest(tmp_path / "other.yaml", folder, expected=numbers)
+    assert cli.main(["reproduce", path, "--num", "14", *common]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "  FAILED" and "own: FAILED, PSNR is" in said.err
+    assert cli.main(["reproduce", path, "--num", "6", *common]) == 0
+    assert "nothing is passed or failed: 6 images instead of the published 14" in capsys.readouterr().out
+
+
+def test_a_generator_s_trial(own, tmp_path, capsys):
+    folder, encoder, _ = own
+    sampling = yaml.safe_load((FOLDER / "gpt-b-cfg.yaml").read_text())["sampling"]
+    path = write_manifest(
+        tmp_path / "gpt.yaml", folder, task="generation", gpt=str(folder / "gpt"), count=100,
+        sampling={**sampling, "precision": "none"}, expected=[{"name": "gFID", "value": 2.0, "band": 0.1}],
+    )  # fmt: skip
+    arguments = ["--num", "6", "--no-fid", "--set", encoder, "--results-dir", str(tmp_path / "results")]
+    assert cli.main(["reproduce", path, *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "checked: 6 samples" in said and "6 images instead of the published 100" in said
+    assert (tmp_path / "results/gpt-6/gpt-cfg-1.5-6x32px-seed-0/samples.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpt-z"], "no manifest 'gpt-z' (closest match: 'gpt-"),
+        (["tokenizer"], "name --data: the same 50,000 ImageNet validation images"),
+        (["gpt-b-cfg"], "name --ref-batch: ADM's VIRTUAL_imagenet256_labeled.npz"),
+        (["gpt-b-cfg", "--num", "0"], "--num must be 1 to 50000"),
+        (["gpt-b-cfg", "--no-fid"], "--no-fid leaves out what was published"),
+        (["tokenizer", "--ref-batch", "x.npz"], "--ref-batch has no place in a reconstruction"),
+        ([], "name what to reproduce"),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys, arguments, message):
+    assert cli.main(["reproduce", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_list_tells_all(capsys):
+    assert cli.main(["reproduce", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == manifest_names()

@@ -1,0 +1,98 @@
+"""Published flags: what each one sets."""
+
+import shlex
+
+import pytest
+
+from vfmtok.commands import tokenizer_flags as flags
+from vfmtok.config import TokenizerConfig, load_config, save_config
+from vfmtok.errors import ConfigError
+from vfmtok.training.recipe import Plan, TokenizerRecipe
+
+
+def parse(text: str) -> TokenizerRecipe:
+    return flags.tokenizer_recipe(flags.tokenizer_parser().parse_args(shlex.split(text)))
+
+
+def test_the_published_command(root):
+    """The README of the release, its DINO-discriminator run."""
+    recipe = parse(
+        "--image-size 336 --results-dir output --mixed-precision bf16 --codebook-embed-dim 8 --disc-type dinogan "
+        "--data-path imagenet/lmdb/train_lmdb --global-batch-size 256 --num-workers 4 --ckpt-every 5000 --epochs 50 "
+        "--log-every 1 --lr 1e-4 --ema --z-channels 512 --enable-vfm-recon "
+        f"--transformer-config {root}/configs/vit_transformer.yaml"
+    )
+    published = load_config(root / "configs/vit_transformer.yaml")
+    assert recipe.tokenizer == published
+    assert (recipe.run.save_every, recipe.run.log_every, recipe.run.results_dir) == (5000, 1, "output")
+
+
+def test_defaults_are_the_papers(root):
+    """DESIGN 5 and 7."""
+    recipe = parse("--data-path x")
+    assert recipe.tokenizer == TokenizerConfig()
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.betas) == ("adamw", 1e-4, (0.9, 0.95))
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.max_grad_norm, recipe.optimizer.epochs) == (0.05, 1.0, 50)
+    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
+    assert (recipe.loss.pixel_weight, recipe.loss.perceptual, recipe.adversarial.weight) == (2.0, "lpips-vgg", 0.5)
+    assert (recipe.adversarial.discriminator, recipe.adversarial.start) == ("dinogan", 20000)
+    assert (recipe.adversarial.loss, recipe.adversarial.generator_loss) == ("hinge", "non-saturating")
+    assert not recipe.codebook.kmeans and not recipe.codebook.revive and not recipe.codebook.continuous_steps
+    plan = Plan.of(recipe.optimizer, recipe.run, 1_281_167, 8)
+    assert (plan.steps, plan.warmup_steps, plan.micro_batch) == (250_228, 20_018, 32)
+
+
+VALUES = {int: "7", float: "0.5", str: "word", bool: ""}
+
+
+@pytest.mark.parametrize("flag", flags.TOKENIZER_FLAGS, ids=lambda flag: flag[0])
+def test_every_flag_reaches_its_field(flag):
+    """One by one, with a value that is not the default."""
+    name, key, takes, _ = flag
+    default = parse("--data-path x")
+    for section in key.split("."):
+        default = getattr(default, section)
+    if isinstance(takes, tuple):
+        value = next(choice for choice in takes if choice != default)
+    elif takes is bool:
+        value = not default
+        name = f"--no-{name[2:]}" if default else name
+    else:
+        value = {"tokenizer.image_size": 160, "tokenizer.dim": 256}.get(key, takes(VALUES[takes]))
+    recipe = parse(f"--data-path x {name} {'' if takes is bool else value}")
+    for section in key.split("."):
+        recipe = getattr(recipe, section)
+    assert recipe == value
+
+
+def test_flags_of_several_fields():
+    recipe = parse("--data-path x --beta2 0.99 --reconstruction-weight 3 --vq-model VQ-8 --image-size 168")
+    assert recipe.optimizer.betas == (0.9, 0.99)
+    assert recipe.loss.pixel_weight == 6
+    assert recipe.tokenizer.pixel_decoder.multipliers == (4, 2, 2, 1) and recipe.tokenizer.stride == 8
+
+
+def test_order_of_precedence(root, tmp_path):
+    """recipe < tokenizer's configuration < flags < --set."""
+    command = f"--recipe {root}/configs/emoji64.yaml --transformer-config {root}/configs/tiny.yaml --data-path x"
+    recipe = parse(f"{command} --codebook-size 128 --lr 3e-4 --set tokenizer.dim=96 --set optimizer.lr=5e-4")
+    assert recipe.tokenizer.encoder.name == "test_vit" and recipe.tokenizer.quantizer.codebook_size == 128
+    assert recipe.tokenizer.dim == 96 and recipe.optimizer.lr == 5e-4 and recipe.codebook.kmeans
+    save_config(recipe, tmp_path / "recipe.yaml")
+    assert load_config(tmp_path / "recipe.yaml", kind=TokenizerRecipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("loss.perceptual=encoder tokenizer.encoder.frozen=false", "needs encoder.frozen"),
+        ("codebook.kmeans=true", "needs codebook.continuous_steps"),
+        ("adversarial.update_start=30000", r"must be in \[0, start"),
+        ("optimizer.betas=[0.9]", "two numbers"),
+        ("run.log_every=0", "must be positive"),
+        ("loss.pixel=l3", "must be one of l2, l1"),
+    ],
+)
+def test_impossible_recipes(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        parse("--data-path x " + " ".join(f"--set {setting}" for setting in settings.split()))

@@ -1,0 +1,64 @@
+"""`vfmtok download NAME [PART...]`: weights from the Hub into the cache or a folder, checked, continued after a cut.
+
+NAME is a repository such as yexiguafu/VFMTok, PART one of its parts (default: tokenizer). What was fetched is found
+again by from_pretrained and `vfmtok reproduce`, offline too. "encoder" is the published tokenizer's frozen encoder.
+"""
+
+import argparse
+from pathlib import Path
+
+from vfmtok.errors import WeightsError
+from vfmtok.pretrained.names import MODEL_FILE, download_part
+from vfmtok.pretrained.published import ENCODERS, PUBLISHED
+from vfmtok.weights import reading
+from vfmtok.weights.download import AbsentError, fetch, hub_access, sha256_stated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__.partition(": ")[2]
+    parser.add_argument("name", metavar="NAME", help="repository of the Hub: owner/name")
+    parser.add_argument("parts", metavar="PART", nargs="*", help="tokenizer (default), encoder, GPT-B, ..., or gpt")
+    parser.add_argument("--list", action="store_true", help="only tell the parts of a published repository")
+    parser.add_argument("--to", metavar="FOLDER", help="put the files here, under their names, instead of the cache")
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="another cache than huggingface_hub's")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default main)")
+    parser.add_argument("--sha256", metavar="HEX", help="what the file must have, besides what the Hub states")
+    parser.add_argument("--offline", action="store_true", help="only check what is in the cache; HF_HUB_OFFLINE=1 too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises WeightsError."""
+    if args.list:
+        return _tell_parts(args.name)
+    parts = args.parts or ["tokenizer"]
+    if args.sha256 and len(parts) > 1:
+        raise WeightsError("--sha256 is of one file: name one part")
+    with hub_access(args.cache_dir, args.offline or None, args.to):
+        for part in parts:
+            path = _fetch(args.name, part, args.revision, args.sha256)
+            stated = sha256_stated(path)  # and checked: large files are not read once more
+            digest, by = stated or reading.sha256(path), ", as the Hub states" if stated else ""
+            print(f"{part}: {path}\n  {path.stat().st_size:,} bytes, SHA-256 {digest}{by}", flush=True)
+    return None
+
+
+def _fetch(name: str, part: str, revision: str | None, sha256: str | None) -> Path:
+    if part == "encoder":
+        if name not in ENCODERS:
+            raise WeightsError(f"'encoder' is a part of {', '.join(ENCODERS)} only: {name} does not say its own")
+        return fetch(*ENCODERS[name], sha256=sha256)
+    try:
+        path = download_part(name, part, revision, sha256)
+    except AbsentError as error:
+        known = f"; published are: {', '.join(PUBLISHED)}" if name not in PUBLISHED else ""
+        raise WeightsError(f"{error}{known}") from None
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def _tell_parts(name: str) -> None:
+    if name not in PUBLISHED:
+        raise WeightsError(f"{name} is none of the published repositories: {', '.join(PUBLISHED)}")
+    for part, published in PUBLISHED[name].items():
+        print(f"{part:<10} {published.file}  SHA-256 {published.sha256 or 'as the Hub states, none is pinned'}")
+    if name in ENCODERS:
+        print(f"{'encoder':<10} {'/'.join(ENCODERS[name])}")

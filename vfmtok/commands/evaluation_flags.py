@@ -1,0 +1,303 @@
+"""Published flags of the evaluation scripts, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from vfmtok import distributed
+from vfmtok.commands import network_flags
+from vfmtok.commands.parser import OneLineParser
+from vfmtok.commands.tokenizer_flags import VQ_MODELS, path_of
+from vfmtok.data.dataset_folder import open_split
+from vfmtok.data.records import RecordDataset
+from vfmtok.errors import ConfigError
+from vfmtok.evaluation.image_sources import is_dataset
+from vfmtok.evaluation.reconstruction_numbers import Measures
+from vfmtok.evaluation.samples import Samples
+from vfmtok.evaluation.token_probe import TokenProbe
+from vfmtok.generators.gpt.model import GPT, GPT_SIZES
+from vfmtok.layers.precision import DTYPES
+from vfmtok.metrics.probe import ProbeRecipe
+from vfmtok.pretrained.loading import load_generator, load_tokenizer
+from vfmtok.tokenizers.vfmtok.model import VFMTok
+
+if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
+    from vfmtok.evaluation.compared import ReferenceSet
+    from vfmtok.evaluation.inception import Inception
+
+DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
+
+# (flag, field of the tokenizer's configuration); a flag that is not given changes nothing.
+TOKENIZER_FLAGS = (
+    ("--image-size", "image_size"),
+    ("--z-channels", "dim"),
+    ("--codebook-size", "quantizer.codebook_size"),
+    ("--codebook-slots-embed-dim", "quantizer.code_dim"),
+)
+
+
+def reconstruction_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        "vqgan_test.py",
+        description="Reconstruct a dataset and measure rFID, rIS, PSNR, SSIM, LPIPS and codebook usage. The same "
+        "command again continues; scripts/torchrun.sh starts one process per GPU.",
+        allow_abbrev=False,
+    )
+    _add_tokenizer_flags(parser)
+    parser.add_argument(
+        "--anno-file", required=True, metavar="PATH", help="images: a prepared folder (its val_lmdb) or an LMDB"
+    )
+    parser.add_argument(
+        "--output_dir", "--output-dir", default="recons", metavar="DIR", help="results (default recons)"
+    )
+    parser.add_argument(
+        "--image-size-eval", type=_positive, default=256, metavar="N", help="side at which is compared (default 256)"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="per process (default 32)")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument(
+        "--num_workers",
+        "--num-workers",
+        type=_count,
+        default=workers,
+        metavar="N",
+        help="loading processes of each process",
+    )
+    parser.add_argument("--tokens", metavar="N,N", help="tokens whose sampling points are drawn (default: four)")
+    parser.add_argument(
+        "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
+    )
+    parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
+    parser.add_argument(
+        "--linear-probe", metavar="PATH", help="L.P.: training images of a linear probe on the tokens (a train_lmdb)"
+    )
+    parser.add_argument("--probe-optimizer", choices=("lars", "adamw"), help="of the probe (default lars)")
+    _add_inception_flags(
+        parser, ("--reference",), "statistics or images that rFID compares with (default: the originals)"
+    )
+    return parser
+
+
+def generation_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        "test_net.py",
+        description="Sample images from a GPT and measure gFID, sFID, IS, precision and recall. The same command "
+        "again continues; several --cfg-scale values, with commas between, make a sweep.",
+        allow_abbrev=False,
+    )
+    _add_tokenizer_flags(parser)
+    parser.add_argument(
+        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or their repository"
+    )
+    parser.add_argument(
+        "--gpt-model", choices=GPT_SIZES, help="its size (default: a run's own; of a file of weights GPT-B)"
+    )
+    parser.add_argument(
+        "--vocab-size", type=_positive, metavar="N", help="codes of the GPT (default: as many as the file holds)"
+    )
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="default: as many as the file holds")
+    parser.add_argument(
+        "--latent-size",
+        type=_positive,
+        metavar="N",
+        help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
+    )
+    parser.add_argument(
+        "--gpt-set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the GPT's configuration",
+    )
+    parser.add_argument(
+        "--sample-dir", default="samples", metavar="DIR", help="every setting gets a folder in it (default samples)"
+    )
+    plain = Samples()
+    parser.add_argument(
+        "--image-size-eval", type=_positive, default=plain.size, metavar="N", help="side of the samples (default 256)"
+    )
+    parser.add_argument(
+        "--num-fid-samples", type=_positive, default=plain.count, metavar="N", help="default 50000, exactly so many"
+    )
+    parser.add_argument("--per-proc-batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    parser.add_argument("--cfg-scale", default="1.5", metavar="S[,S...]", help="1 is without guidance (default 1.5)")
+    parser.add_argument(
+        "--cfg-interval", type=int, default=plain.cfg_interval, metavar="N", help="guide the first N+2 tokens; -1: all"
+    )
+    parser.add_argument("--top-k", type=int, default=plain.top_k, metavar="N", help="0: all (default)")
+    parser.add_argument("--top-p", type=float, default=plain.top_p, metavar="P", help="default 1")
+    parser.add_argument("--temperature", type=float, default=plain.temperature, metavar="T", help="default 1")
+    parser.add_argument("--global-seed", type=int, default=plain.seed, metavar="N", help="default 0")
+    parser.add_argument(
+        "--classes", choices=("random", "balanced"), default=plain.classes, help="random is the published choice"
+    )
+    parser.add_argument(
+        "--precision", choices=DTYPES, default=plain.precision, help="of the GPT (default none: float32, no TF32)"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the sampling step"
+    )
+    _add_inception_flags(
+        parser,
+        ("--ref-batch", "--reference"),
+        "npz of ADM or `vfmtok stats --reference`, a folder of images, or a dataset",
+    )
+    network_flags.add_spatial_tap(parser)
+    return parser
+
+
+def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vq-ckpt",
+        required=True,
+        metavar="PATH",
+        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
+    )
+    for flag in ("--transformer-config-file", "--transformer-config"):
+        parser.add_argument(
+            flag, dest="tokenizer_config", metavar="YAML", help="its configuration, for weights without their own"
+        )
+    for flag, key in TOKENIZER_FLAGS:
+        parser.add_argument(flag, dest=key, type=_positive, metavar="N", help=f"[{key}]")
+    parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other field of the configuration"
+    )
+
+
+def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, ...], text: str) -> None:
+    network_flags.add_inception(parser)
+    parser.add_argument(*reference, dest="reference", metavar="PATH", help=text)
+    parser.add_argument(
+        "--no-fid", action="store_true", help="without the Inception network: what needs none is still done"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got '{text}'")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got '{text}'")
+    return int(text)
+
+
+# --------------------------------------------------------------------------------------
+# What they open
+# --------------------------------------------------------------------------------------
+
+
+def open_tokenizer(args: argparse.Namespace, world: distributed.World) -> VFMTok:
+    """On this process's device. Raises VFMTokError."""
+    changes = [f"{key}={getattr(args, key)}" for _, key in TOKENIZER_FLAGS if getattr(args, key) is not None]
+    if args.vq_model:
+        changes.append(f"pixel_decoder.multipliers={VQ_MODELS[args.vq_model]}")
+    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, [*changes, *args.set])
+    return tokenizer.to(world.device)
+
+
+def open_gpt(
+    args: argparse.Namespace, tokenizer: VFMTok, world: distributed.World
+) -> tuple[GPT, str, list[str] | None]:
+    """On this process's device, in the dtype it samples in; what its results are called; its classes' names if known.
+
+    Raises VFMTokError.
+    """
+    num_tokens = tokenizer.config.sampler.num_tokens
+    if args.latent_size is not None and args.latent_size**2 != num_tokens:
+        raise ConfigError(
+            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"
+        )
+    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes}
+    given = {name: value for name, value in given.items() if value is not None}
+    for change in args.gpt_set:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
+        given[name] = yaml.safe_load(value)
+    path = path_of(args.gpt_ckpt)
+    gpt, weights = load_generator(path, tokenizer, args.gpt_model, given, DEFAULT_GPT)
+    name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
+    return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
+
+
+def samples_of(args: argparse.Namespace) -> Samples:
+    """What test_net.py samples; the guidance scale is the sweep's. Raises ConfigError."""
+    return Samples(
+        count=args.num_fid_samples,
+        size=args.image_size_eval,
+        cfg_interval=args.cfg_interval,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.global_seed,
+        classes=args.classes,
+        precision=args.precision,
+    )
+
+
+def open_records(path: str) -> RecordDataset:
+    """The validation split of a prepared folder, or the one LMDB that is named. Raises DataError."""
+    return open_split(Path(path).expanduser(), "val")
+
+
+def class_names(reference: str | None) -> list[str] | None:
+    """Of a reference that is a dataset, for the grid. Raises DataError."""
+    path = path_of(reference)
+    return open_records(reference).classes if path is not None and is_dataset(path) else None
+
+
+def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe | None:
+    """The linear probe, if it is asked for; of a prepared folder its training split. Raises DataError."""
+    if args.linear_probe is None:
+        if args.probe_optimizer is not None:
+            raise ConfigError("--probe-optimizer belongs to --linear-probe")
+        return None
+    train = open_split(Path(args.linear_probe).expanduser(), "train")
+    probe = TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
+    probe.check(records)
+    return probe
+
+
+def open_measures(args: argparse.Namespace, world: distributed.World, probe: TokenProbe | None) -> Measures:
+    """What vqgan_test.py measures beyond the pixels; every process must call it. Raises VFMTokError."""
+    from vfmtok.evaluation.lpips import open_lpips
+
+    notes = []
+    lpips, weights = (None, "--no-lpips") if args.no_lpips else open_lpips(path_of(args.lpips), world)
+    if lpips is None:
+        notes.append(f"LPIPS is left out: {weights}")
+    inception, reference = None, None
+    if args.no_fid:
+        notes.append("rFID and rIS are left out: --no-fid")
+    else:
+        from vfmtok.evaluation import compared
+
+        inception = compared.open_inception(path_of(args.inception), world)
+        if args.reference:
+            where, size = path_of(args.reference), args.image_size_eval
+            reference = compared.open_reference(where, inception, size, args.batch_size, world)
+    return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes))
+
+
+def open_references(
+    args: argparse.Namespace, size: int, world: distributed.World
+) -> tuple[Inception | None, ReferenceSet | None]:
+    """What test_net.py compares its samples with; every process must call it. Raises VFMTokError."""
+    if args.no_fid:
+        return None, None
+    from vfmtok.evaluation import compared
+
+    inception = compared.open_inception(path_of(args.inception), world, args.spatial_tap)
+    if not args.reference:
+        return inception, None
+    where, batch = path_of(args.reference), args.per_proc_batch_size
+    return inception, compared.open_reference_set(where, inception, size, batch, world)

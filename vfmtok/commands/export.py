@@ -1,0 +1,94 @@
+"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names, as a torch file; or a folder.
+
+``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
+average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
+model's configuration, as the published ones do not. ``pretrained`` makes OUT a folder that ``from_pretrained`` opens,
+with the configuration and a card of its ``--metrics``.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import vfmtok
+from vfmtok.config import TokenizerConfig, config_from_dict
+from vfmtok.discriminators.build import build_discriminator
+from vfmtok.discriminators.released import to_released_discriminator
+from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.files import replacing
+from vfmtok.pretrained import loading as pretrained
+from vfmtok.pretrained.saving import save_run
+from vfmtok.weights import checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__.split("\n\n")[1].replace("``", "")
+    parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
+    parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt; of pretrained a folder")
+    parser.add_argument("--kind", choices=("inference", "full", "pretrained"), default="inference")
+    parser.add_argument("--metrics", action="append", metavar="JSON", help="results.json for the card of a pretrained")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    if args.kind == "pretrained":
+        print(
+            f"{save_run(args.run, args.out, args.metrics)}: model.safetensors, config.yaml and README.md of {args.run}"
+        )
+        return
+    if args.metrics:
+        raise ConfigError("--metrics go into the card that --kind pretrained writes")
+    folder = Path(args.run).expanduser()
+    if (folder / "checkpoints").is_dir():
+        folder = pretrained.newest_checkpoint(folder)
+    content = released_checkpoint(folder, args.kind)
+    out = Path(args.out).expanduser()
+    try:
+        with replacing(out) as part:
+            torch.save(content, part)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        raise ConfigError(f"cannot write {out}: {error}") from None
+    print(f"{out}: {args.kind} checkpoint of {folder} ({', '.join(content)})")
+
+
+def released_checkpoint(folder: Path, kind: str) -> dict:
+    """The content of the file, for a checkpoint's folder.
+
+    Raises:
+        WeightsError: the checkpoint is not whole, or has a part without a published name.
+    """
+    saved = checkpoint.load(folder)
+    model = _model(saved)
+
+    def published(part: str) -> dict:
+        pretrained.copy_strictly(model, saved.parts[part], str(folder))
+        return {name: tensor.detach().clone() for name, tensor in vfmtok.to_released(model).items()}
+
+    if kind == "inference":
+        return {"model": published("ema" if "ema" in saved.parts else "model")}
+    content = {"model": published("model")}
+    if "ema" in saved.parts:
+        content["ema"] = published("ema")
+    if "discriminator" in saved.parts:
+        content["discriminator"] = to_released_discriminator(_discriminator(saved, model.config.image_size))
+    return {**content, "steps": saved.step}
+
+
+def _model(saved: checkpoint.Checkpoint) -> nn.Module:
+    """What the run trained, with weights to be replaced."""
+    recipe, source = saved.numbers["recipe"], str(saved.path)
+    if "gpt" in recipe:
+        return vfmtok.GPT(config_from_dict(recipe["gpt"], vfmtok.GPTConfig, source))
+    return vfmtok.VFMTok(config_from_dict(recipe["tokenizer"], TokenizerConfig, source))
+
+
+def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:
+    kind = saved.numbers["recipe"]["adversarial"]["discriminator"]
+    discriminator = build_discriminator(kind, image_size, weights="none")  # the frozen part is not exported
+    try:
+        discriminator.load_state_dict(saved.parts["discriminator"])
+    except RuntimeError as error:
+        raise WeightsError(f"{saved.path}: {str(error).splitlines()[0]}") from None
+    return discriminator

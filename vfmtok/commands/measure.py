@@ -1,0 +1,84 @@
+"""`vfmtok measure SAMPLES --reference REF`: gFID, sFID, IS, precision, recall and KID of samples that are there.
+
+They may come from any program: an npz (arr_0, uint8 NHWC, as ADM's evaluation takes it) or a folder of PNGs. Under
+torchrun the processes share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfmtok.commands import network_flags
+from vfmtok.errors import ConfigError, EvaluationError
+
+if TYPE_CHECKING:
+    from vfmtok.distributed import World
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = " ".join(__doc__.split())
+    parser.add_argument("samples", help="an npz with arr_0, or a folder of images, all of one size")
+    parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")
+    network_flags.add_inception(parser)
+    network_flags.add_spatial_tap(parser)
+    parser.add_argument("--fd", metavar="ENCODER", help="also fd@ENCODER: the distance on any timm encoder's features")
+    parser.add_argument(
+        "--fd-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="the results as JSON")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per pass and process (default 64)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    from vfmtok import distributed  # PyTorch and the Inception network take seconds, `vfmtok --help` needs neither
+
+    if args.batch_size < 1:
+        raise ConfigError("--batch-size must be positive")
+    if args.fd_weights is not None and args.fd is None:
+        raise ConfigError("--fd-weights belongs to --fd ENCODER")
+    out = Path(args.out).expanduser() if args.out else None
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"no folder {out.parent} to write {out.name} to")
+    with distributed.group() as world:
+        _measure(args, out, world)
+
+
+def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
+    from vfmtok import distributed
+    from vfmtok.evaluation import compared, parts
+    from vfmtok.evaluation.encoder_distance import open_encoder
+    from vfmtok.evaluation.image_sources import open_images, size_of
+    from vfmtok.evaluation.results import as_lines, as_tree, not_finite
+    from vfmtok.evaluation.sample_metrics import Subject, measure_samples
+
+    path = Path(args.samples).expanduser()
+    with distributed.together():
+        images = open_images(path)
+        width, _, height = size_of(images).partition("x")
+        if width != height:
+            raise EvaluationError(f"{path}: the images are {width}x{height}; FID is measured on squares")
+        encoder = open_encoder(args.fd, args.fd_weights or "hub").to(world.device) if args.fd else None
+    weights = Path(args.inception).expanduser() if args.inception else None
+    network = compared.open_inception(weights, world, args.spatial_tap)
+    references = None
+    if args.reference:
+        where = Path(args.reference).expanduser()
+        references = compared.open_reference_set(where, network, int(width), args.batch_size, world)
+    subject = Subject(images, "", f"{len(images):,} images of {images.name} at {width} px")
+    found = measure_samples(subject, network, references, args.batch_size, world, encoder)
+    with distributed.together():
+        if world.is_main:
+            results = {
+                "samples": {"path": str(path), "count": len(images), "size": int(width)},
+                "Inception": network.protocol(),
+                "reference": references.reference.identity if references is not None else None,
+                "numbers": as_tree(found.numbers),
+                "warnings": found.warnings + not_finite(found.numbers),
+                "notes": found.notes,
+            }
+            if out is not None:
+                parts.write_json(out, results)
+            print("\n".join(as_lines(str(path), {key: results[key] for key in ("numbers", "warnings", "notes")})))

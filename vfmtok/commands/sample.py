@@ -1,0 +1,188 @@
+"""`vfmtok sample --gpt RUN --vq-ckpt RUN --classes 207,cat --out grid.png`: images of classes, as one picture.
+
+Every image is a function of (--seed, its number), so neither the batch nor the number of processes changes it. Under
+torchrun the images are shared among the processes.
+
+Shapes: N images, K tokens, S side.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from vfmtok import distributed
+from vfmtok.errors import ConfigError
+from vfmtok.generators.gpt.generate import generate
+from vfmtok.generators.gpt.model import GPT_SIZES
+from vfmtok.generators.token_sampling import Guidance, Sampling
+from vfmtok.pictures.contact_sheet import write_text
+from vfmtok.pretrained import loading as pretrained
+from vfmtok.training import passes
+
+CELL = 128  # least side of an image in the picture; smaller ones are enlarged unsmoothed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--classes", required=True, metavar="A,B", help="numbers, names where the run knows them, or all"
+    )
+    parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
+    parser.add_argument("--out", default="samples.png", help="the picture (default samples.png)")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance; 1 is none (default 1.5)")
+    parser.add_argument("--cfg-interval", type=int, default=-1, help="guide the first N + 2 tokens only (default: all)")
+    parser.add_argument("--cfg-schedule", choices=("constant", "linear", "cosine"), default="constant")
+    parser.add_argument("--top-k", type=int, default=0, help="0: all (default)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--greedy", action="store_true", help="the likeliest token every time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--image-size", type=int, help="side of an image (default: the tokenizer's)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, needs_gpt: bool = True) -> None:
+    """What ``open_models`` reads."""
+    parser.add_argument(
+        "--gpt",
+        required=needs_gpt,
+        metavar="PATH",
+        help="generator: a run's folder, a checkpoint, released weights or their repository",
+    )
+    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer of its tokens, likewise")
+    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights; a run knows its own")
+    parser.add_argument("--num-classes", type=int, help="default: as many as the weights have")
+    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    if args.n < 1 or args.batch_size < 1:
+        raise ConfigError("--n and --batch-size must be positive")
+    with distributed.group() as world:
+        _sample(args, world)
+
+
+def _sample(args: argparse.Namespace, world: distributed.World) -> None:
+    with distributed.together():
+        tokenizer, gpt, classes = open_models(args, world.device)
+        chosen = find_classes(args.classes, classes, gpt.config.num_classes)
+        if args.precision == "bf16":
+            gpt = gpt.to(torch.bfloat16)
+        settings = {
+            "cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval, "cfg_schedule": args.cfg_schedule,
+            "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
+            "greedy": args.greedy,
+        }  # fmt: skip
+        labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
+        Guidance(args.cfg_scale, args.cfg_interval, args.cfg_schedule)  # impossible settings end it here
+        Sampling(args.temperature, args.top_k, args.top_p, args.greedy)
+        size = tokenizer.config.image_size if args.image_size is None else args.image_size
+        if size < 1:
+            raise ConfigError("--image-size must be positive")
+        out = Path(args.out).expanduser()
+        if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
+            raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")
+    pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
+    with distributed.together():
+        if world.is_main:
+            names = [classes[label] if classes else f"class {label}" for label in chosen]
+            title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
+            _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
+            print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
+
+
+def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module, list[str] | None]:
+    """The tokenizer and the generator of --vq-ckpt and --gpt, and the names of the classes where the run knows them.
+
+    Raises:
+        VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
+    """
+    tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(device)
+    given = {} if args.num_classes is None else {"num_classes": args.num_classes}
+    gpt, weights = pretrained.load_generator(args.gpt, tokenizer, args.gpt_model, given)
+    return tokenizer, gpt.to(device), weights.classes
+
+
+def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:
+    """Labels of "207,cat", or of "all". Raises ConfigError for what is neither a label nor a name."""
+    if text.strip() == "all" and "all" not in (names or ()):
+        return list(range(num_classes))
+    labels = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        if names is not None and word in names:
+            labels.append(names.index(word))
+        elif word.isdecimal() and int(word) < num_classes:
+            labels.append(int(word))
+        else:
+            known = f" or a name such as '{names[0]}'" if names else " (this generator does not know names of classes)"
+            raise ConfigError(f"--classes: '{word}' is no class: give a number in [0,{num_classes}){known}")
+    if not labels:
+        raise ConfigError("--classes names no class")
+    return labels
+
+
+# --------------------------------------------------------------------------------------
+# Images of labels, by all processes
+# --------------------------------------------------------------------------------------
+
+
+def draw_ids(gpt: nn.Module, labels: Tensor, batch: int, world: distributed.World, **settings) -> Tensor:
+    """ids (N,K) int64 on the CPU in every process: sample i of the seed has label i, whoever draws it.
+
+    All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
+    every pass, and products of another number of rows round differently.
+
+    Raises:
+        VFMTokError: in all processes, if the logits are not finite in one.
+    """
+    passes_each = -(-len(labels) // (batch * world.size))
+    rows = torch.arange(passes_each * world.size * batch).clamp(max=len(labels) - 1)  # the last one again, dropped
+    share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
+    found = []
+    for part in share:
+        with distributed.together():
+            found.append(generate(gpt, labels[part], sample_indices=part, **settings).to(world.device))
+    everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,K)
+    return everyone.transpose(0, 1).flatten(0, 2)[: len(labels)].cpu()
+
+
+def draw_images(
+    gpt: nn.Module, tokenizer: nn.Module, labels: Tensor, size: int, batch: int, world: distributed.World, **settings
+) -> np.ndarray:
+    """(N,S,S,3) uint8 of ``draw_ids``, decoded in float32 by every process."""
+    ids = draw_ids(gpt, labels, min(batch, len(labels)), world, **settings)
+    with passes.autocast("none", world.device):
+        decoded = [tokenizer.decode_to_uint8(part.to(world.device), size).cpu() for part in ids.split(batch)]
+    return torch.cat(decoded).numpy()
+
+
+def draw_rows(pixels: np.ndarray, names: list[str], title: str) -> Image.Image:
+    """pixels (classes,n,S,S,3) uint8 -> a row of images per class, under a title, the name above each row."""
+    margin, gap, caption, header = 16, 4, 22, 36
+    rows, columns, side = pixels.shape[:3]
+    cell = side * max(1, -(-CELL // side))
+    width = max(2 * margin + columns * (cell + gap) - gap, 420)
+    sheet = Image.new("RGB", (width, header + rows * (cell + caption) + margin), "#ffffff")
+    draw = ImageDraw.Draw(sheet)
+    write_text(draw, (margin, 18), title, 15, width - 2 * margin)
+    for row, name in enumerate(names):
+        top = header + row * (cell + caption)
+        write_text(draw, (margin, top + 10), name, 13, width - 2 * margin, "#6e7781")
+        for column in range(columns):
+            image = Image.fromarray(pixels[row, column]).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (margin + column * (cell + gap), top + caption))
+    return sheet
+
+
+def _write(picture: Image.Image, out: Path) -> None:
+    try:
+        picture.save(out)
+    except (OSError, ValueError, KeyError) as error:  # a full disk; a format that Pillow only reads
+        raise ConfigError(f"cannot write {out}: {error}") from None

@@ -1,0 +1,144 @@
+"""Published flags of the training scripts, and the field of the recipe that each one sets.
+
+``TOKENIZER_FLAGS`` is the whole story: (flag, field, what it takes, help). A flag that is not given changes nothing:
+the recipe's value stands. ``--set a.b=value`` reaches every other field.
+"""
+
+import argparse
+import typing
+from pathlib import Path
+from typing import Any
+
+from vfmtok.commands.parser import OneLineParser
+from vfmtok.config import TokenizerConfig, config_to_dict, load_config, with_overrides
+from vfmtok.errors import ConfigError
+from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
+
+Flags = tuple[tuple[str, str, Any, str], ...]
+
+
+def choices(section: type, name: str) -> tuple[str, ...]:
+    """What a field of the recipe may be, by its type: a new name is written there and nowhere else."""
+    return typing.get_args(typing.get_type_hints(section)[name])
+
+
+SHARED_FLAGS: Flags = (
+    ("--results-dir", "run.results_dir", str, "folder of the run; the same command again continues the run in it"),
+    ("--mixed-precision", "run.precision", choices(RunConfig, "precision"), "autocast type"),
+    ("--global-batch-size", "run.global_batch", int, "images per step, over all processes"),
+    ("--gradient-accumulation-steps", "run.accumulation", int, "passes per step"),
+    ("--global-seed", "run.seed", int, ""),
+    ("--num-workers", "data.num_workers", int, "loading processes per training process"),
+    ("--log-every", "run.log_every", int, "steps"),
+    ("--ckpt-every", "run.save_every", int, "steps"),
+    ("--validate-every", "run.validate_every", int, "steps"),
+    ("--compile", "run.compile", bool, "torch.compile"),
+    ("--ema", "ema.enabled", bool, "keep an average of the weights"),
+    ("--epochs", "optimizer.epochs", float, ""),
+    ("--optimizer", "optimizer.name", choices(OptimizerConfig, "name"), "the published code used adam"),
+    ("--lr", "optimizer.lr", float, ""),
+    ("--weight-decay", "optimizer.weight_decay", float, ""),
+    ("--max-grad-norm", "optimizer.max_grad_norm", float, "0 does not clip"),
+    ("--warming-up-epochs", "optimizer.warmup_epochs", float, "linear warm-up of the learning rate"),
+    ("--warming-up-init-lr", "optimizer.warmup_lr", float, "where the warm-up begins"),
+)
+
+TOKENIZER_FLAGS: Flags = (
+    ("--data-path", "data.path", str, "folder made by `vfmtok prepare`, or its train_lmdb"),
+    ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
+    ("--image-size", "tokenizer.image_size", int, ""),
+    ("--codebook-size", "tokenizer.quantizer.codebook_size", int, ""),
+    ("--codebook-slots-embed-dim", "tokenizer.quantizer.code_dim", int, "dimensions of a code"),
+    ("--codebook-weight", "loss.codebook_weight", float, ""),
+    ("--entropy-loss-ratio", "tokenizer.quantizer.entropy_weight", float, ""),
+    ("--commit-loss-beta", "tokenizer.quantizer.commit_weight", float, ""),
+    ("--reconstruction-loss", "loss.pixel", choices(LossConfig, "pixel"), ""),
+    ("--perceptual-weight", "loss.perceptual_weight", float, ""),
+    ("--disc-weight", "adversarial.weight", float, ""),
+    ("--disc-start", "adversarial.start", int, "first step of the adversarial loss"),
+    ("--disc-update-start", "adversarial.update_start", int, "first step of the discriminator's own training"),
+    ("--disc-type", "adversarial.discriminator", choices(AdversarialConfig, "discriminator"), ""),
+    ("--disc-loss", "adversarial.loss", choices(AdversarialConfig, "loss"), ""),
+    ("--gen-loss", "adversarial.generator_loss", choices(AdversarialConfig, "generator_loss"), ""),
+    ("--z-channels", "tokenizer.dim", int, "width of the tokenizer"),
+    ("--dropout-p", "tokenizer.pixel_decoder.dropout", float, "of the pixel decoder"),
+    ("--enable-vfm-recon", "tokenizer.decoder.reconstruct_features", bool, "reconstruct the encoder's features"),
+    *SHARED_FLAGS,
+)
+
+VQ_MODELS = {"VQ-16": [4, 2, 2, 1, 1], "VQ-8": [4, 2, 2, 1]}  # multipliers of the pixel decoder
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:
+    for flag, key, takes, text in flags:
+        help_text = f"{text}{' ' if text else ''}[{key}]"
+        if takes is bool:
+            parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        elif isinstance(takes, tuple):
+            parser.add_argument(flag, dest=key, choices=takes, help=help_text)
+        else:
+            parser.add_argument(flag, dest=key, type=takes, metavar=takes.__name__.upper(), help=help_text)
+
+
+def given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
+    """key -> value of the flags on the command line."""
+    return {key: value for _, key, _, _ in flags if (value := getattr(args, key)) is not None}
+
+
+def tokenizer_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        "vq_train.py",
+        description="Train a tokenizer. Without --recipe the settings are the published ones. Plain `python "
+        "vq_train.py` is one process; scripts/torchrun.sh starts one per GPU. The same command again resumes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="YAML", help="settings of the whole run, such as configs/emoji64.yaml")
+    configs = parser.add_mutually_exclusive_group()
+    for flag in ("--transformer-config", "--transformer-config-file"):
+        configs.add_argument(flag, dest="tokenizer_config", metavar="YAML", help="the tokenizer's configuration")
+    add_flags(parser, TOKENIZER_FLAGS)
+    parser.add_argument("--beta1", type=float, help="[optimizer.betas]")
+    parser.add_argument("--beta2", type=float, help="[optimizer.betas]")
+    parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
+    parser.add_argument(
+        "--reconstruction-weight",
+        type=float,
+        help="half of loss.pixel_weight, as the published code adds the term twice",
+    )
+    parser.add_argument(
+        "--codebook-embed-dim", type=int, help="of the patch codebook of Hita, which VFMTok has not; noted and unused"
+    )
+    parser.add_argument(
+        "--vq-ckpt", metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)"
+    )
+    parser.add_argument(
+        "--finetune", action="store_true", help="take only weights from --vq-ckpt, ours or released, all that fit"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other field")
+    return parser
+
+
+def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
+    """The recipe file, then the tokenizer's configuration, then flags, then --set. Raises ConfigError."""
+    recipe = load_config(args.recipe, kind=TokenizerRecipe) if args.recipe else TokenizerRecipe()
+    values: dict[str, Any] = {}
+    if args.tokenizer_config:
+        values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config, kind=TokenizerConfig))
+    if args.vq_model:
+        values["tokenizer.pixel_decoder.multipliers"] = VQ_MODELS[args.vq_model]
+    values |= given(args, TOKENIZER_FLAGS)
+    if args.reconstruction_weight is not None:
+        values["loss.pixel_weight"] = 2 * args.reconstruction_weight
+    betas = [
+        old if new is None else new for old, new in zip(recipe.optimizer.betas, (args.beta1, args.beta2), strict=True)
+    ]
+    recipe = with_overrides(recipe, args.set, {**values, "optimizer.betas": betas})
+    if args.finetune and not args.vq_ckpt:
+        raise ConfigError("--finetune needs --vq-ckpt, the weights to begin with")
+    if not recipe.data.path:
+        raise ConfigError("no training images: give --data-path, a folder made by `vfmtok prepare`")
+    return recipe
+
+
+def path_of(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()

@@ -1,1 +1,0 @@
-"""The generator: class labels -> GPT -> token sampling -> ids, which a tokenizer turns into images."""

@@ -1,0 +1,17 @@
+"""The names of the GPT's tensors in the published files (see ``weights/name_maps.py``)."""
+
+from vfmtok.weights.name_maps import NameMap, Names
+
+GPT_NAMES: Names = (
+    ("class_embedding", "cls_embedding.embedding_table"),
+    ("token_embedding", "tok_embeddings"),
+    ("layers.*.attention_norm", "layers.*.attention_norm"),
+    ("layers.*.attention.wqkv", "layers.*.attention.wqkv"),
+    ("layers.*.attention.wo", "layers.*.attention.wo"),
+    ("layers.*.ffn_norm", "layers.*.ffn_norm"),
+    ("layers.*.feed_forward", "layers.*.feed_forward"),
+    ("norm", "norm"),
+    ("output", "output"),
+)
+
+RELEASED = NameMap(GPT_NAMES)

@@ -1,1 +1,0 @@
-"""image -> encoder -> region sampler -> quantizer -> ViT decoder -> pixel decoder -> image."""

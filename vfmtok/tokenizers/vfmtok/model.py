@@ -1,0 +1,164 @@
+"""VFMTok (arXiv 2507.08441): an image as a short grid of discrete region tokens, and back.
+
+image -> frozen encoder -> region sampler -> quantizer -> ViT decoder -> pixel decoder -> image
+
+Shapes: B batch, S image side, K tokens, D width, E code dimensions, L levels, N cells, C channels.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmtok.config import TokenizerConfig
+from vfmtok.decoders.vqgan import PixelDecoder
+from vfmtok.encoders.vfm import Encoder
+from vfmtok.errors import ConfigError
+from vfmtok.layers.precision import linear_in_float32
+from vfmtok.quantizers.cosine import CosineQuantizer, Quantized
+from vfmtok.quantizers.finite_scalar import FiniteScalarQuantizer
+from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler
+from vfmtok.tokenizers.vfmtok.released import RELEASED
+from vfmtok.tokenizers.vfmtok.vit_decoder import ViTDecoder
+
+QUANTIZERS = {"cosine": CosineQuantizer, "fsq": FiniteScalarQuantizer}  # by quantizer.kind
+
+
+@dataclass
+class Encoding:
+    """What ``encode`` finds on the way to the ids."""
+
+    ids: Tensor  # (B,K) int64
+    codes: Tensor  # (B,K,E) quantized; unit vectors, of the cosine quantizer
+    latents: Tensor  # (B,K,E) before normalisation and quantization
+    region_tokens: Tensor  # (B,K,D)
+    features: list[Tensor]  # L x (B,N,C) from the encoder; the last is the feature target
+    losses: dict[str, Tensor]  # of the quantizer: vq, commit, entropy
+
+
+@dataclass
+class TokenizerOutput:
+    """What training needs of one pass."""
+
+    reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
+    feature_reconstruction: Tensor | None  # (B,N,C); None in eval mode or without the feature branch
+    feature_target: Tensor  # (B,N,C): the last of ``features``
+    features: list[Tensor]  # L x (B,N,C) from the encoder
+    latents: Tensor  # (B,K,E) before normalisation and quantization
+    ids: Tensor  # (B,K) int64
+    losses: dict[str, Tensor]  # of the quantizer: vq, commit, entropy
+
+
+class VFMTok(nn.Module):
+    """The tokenizer. Call ``eval()`` before decoding: in training mode the ViT decoder's dropout is on."""
+
+    released = RELEASED  # its tensors' names in published files
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.encoder = Encoder(config.encoder)
+        self._config = config  # as given; forward reads it, since resolving it anew is not free
+        dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
+        feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
+        if feature_grid[0] != feature_grid[1]:
+            raise ConfigError(f"encoder '{config.encoder.name}': the last level must be square, is {feature_grid}")
+        self.sampler = RegionSampler(config.sampler, dim, self.encoder.widths, self.encoder.grids, start)
+        self.to_latents = nn.Linear(dim, code_dim)
+        self.quantizer = QUANTIZERS[config.quantizer.kind](config.quantizer)
+        self.decoder = ViTDecoder(
+            config.decoder,
+            dim,
+            code_dim=code_dim,
+            num_tokens=config.sampler.num_tokens,
+            image_grid=config.image_grid,
+            feature_grid=feature_grid[0],
+            feature_dim=feature_width,
+            initial_positions=start,
+        )
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, z_channels=dim)
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Parts that training leaves as they are, and that its checkpoints leave out."""
+        return ("encoder",) if self._config.encoder.frozen else ()
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """The resolved configuration: with what the encoder filled in, its weights' hash included."""
+        return dataclasses.replace(self._config, encoder=self.encoder.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.to_latents.weight.device
+
+    def encode(self, images: Tensor) -> Encoding:
+        """images (B,3,H,W) float in [-1,1], any size: the encoder resizes to its own square -> Encoding."""
+        _check_images(images)
+        features = self.encoder(images)  # L x (B,N,C)
+        region_tokens = self.sampler(features)  # (B,K,D)
+        latents, quantized = self.quantize(region_tokens)
+        return Encoding(quantized.ids, quantized.codes, latents, region_tokens, features, quantized.losses)
+
+    def quantize(self, region_tokens: Tensor) -> tuple[Tensor, Quantized]:
+        """(B,K,D) -> latents (B,K,E) and their codes. A float32 island, the projection included."""
+        latents = linear_in_float32(self.to_latents, region_tokens)  # (B,K,E)
+        return latents, self.quantizer(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+        image_map, _ = self.decoder(codes)  # (B,D,g,g)
+        return self.pixel_decoder(image_map)
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """ids (B,K) int64 -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+        if ids.ndim != 2 or ids.shape[1] != self._config.sampler.num_tokens:
+            raise ValueError(f"ids must be (B,{self._config.sampler.num_tokens}), got {tuple(ids.shape)}")
+        size = self._config.quantizer.codebook_size
+        if ids.device.type == "cpu" and ids.numel() and not (ids.min() >= 0 and ids.max() < size):  # a sync elsewhere
+            raise ValueError(f"ids must be in [0,{size}), got {ids.min()} to {ids.max()}")
+        return self.decode(self.quantizer.lookup(ids))
+
+    @torch.no_grad()
+    def decode_to_uint8(self, ids: Tensor, size: int = 256) -> Tensor:
+        """ids (B,K) -> pixels (B,size,size,3) uint8: bicubic to ``size``, x * 127.5 + 128, clamp, truncate."""
+        return to_pixels(self.decode_ids(ids), size)
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """images (B,3,S,S) in [-1,1] at ``config.image_size`` -> TokenizerOutput.
+
+        The feature branch runs only in training mode.
+        """
+        _check_images(images, self._config.image_size)
+        encoding = self.encode(images)
+        with_features = self.training and self._config.decoder.reconstruct_features
+        image_map, features = self.decoder(encoding.codes, with_features)  # (B,D,g,g), (B,N,C)
+        return TokenizerOutput(
+            reconstruction=self.pixel_decoder(image_map),  # (B,3,S,S)
+            feature_reconstruction=features,
+            feature_target=encoding.features[-1],  # (B,N,C)
+            features=encoding.features,
+            latents=encoding.latents,
+            ids=encoding.ids,
+            losses=encoding.losses,
+        )
+
+
+def to_pixels(images: Tensor, size: int) -> Tensor:
+    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + 128, clamp, truncate.
+
+    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S.
+    """
+    images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False)
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _check_images(images: Tensor, size: int | None = None) -> None:
+    fits = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
+    if not fits or (size is not None and images.shape[2:] != (size, size)):
+        wanted = f"{size},{size}" if size else "H,W"
+        raise ValueError(
+            f"images must be a float tensor (B,3,{wanted}) in [-1,1], got {tuple(images.shape)} {images.dtype}"
+        )

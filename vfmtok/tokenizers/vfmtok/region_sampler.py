@@ -1,0 +1,133 @@
+"""The region sampler: learned queries on a grid read the encoder's maps and become region tokens.
+
+Shapes: B batch, K queries (region tokens), L levels, N cells of a level, S cells of all levels,
+C channels of a level, D width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmtok.config import SamplerConfig
+from vfmtok.layers.attention import Attention
+from vfmtok.layers.deformable_attention import DeformableAttention
+from vfmtok.layers.positions import position_table
+
+Grids = Sequence[tuple[int, int]]
+
+
+class RegionSampler(nn.Module):
+    """Feature levels -> region tokens.
+
+    ``config.attention`` is "deformable" (the paper's: every query chooses its points on every
+    level) or "windowed" (its ablation: levels are concatenated by channel, and every query attends
+    to the cells in a square window around its reference point).
+    """
+
+    def __init__(
+        self, config: SamplerConfig, dim: int, widths: Sequence[int], grids: Grids, initial_positions: str = "random"
+    ):
+        super().__init__()
+        self.attention = config.attention
+        self.source_grids = tuple(grids)  # of the features that come in
+        if config.attention == "deformable":
+            self.grids = self.source_grids  # of the maps that the queries read
+        else:
+            self.grids = (max(grids),)
+            widths = [sum(widths)]
+        self.projectors = nn.ModuleList(_projector(width, dim) for width in widths)
+        self.level_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in widths)
+
+        self.queries = nn.Parameter(torch.randn(1, config.num_tokens, dim) * dim**-0.5)
+        self.query_norm = nn.LayerNorm(dim)
+        self.query_positions = position_table(config.num_tokens, dim, initial_positions)
+        side = math.isqrt(config.num_tokens)
+        self.register_buffer("references", _cell_centres(side, side), persistent=False)
+        self.layers = nn.ModuleList(SamplerLayer(config, dim, len(self.grids)) for _ in range(config.depth))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """L tensors (B,N,C) -> region tokens (B,K,D)."""
+        maps = self.project(features)  # (B,S,D)
+        x = self.query_norm(self.queries).expand(len(maps), -1, -1)  # (B,K,D)
+        for layer in self.layers:
+            x = layer(x, self.query_positions, self.references, maps, self.grids)  # (B,K,D)
+        return x
+
+    def project(self, features: list[Tensor]) -> Tensor:
+        """L tensors (B,N,C) -> the maps that all layers read, one level after the other: (B,S,D)."""
+        if self.attention == "windowed":
+            features = [self._concatenate(features)]  # one (B,N,sum C)
+        parts = zip(features, self.projectors, self.level_norms, strict=True)
+        return torch.cat([norm(projector(level)) for level, projector, norm in parts], dim=1)
+
+    def _concatenate(self, features: list[Tensor]) -> Tensor:
+        """All levels on the largest grid, side by side: (B,N,sum C)."""
+        height, width = self.grids[0]
+        maps = []
+        for level, (h, w) in zip(features, self.source_grids, strict=True):
+            level_map = level.transpose(1, 2).unflatten(2, (h, w))  # (B,C,h,w)
+            if (h, w) != (height, width):
+                level_map = F.interpolate(level_map, (height, width), mode="bilinear", align_corners=False)
+            maps.append(level_map)
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+
+
+class SamplerLayer(nn.Module):
+    """Post-norm: read the maps, attend causally to the earlier queries, transform."""
+
+    def __init__(self, config: SamplerConfig, dim: int, levels: int):
+        super().__init__()
+        if config.attention == "deformable":
+            self.cross_attention = DeformableAttention(dim, config.heads, levels, config.points)
+        else:
+            self.cross_attention = WindowedAttention(dim, config.heads, config.window)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.self_attention = Attention(dim, config.heads)
+        self.self_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, config.mlp_dim), nn.ReLU(), nn.Linear(config.mlp_dim, dim))
+        self.mlp_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, positions: Tensor, references: Tensor, maps: Tensor, grids: Grids) -> Tensor:
+        """x (B,K,D), positions (1,K,D), references (K,2), maps (B,S,D) -> (B,K,D)."""
+        x = self.cross_norm(x + self.cross_attention(x + positions, references, maps, grids))  # (B,K,D)
+        x = self.self_norm(x + self.self_attention(x + positions, causal=True))  # (B,K,D)
+        return self.mlp_norm(x + self.mlp(x))  # (B,K,D)
+
+
+class WindowedAttention(nn.Module):
+    """Attention of every query to the cells of one map in a square around its reference point."""
+
+    def __init__(self, dim: int, heads: int, window: int):
+        super().__init__()
+        self.window = window
+        self.attention = Attention(dim, heads)
+
+    def forward(self, queries: Tensor, references: Tensor, maps: Tensor, grids: Grids) -> Tensor:
+        """queries (B,K,D), references (K,2), maps (B,N,D) on the one grid -> (B,K,D)."""
+        height, width = grids[0]
+        centres = _cell_centres(height, width, references.device)  # (N,2)
+        x, y = (references[:, None] - centres[None]).abs().unbind(-1)  # 2 x (K,N)
+        reach = self.window / 2 + 1e-4  # in cells; never empty, the window is at least one
+        near = (x * width <= reach) & (y * height <= reach)  # (K,N)
+        return self.attention(queries, maps, mask=near)
+
+
+def _projector(width: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, dim, bias=False),
+        nn.LayerNorm(dim),
+        nn.ReLU(),
+        nn.Linear(dim, dim, bias=False),
+        nn.LayerNorm(dim),
+    )
+
+
+def _cell_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(x, y) of the cell centres of a grid over the unit square, in row order: (height*width, 2)."""
+    rows = (torch.arange(height, device=device) + 0.5) / height
+    columns = (torch.arange(width, device=device) + 0.5) / width
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)

