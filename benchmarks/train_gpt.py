@@ -21,8 +21,9 @@ from torch import nn
 
 from vfmtok import distributed
 from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.layers.precision import autocast
 from vfmtok.training import passes
-from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.generator_run import GeneratorRun
 
 PARTS = ("reading", "encoding", "forward", "backward", "update")
 WARM_UP = 2  # steps
@@ -47,12 +48,12 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
     """Print the split of a step from this source; returns its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [*flags, "--results-dir", folder, "--set", "run.validation_images=1"]  # none is measured here
-        run = GPTRun(gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(flags)), world)
+        run = GeneratorRun(gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(flags)), world)
     times = time_steps(run, steps)
     split = {name: statistics.median(values) for name, values in times.items()}
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))
     bound = time_products(run)
-    batch, tokens = run.recipe.run.global_batch, run.recipe.gpt.num_tokens
+    batch, tokens = run.recipe.run.global_batch, run.recipe.generator.num_tokens
     distributed.print_main(
         f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
         f"{run.recipe.run.precision} on {world.device}, {torch.get_num_threads()} threads\n"
@@ -68,7 +69,7 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
     return total
 
 
-def time_steps(run: GPTRun, steps: int) -> dict[str, list[float]]:
+def time_steps(run: GeneratorRun, steps: int) -> dict[str, list[float]]:
     """Seconds of every part of every step but the first ones."""
     tokens, stepper, device = run.tokens(), run.state.steppers["model"], run.world.device
     times: dict[str, list[float]] = {name: [] for name in PARTS}
@@ -102,12 +103,12 @@ def time_steps(run: GPTRun, steps: int) -> dict[str, list[float]]:
     return {name: values[WARM_UP:] for name, values in times.items()}
 
 
-def time_products(run: GPTRun, repeat: int = 5) -> float:
+def time_products(run: GeneratorRun, repeat: int = 5) -> float:
     """Seconds of all linear layers in all passes of a step, forward and backward, each by itself."""
-    device, rows = run.world.device, run.plan.micro_batch * run.recipe.gpt.num_tokens
+    device, rows = run.world.device, run.plan.micro_batch * run.recipe.generator.num_tokens
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.recipe.run.precision, torch.float32)
     total = 0.0
-    with passes.autocast("none", device):
+    with autocast("none", device):
         for linear in (module for module in run.gpt.modules() if isinstance(module, nn.Linear)):
             weight = linear.weight.detach().to(dtype)
             x = torch.randn(rows, weight.shape[1], device=device, dtype=dtype)  # (R,in)

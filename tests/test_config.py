@@ -7,11 +7,11 @@ import yaml
 
 import vfmtok
 from vfmtok.commands.tokenizer_flags import choices
-from vfmtok.config import QuantizerConfig, dump_config
+from vfmtok.config import config_from_dict, dump_config, with_overrides
 from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.losses.adversarial import DISCRIMINATOR_LOSSES
-from vfmtok.tokenizers.vfmtok.model import QUANTIZERS
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.quantizers.cosine import CosineConfig
+from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import AdversarialConfig, TokenizerRecipe
 
 
@@ -37,13 +37,12 @@ def test_every_config_in_the_repository_loads(root):
     """A recipe is told by its sections; the rest are tokenizers."""
     for path in (root / "configs").glob("*.yaml"):
         sections = yaml.safe_load(path.read_text()).keys()
-        kind = GPTRecipe if "gpt" in sections else TokenizerRecipe if "run" in sections else vfmtok.TokenizerConfig
+        kind = GeneratorRecipe if "generator" in sections else TokenizerRecipe if "run" in sections else None
         vfmtok.load_config(path, kind=kind)
 
 
 def test_every_name_in_the_configuration_has_its_module():
-    """The types name what can be chosen, so that no configuration needs torch; the tables build it."""
-    assert set(choices(QuantizerConfig, "kind")) == QUANTIZERS.keys()
+    """The types name what can be chosen; the tables build it."""
     assert set(choices(AdversarialConfig, "discriminator")) == DISCRIMINATORS.keys() | {"none"}
     assert set(choices(AdversarialConfig, "loss")) == DISCRIMINATOR_LOSSES.keys()
 
@@ -125,3 +124,22 @@ def test_wrong_overrides(write, override, message):
 def test_missing_file(tmp_path):
     with pytest.raises(vfmtok.ConfigError, match=r"cannot read configuration .*nothing.yaml"):
         vfmtok.load_config(tmp_path / "nothing.yaml")
+
+
+def test_a_section_of_another_kind_begins_with_its_defaults(write):
+    """Of a file and of a whole configuration; what version 0.1 wrote beside ``kind: fsq`` is read as it was meant."""
+    levels = ["tokenizer.quantizer.kind=fsq", "tokenizer.quantizer.levels=[4,4,4]"]
+    config = vfmtok.load_config(write("quantizer: {kind: cosine, commit_weight: 0.5}"), levels)
+    assert (config.quantizer.codebook_size, config.quantizer.code_dim) == (64, 3)
+    old = {"codebook_size": 64, "code_dim": 3, "commit_weight": 0.25, "entropy_weight": 0.0, "levels": [4, 4, 4]}
+    text = yaml.safe_dump({"quantizer": {"kind": "fsq", "entropy_temperature": 0.01, **old}})
+    assert vfmtok.load_config(write(text)) == config
+    back = with_overrides(config, ["quantizer.codebook_size=32", "quantizer.kind=cosine"])
+    assert back.quantizer == CosineConfig(codebook_size=32)
+    with pytest.raises(vfmtok.ConfigError, match=r"quantizer\.kind must be one of.*closest match: 'cosine'"):
+        vfmtok.load_config(write("quantizer: {kind: cosin}"))
+
+
+def test_a_recipe_of_version_0_1_reads_the_same():
+    old = config_from_dict({"gpt": {"n_layer": 3}, "run": {"seed": 4}}, GeneratorRecipe)
+    assert old == config_from_dict({"generator": {"kind": "gpt", "n_layer": 3}, "run": {"seed": 4}}, GeneratorRecipe)

@@ -42,7 +42,8 @@ TINY = {
     "benchmarks/sampling.py": "benchmarks/sampling.py --tokens 4 --batch 1 --steps 1 --precision fp32",
     "scripts/torchrun.sh": "torchrun --standalone --nproc-per-node 2",
     "--gpt-model GPT-L --code-path codes/imagenet --mixed-precision bf16": "--code-path codes/train "
-    "--global-batch-size 2 --set gpt.n_layer=1 --set gpt.dim=64 --set gpt.n_head=4 --set optimizer.steps=2",
+    "--global-batch-size 2 "
+    "--set generator.n_layer=1 --set generator.dim=64 --set generator.n_head=4 --set optimizer.steps=2",
     "configs/emoji64_gpt.yaml": "configs/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
     "--views shift": "--views center",  # 18 views take minutes
     "--num-fid-samples 90": "--num-fid-samples 9",

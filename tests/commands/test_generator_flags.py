@@ -8,7 +8,7 @@ from small_caches import write_cache
 from vfmtok.commands import generator_flags as gpt_flags
 from vfmtok.config import save_config
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.training.generator_recipe import GeneratorRecipe
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def cache(tmp_path):
     return write_cache(tmp_path / "train")
 
 
-def parse(text: str) -> GPTRecipe:
+def parse(text: str) -> GeneratorRecipe:
     return gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(shlex.split(text)))
 
 
-def value_of(recipe: GPTRecipe, key: str):
+def value_of(recipe: GeneratorRecipe, key: str):
     for section in key.split("."):
         recipe = getattr(recipe, section)
     return recipe
@@ -28,8 +28,8 @@ def value_of(recipe: GPTRecipe, key: str):
 
 def test_the_cache_says_what_no_flag_does(cache):
     recipe = parse(f"--code-path {cache} --gpt-model GPT-L")
-    assert (recipe.gpt.vocab_size, recipe.gpt.num_tokens, recipe.gpt.num_classes) == (32, 16, 3)
-    assert (recipe.gpt.n_layer, recipe.gpt.n_head, recipe.gpt.dim) == (24, 16, 1024)
+    assert (recipe.generator.vocab_size, recipe.generator.num_tokens, recipe.generator.num_classes) == (32, 16, 3)
+    assert (recipe.generator.n_layer, recipe.generator.n_head, recipe.generator.dim) == (24, 16, 1024)
 
 
 def test_defaults_are_the_published(cache):
@@ -44,7 +44,11 @@ def test_defaults_are_the_published(cache):
         300,
     )
     assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
-    assert (recipe.gpt.dropout_p, recipe.gpt.token_dropout_p, recipe.gpt.label_dropout_p) == (0.1, 0.1, 0.1)
+    assert (recipe.generator.dropout_p, recipe.generator.token_dropout_p, recipe.generator.label_dropout_p) == (
+        0.1,
+        0.1,
+        0.1,
+    )
     assert parse(f"--code-path {cache} --gpt-model GPT-2B").optimizer.epochs == 200
     assert parse(f"--code-path {cache} --gpt-model GPT-2B --epochs 7").optimizer.epochs == 7
 
@@ -55,7 +59,11 @@ def test_the_published_command(cache):
         "--num-classes 3 --cls-token-num 1 --dropout-p 0.1 --token-dropout-p 0.2 --drop-path-rate 0.05 --ema "
         "--global-batch-size 512 --epochs 300 --mixed-precision bf16 --beta2 0.99"
     )
-    assert (recipe.gpt.num_tokens, recipe.gpt.token_dropout_p, recipe.gpt.drop_path_rate) == (16, 0.2, 0.05)
+    assert (recipe.generator.num_tokens, recipe.generator.token_dropout_p, recipe.generator.drop_path_rate) == (
+        16,
+        0.2,
+        0.05,
+    )
     assert recipe.optimizer.betas == (0.9, 0.99)
     assert recipe.optimizer.scaled_to(recipe.run.global_batch).lr == pytest.approx(2e-4)
 
@@ -117,11 +125,11 @@ def test_a_recipe_keeps_what_it_says(cache, tmp_path):
     """Keys of the file are not replaced by the data's; they are checked when the run begins."""
     (tmp_path / "recipe.yaml").write_text("gpt: {num_classes: 5, dim: 768}\noptimizer: {lr: 3e-4}\n")
     recipe = parse(f"--recipe {tmp_path}/recipe.yaml --code-path {cache} --set optimizer.lr=5e-4")
-    assert (recipe.gpt.num_classes, recipe.gpt.vocab_size, recipe.optimizer.lr) == (5, 32, 5e-4)
+    assert (recipe.generator.num_classes, recipe.generator.vocab_size, recipe.optimizer.lr) == (5, 32, 5e-4)
     save_config(recipe, tmp_path / "again.yaml")
     assert parse(f"--recipe {tmp_path}/again.yaml") == recipe
 
 
 def test_recipes_in_configs_are_valid(root, cache):
     recipe = parse(f"--recipe {root}/configs/emoji64_gpt.yaml --code-path {cache}")
-    assert recipe.gpt.vocab_size == 32 and recipe.optimizer.lr_batch is None
+    assert recipe.generator.vocab_size == 32 and recipe.optimizer.lr_batch is None

@@ -7,8 +7,9 @@ import pytest
 from tiny_gpt import tiny_config as tiny_gpt_config
 
 from vfmtok.cli import main
-from vfmtok.config import load_config, save_config
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.config import save_config
+from vfmtok.tokenizers import load_config
+from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 
 
@@ -33,7 +34,7 @@ def test_a_configuration_a_recipe_and_a_run_say_the_same(capsys, root, tmp_path,
 def test_a_generator_by_name_recipe_and_configuration(capsys, tmp_path):
     config = tiny_gpt_config()
     save_config(config, tmp_path / "gpt.yaml")
-    save_config(GPTRecipe(gpt=config), tmp_path / "recipe.yaml")
+    save_config(GeneratorRecipe(gpt=config), tmp_path / "recipe.yaml")
     changes = [f"--set={name}={getattr(config, name)}" for name in ("n_layer", "n_head", "dim", "vocab_size")]
     changes += ["--set=num_tokens=16", "--set=num_classes=10"]
     found = [_facts(capsys, *source) for source in (["GPT-B", *changes], [tmp_path / "gpt.yaml"], [tmp_path])]

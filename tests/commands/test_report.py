@@ -8,8 +8,8 @@ import json
 import pytest
 
 from vfmtok import cli
-from vfmtok.commands.curves import read_log
-from vfmtok.commands.report import build_page
+from vfmtok.pictures.curves import read_log
+from vfmtok.pictures.report import build_page
 
 
 def test_stages_that_did_not_run_are_named(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vfmtok.commands.sample import draw_rows
+from vfmtok.pictures.rows import draw_rows
 
 
 def test_rows_of_any_class_names_stay_in_the_picture():

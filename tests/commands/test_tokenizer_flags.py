@@ -5,8 +5,10 @@ import shlex
 import pytest
 
 from vfmtok.commands import tokenizer_flags as flags
-from vfmtok.config import TokenizerConfig, load_config, save_config
+from vfmtok.config import save_config
 from vfmtok.errors import ConfigError
+from vfmtok.tokenizers import load_config
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.training.recipe import Plan, TokenizerRecipe
 
 
@@ -30,7 +32,7 @@ def test_the_published_command(root):
 def test_defaults_are_the_papers(root):
     """DESIGN 5 and 7."""
     recipe = parse("--data-path x")
-    assert recipe.tokenizer == TokenizerConfig()
+    assert recipe.tokenizer == VFMTokConfig()
     assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.betas) == ("adamw", 1e-4, (0.9, 0.95))
     assert (recipe.optimizer.weight_decay, recipe.optimizer.max_grad_norm, recipe.optimizer.epochs) == (0.05, 1.0, 50)
     assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")

@@ -13,8 +13,7 @@ from layers.test_positions import slow_resample
 from safetensors.torch import save_file
 
 import vfmtok
-from vfmtok.config import EncoderConfig
-from vfmtok.encoders.vfm import ENCODERS, Encoder
+from vfmtok.encoders.vfm import ENCODERS, Encoder, EncoderConfig
 
 
 def official_dinov2(name: str) -> dict[str, torch.Tensor]:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from vfmtok.config import EncoderConfig
-from vfmtok.encoders.vfm import Encoder
+from vfmtok.encoders.vfm import Encoder, EncoderConfig
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.encoder_distance import EncoderStatistics, encoder_features
 from vfmtok.metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance

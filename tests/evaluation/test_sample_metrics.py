@@ -10,18 +10,18 @@ import tiny_models
 import torch
 from tiny_models import WORLD
 
-from vfmtok.config import EncoderConfig
 from vfmtok.data.records import Record, write_records
 from vfmtok.data.transforms import EvaluationCrop
-from vfmtok.encoders.vfm import Encoder
+from vfmtok.encoders.vfm import Encoder, EncoderConfig
 from vfmtok.errors import DataError, EvaluationError
-from vfmtok.evaluation import parts, sample_metrics
+from vfmtok.evaluation import sample_metrics
 from vfmtok.evaluation.compared import ReferenceSet, open_reference, open_reference_set
 from vfmtok.evaluation.encoder_distance import encoder_features
 from vfmtok.evaluation.image_sources import batches, open_images
 from vfmtok.evaluation.reference import measure_reference
 from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree, describe_reference, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
+from vfmtok.files import write_json
 from vfmtok.metrics.feature_bank import FeatureBank
 from vfmtok.metrics.frechet import Gaussian
 from vfmtok.metrics.kernel_distance import kernel_distance
@@ -119,7 +119,7 @@ def test_a_reference_of_another_size_is_an_error(inception, tmp_path):
 def test_what_is_not_finite_stays_strict_json(tmp_path):
     numbers = [Number("PSNR", math.inf, "dB"), Number("SSIM", math.nan, "mean"), Number("IS", 2.0, "splits")]
     results = {"numbers": as_tree(numbers), "warnings": not_finite(numbers), "notes": []}
-    parts.write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     text = (tmp_path / "results.json").read_text()
     assert "Infinity" not in text and "NaN" not in text and json.loads(text) == results
     lines = as_lines("title", results)

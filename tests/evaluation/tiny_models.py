@@ -15,9 +15,10 @@ from tiny_gpt import random_gpt
 
 import vfmtok
 from vfmtok import distributed
-from vfmtok.config import load_config, save_config, with_overrides
+from vfmtok.config import save_config, with_overrides
 from vfmtok.data.records import Record, RecordDataset, write_records
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.tokenizers import load_config
+from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -64,7 +65,7 @@ def write_runs(folder: Path) -> tuple[Path, Path]:
     own = {name: t.contiguous() for name, t in model.state_dict().items() if not name.startswith("encoder.")}
     safetensors.torch.save_file(own, folder / "tok/model.safetensors")
     generator = gpt()
-    save_config(GPTRecipe(gpt=generator.config), folder / "gpt/config.yaml")
+    save_config(GeneratorRecipe(gpt=generator.config), folder / "gpt/config.yaml")
     safetensors.torch.save_file(generator.state_dict(), folder / "gpt/model.safetensors")
     tokens = {"classes": ["apple", "bird", "cup"], "tokenizer_hash": tokenizer_hash(model)}
     (folder / "gpt/state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": tokens}}}))

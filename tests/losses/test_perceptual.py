@@ -13,8 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from vfmtok.config import EncoderConfig
-from vfmtok.encoders.vfm import Encoder
+from vfmtok.encoders.vfm import Encoder, EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.losses.perceptual import BACKBONES, LPIPS, EncoderPerceptual
 

@@ -197,7 +197,7 @@ def test_a_damaged_part_is_not_passed_over_for_the_one_at_the_top(hub, gpt, tmp_
 
 WHERE = """
 import sys, vfmtok
-from vfmtok.config import EncoderConfig
+from vfmtok.encoders.vfm import EncoderConfig
 from vfmtok.encoders.vfm import Encoder
 try:
     encoder = Encoder(EncoderConfig(name="test_vit.r160_in1k", levels=(6,), weights="auto", image_size=160))

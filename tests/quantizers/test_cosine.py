@@ -5,12 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmtok.config import QuantizerConfig
-from vfmtok.quantizers.cosine import CosineQuantizer
+from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 
 
 def make_quantizer(size: int, dim: int, entropy_weight: float = 0.0) -> CosineQuantizer:
-    quantizer = CosineQuantizer(QuantizerConfig(codebook_size=size, code_dim=dim, entropy_weight=entropy_weight))
+    quantizer = CosineQuantizer(CosineConfig(codebook_size=size, code_dim=dim, entropy_weight=entropy_weight))
     with torch.no_grad():
         quantizer.codebook.copy_(golden_rule.tensor_for("slot_quantize.embedding.weight", (size, dim)))
     return quantizer

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 import vfmtok
-from vfmtok.config import QuantizerConfig
-from vfmtok.quantizers.finite_scalar import SLACK, FiniteScalarQuantizer
+from vfmtok.config import config_from_dict
+from vfmtok.quantizers.finite_scalar import SLACK, FiniteScalarConfig, FiniteScalarQuantizer
 
 LEVELS = (2, 3, 5, 8)
 SIZE = 240
 
 
 def make_quantizer(levels=LEVELS) -> FiniteScalarQuantizer:
-    return FiniteScalarQuantizer(
-        QuantizerConfig(kind="fsq", levels=levels, codebook_size=math.prod(levels), code_dim=len(levels))
-    )
+    return FiniteScalarQuantizer(FiniteScalarConfig(levels=levels))
 
 
 def test_written_out():
@@ -68,13 +66,13 @@ def test_a_tokenizer_of_it_decodes_its_ids(root):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "fsq"}, "quantizer.levels"),
-        ({"levels": (8, 8)}, "quantizer.levels"),
-        ({"kind": "fsq", "levels": (8, 1), "codebook_size": 8, "code_dim": 2}, "2 or more"),
-        ({"kind": "fsq", "levels": (8, 8), "codebook_size": 65, "code_dim": 2}, "must be 64"),
-        ({"kind": "fsq", "levels": (8, 8), "codebook_size": 64}, "code_dim"),
+        ({"kind": "cosine", "levels": [8, 8]}, "unknown key 'quantizer.levels'"),
+        ({"kind": "fsq", "levels": [8, 1]}, "2 or more"),
+        ({"kind": "fsq", "levels": [8, 8], "codebook_size": 65}, "must be 64"),
+        ({"kind": "fsq", "levels": [8, 8], "code_dim": 12}, "code_dim"),
+        ({"kind": "fsq", "entropy_weight": 0.5}, "entropy_weight"),
     ],
 )
 def test_impossible_settings(settings, message):
     with pytest.raises(vfmtok.ConfigError, match=message):
-        QuantizerConfig(**settings)
+        config_from_dict({"quantizer": settings}, vfmtok.VFMTokConfig)

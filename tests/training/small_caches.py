@@ -6,7 +6,7 @@ import numpy as np
 
 from vfmtok.config import config_from_dict, save_config
 from vfmtok.data import code_cache
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.training.generator_recipe import GeneratorRecipe
 
 CLASSES = ["cat", "dog", "Ωmega"]
 
@@ -31,7 +31,7 @@ def write_cache(
     return path
 
 
-def small_recipe(folder: Path, name: str = "run", **sections: dict) -> GPTRecipe:
+def small_recipe(folder: Path, name: str = "run", **sections: dict) -> GeneratorRecipe:
     """``small_recipe(folder, optimizer={"steps": 5})``: 2 layers of width 32 on the caches in ``folder``, 12 steps."""
     tree = {
         "gpt": {
@@ -48,7 +48,7 @@ def small_recipe(folder: Path, name: str = "run", **sections: dict) -> GPTRecipe
     }  # fmt: skip
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
-    return config_from_dict(tree, GPTRecipe)
+    return config_from_dict(tree, GeneratorRecipe)
 
 
 def recipe_file(folder: Path, name: str, **sections: dict) -> Path:

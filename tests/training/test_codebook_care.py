@@ -6,15 +6,14 @@ import ranks
 import torch
 import torch.nn.functional as F
 
-from vfmtok.config import QuantizerConfig
-from vfmtok.quantizers.cosine import CosineQuantizer
+from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 from vfmtok.training.codebook_care import CodebookCare, spherical_kmeans
 from vfmtok.training.recipe import CodebookConfig
 
 
 def make_care(size=32, dim=4, tokens=16, **settings):
     torch.manual_seed(0)
-    quantizer = CosineQuantizer(QuantizerConfig(codebook_size=size, code_dim=dim))
+    quantizer = CosineQuantizer(CosineConfig(codebook_size=size, code_dim=dim))
     optimizer = torch.optim.AdamW(quantizer.parameters(), fused=True)
     average = quantizer.codebook.detach().clone()
     return CodebookCare(
@@ -79,7 +78,7 @@ def test_nothing_is_counted_or_revived_before_quantization():
 
 
 def test_continuous_codes_are_the_latents():
-    quantizer = CosineQuantizer(QuantizerConfig(codebook_size=8, code_dim=4))
+    quantizer = CosineQuantizer(CosineConfig(codebook_size=8, code_dim=4))
     quantizer.continuous = True
     z = torch.randn(2, 5, 4, requires_grad=True)
     out = quantizer(z)

@@ -12,8 +12,8 @@ from training_runs import start
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError
-from vfmtok.training.generator_recipe import GPTRecipe
-from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.generator_recipe import GeneratorRecipe
+from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.train_generator import train_gpt
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_refused(caches, sections, message, monkeypatch):
     monkeypatch.chdir(caches)
     write_cache(caches / "other", made_by="cd" * 32)
     with pytest.raises((ConfigError, DataError), match=message):
-        GPTRun(small_recipe(caches, **sections), ALONE)
+        GeneratorRun(small_recipe(caches, **sections), ALONE)
 
 
 def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_factory):
@@ -42,7 +42,7 @@ def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_
     other = tmp_path_factory.mktemp("other")
     write_cache(other / "train", made_by="cd" * 32)
     with pytest.raises(DataError, match="trained on the tokens of another tokenizer"):
-        GPTRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
+        GeneratorRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
 
 
 def damage(cache: Path, name: str, value: int) -> None:
@@ -58,12 +58,12 @@ def damage(cache: Path, name: str, value: int) -> None:
 def test_damaged_held_out_ids_are_found_before_the_first_step(caches, name, value, message):
     damage(caches / "val", name, value)
     with pytest.raises(DataError, match=message):
-        GPTRun(small_recipe(caches), ALONE)
+        GeneratorRun(small_recipe(caches), ALONE)
 
 
 def test_a_damaged_training_cache_is_one_line(caches):
     """The counted rows leave out the last of 40 here: it is met on the way."""
-    run = GPTRun(small_recipe(caches), ALONE)
+    run = GeneratorRun(small_recipe(caches), ALONE)
     damage(caches / "train", "ids.npy", 32)
     tokens = run.tokens()
     with pytest.raises(DataError, match="train is damaged: it holds the id 32"):
@@ -71,9 +71,9 @@ def test_a_damaged_training_cache_is_one_line(caches):
             next(tokens)
 
 
-def _refused(recipes: list[GPTRecipe], start_from: list[Path | None], rank: int) -> torch.Tensor:
+def _refused(recipes: list[GeneratorRecipe], start_from: list[Path | None], rank: int) -> torch.Tensor:
     with pytest.raises(SharedError) as caught:
-        GPTRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")), start_from[rank])
+        GeneratorRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")), start_from[rank])
     return torch.tensor(list(str(caught.value).encode()))
 
 

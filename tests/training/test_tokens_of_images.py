@@ -24,14 +24,15 @@ from training_runs import ROOT, logged
 
 import vfmtok
 from vfmtok import cli, distributed
-from vfmtok.commands.sample import draw_ids, find_classes
+from vfmtok.commands.sample import find_classes
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
+from vfmtok.generators.drawing import draw_codes
 from vfmtok.generators.gpt.generate import generate
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
-from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.train_generator import train_gpt
 from vfmtok.weights.hashing import tokenizer_hash
@@ -95,8 +96,8 @@ def test_images_train_as_their_cache_does(place):
         found = logged(place.folder / "images_run", name)
         assert found == pytest.approx(logged(place.folder / "cached", name), abs=1e-5) and found
     both = place.data(val_path=str(place.folder / "images"))  # a cache to train on, images held out
-    found = GPTRun(small_recipe(place.folder, "both", data=both, **settings), ALONE)
-    cached = GPTRun(small_recipe(place.folder, "both", **settings), ALONE)
+    found = GeneratorRun(small_recipe(place.folder, "both", data=both, **settings), ALONE)
+    cached = GeneratorRun(small_recipe(place.folder, "both", **settings), ALONE)
     assert torch.equal(found.held_out.ids, cached.held_out.ids) and found.baselines == cached.baselines
     assert torch.equal(found.held_out.labels, cached.held_out.labels)
 
@@ -108,9 +109,9 @@ def test_labels_beyond_the_classes_are_one_line(place, tmp_path):
         write_records(tmp_path / f"{name}_lmdb", records[:count])
     images = {"code_path": None, "path": str(tmp_path / "train_lmdb"), "val_path": str(tmp_path / "val_lmdb")}
     with pytest.raises(DataError, match=r"val_lmdb has labels 0 to 6, the generator 3 classes \(--num-classes\)"):
-        GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
+        GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
     images["val_path"] = str(tmp_path / "train_lmdb")
-    run = GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
+    run = GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
     run.data.records = RecordDataset(tmp_path / "val_lmdb")
     with pytest.raises(DataError, match="labels 0 to 6"):
         next(run.tokens())
@@ -191,10 +192,10 @@ def _drawn(rank: int) -> torch.Tensor:
     gpt = vfmtok.GPT(config).eval()
     torch.nn.init.normal_(gpt.output.weight, std=0.2)
     world = distributed.World(rank, distributed.world_size(), torch.device("cpu"))
-    found = [draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
+    found = [draw_codes(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
     if world.size > 1:
         sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), "none")
-    found.append(draw_ids(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
+    found.append(draw_codes(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
     return torch.stack(found)
 
 
@@ -203,7 +204,7 @@ def _refused(rank: int) -> torch.Tensor:
     gpt = vfmtok.GPT(vfmtok.gpt_config("GPT-B", n_layer=1, n_head=2, dim=32, vocab_size=32, num_tokens=16)).eval()
     torch.nn.init.constant_(gpt.output.weight, float("nan") if rank else 0.1)
     with pytest.raises(SharedError) as caught:
-        draw_ids(gpt, torch.arange(7), 2, distributed.World(rank, 2, torch.device("cpu")))
+        draw_codes(gpt, torch.arange(7), 2, distributed.World(rank, 2, torch.device("cpu")))
     return torch.tensor(list(str(caught.value).encode()))
 
 
@@ -254,7 +255,7 @@ def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):
     """In training, and when sampling."""
     write_cache(tmp_path / "train", codes=64)
     with pytest.raises(DataError, match="made by another tokenizer"):
-        GPTRun(small_recipe(tmp_path, gpt=GPT, data=place.data()), ALONE)
+        GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data()), ALONE)
     train_gpt(small_recipe(tmp_path, gpt=GPT, optimizer={"steps": 1}), ALONE)
     assert sample(place, tmp_path / "run", tmp_path / "a.png", "--classes", "1") == 2
     assert "trained on the tokens of another tokenizer" in capsys.readouterr().err
@@ -284,7 +285,7 @@ def test_the_parts_make_up_the_step(place, source, monkeypatch):
     """Every look at the clock is a second after the last one: reading or encoding is one, a pass two, updating one."""
     images = {"code_path": None, "path": str(place.folder / "images")} if source == "images" else {}
     settings = {"gpt": GPT, "data": place.data(**images), "run": {"accumulation": 2}}
-    run, clock = GPTRun(small_recipe(place.folder, "clock", **settings), ALONE), itertools.count()
+    run, clock = GeneratorRun(small_recipe(place.folder, "clock", **settings), ALONE), itertools.count()
     monkeypatch.setattr(training_benchmark, "_now", lambda device: next(clock))
     times = training_benchmark.time_steps(run, 3)
     reading = [sum(spent) for spent in zip(times["reading"], times["encoding"], strict=True)]

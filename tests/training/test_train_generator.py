@@ -18,7 +18,7 @@ from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
-from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.train_generator import train_gpt
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -149,12 +149,12 @@ def test_a_compiled_run_is_the_plain_one(caches):
 
 def test_sharding_needs_processes(caches):
     with pytest.raises(ConfigError, match=r"scripts/torchrun\.sh"):
-        GPTRun(small_recipe(caches, parallel="fsdp"), ALONE)
+        GeneratorRun(small_recipe(caches, parallel="fsdp"), ALONE)
 
 
 def test_only_matrices_decay(caches):
     """Without a gradient, AdamW takes lr * decay of a matrix and nothing of a norm's weight."""
-    run = GPTRun(small_recipe(caches, optimizer={"weight_decay": 0.5}), ALONE)
+    run = GeneratorRun(small_recipe(caches, optimizer={"weight_decay": 0.5}), ALONE)
     before = {name: tensor.detach().clone() for name, tensor in run.gpt.named_parameters()}
     for parameter in run.gpt.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -185,7 +185,7 @@ def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
     weights = pretrained.read_gpt_weights(save_run(folder, tmp_path / "model"))
     assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in gpt.state_dict().items())
-    tuned = GPTRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
+    tuned = GeneratorRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
     assert torch.equal(tuned.gpt.output.weight, gpt.output.weight)
     with pytest.raises(WeightsError, match="holds no tokenizer"):
         pretrained.load_tokenizer(folder)
@@ -232,7 +232,7 @@ def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
 
 def test_a_run_that_goes_on_knows_its_best(caches):
     trained(caches, optimizer={"steps": 6})
-    run = GPTRun(small_recipe(caches), ALONE)
+    run = GeneratorRun(small_recipe(caches), ALONE)
     best = -run.state.metrics["log_likelihood"]
     (line,) = run.alarms.check(best + 0.1, math.inf, warmed_up=True)
     assert "0.100 above its best" in line

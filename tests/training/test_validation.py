@@ -10,12 +10,12 @@ import ranks
 import torch
 from photographs import jpeg, photographs
 
-from vfmtok.config import load_config
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.distributed import World
 from vfmtok.errors import DataError
 from vfmtok.losses.perceptual import EncoderPerceptual
+from vfmtok.tokenizers import load_config
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.training.validation import HeldOut, read_samples
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vfmtok.config import QuantizerConfig, TokenizerConfig
+from vfmtok.quantizers.cosine import CosineConfig
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.weights.hashing import model_hash, tokenizer_hash
 
 
@@ -17,12 +18,12 @@ def test_tensors_and_settings_make_the_hash(tiny_tokenizer):
 
 def test_a_field_that_a_later_version_adds_changes_nothing(tiny_tokenizer):
     @dataclasses.dataclass(frozen=True)
-    class LaterQuantizer(QuantizerConfig):
+    class LaterQuantizer(CosineConfig):
         new_field: int = 3
 
     @dataclasses.dataclass(frozen=True)
-    class Later(TokenizerConfig):
-        quantizer: QuantizerConfig = dataclasses.field(default_factory=LaterQuantizer)
+    class Later(VFMTokConfig):
+        quantizer: CosineConfig = dataclasses.field(default_factory=LaterQuantizer)
         another: str | None = None
 
     model = tiny_tokenizer()

@@ -104,7 +104,7 @@ def test_something_else_than_a_state_dict(tmp_path):
 
 BUILD = """
 import json, sys
-from vfmtok.config import EncoderConfig
+from vfmtok.encoders.vfm import EncoderConfig
 from vfmtok.errors import WeightsError
 from vfmtok.encoders.vfm import Encoder
 try:

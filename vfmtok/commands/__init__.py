@@ -1,0 +1,10 @@
+"""One file per `vfmtok COMMAND`, with ``add_arguments(parser)`` and ``run(args)``; flags are declared here once.
+
+data             prepare, stats, codes
+models           download, export, info, reproduce
+pictures         sample, reconstruct, demo, curves, report
+numbers          measure, agreement
+root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
+                 (vqgan_test.py, test_net.py), network_flags
+all              parser: mistakes in one line
+"""

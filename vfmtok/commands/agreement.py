@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.commands.sample import add_model_arguments, draw_ids, open_models
+from vfmtok.commands.sample import add_model_arguments, open_models
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.evaluation import parts
 from vfmtok.evaluation.results import Number, as_lines, as_tree
+from vfmtok.files import write_json
+from vfmtok.generators.drawing import draw_codes
 from vfmtok.metrics.probe import ProbeRecipe, train_probe
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.training.validation import read_samples
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     floored = "ids drawn position by position at the frequencies of the class; " + about
     numbers.append(_number("agreement of the floor", floor, len(labels), floored))
     for scale in args.cfg_scales:
-        ids = draw_ids(gpt, labels, args.batch_size, world, cfg_scale=scale, seed=args.seed)
+        ids = draw_codes(gpt, labels, args.batch_size, world, cfg_scale=scale, seed=args.seed)
         name = "no CFG" if scale == 1 else f"CFG {scale:g}"
         numbers.append(_number(f"agreement, {name}", judge.of_ids(ids, labels), len(labels), about))
         overlap = largest_overlap(ids, train)
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {file}: {error.strerror}") from None
-    parts.write_json(file, results)
+    write_json(file, results)
     print("\n".join(as_lines(f"{args.gpt}: {file}", results)))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmtok import distributed
+from vfmtok.code import code_to_dict
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.loader import ImageLoader
@@ -150,9 +151,9 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         "views": [view.name for view in views],
         "seed": args.global_seed if args.views == "random" else None,
         "image_size": tokenizer.config.image_size,
-        "num_tokens": tokenizer.config.sampler.num_tokens,
-        "grid": round(tokenizer.config.sampler.num_tokens**0.5),
-        "codebook_size": tokenizer.config.quantizer.codebook_size,
+        "num_tokens": tokenizer.code.num_tokens,
+        "code": code_to_dict(tokenizer.code),
+        "codebook_size": tokenizer.code.largest_codebook,
         "precision": precision,
     }
     unfinished = None
@@ -260,7 +261,7 @@ def _finish(
         draw_pairs(originals, decoded, captions, title).save(sheet)
     except OSError as error:
         raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
-    counts = count_codes(ids, tokenizer.config.quantizer.codebook_size)
+    counts = count_codes(ids, tokenizer.code.largest_codebook)
     usage = {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": usage_of_counts(counts)[1]}
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},

@@ -4,24 +4,9 @@ The first run is drawn in colour, the others in greys behind it: name a referenc
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import BinaryIO
 
-from vfmtok.errors import ConfigError, DataError
-
-# A panel is drawn for every entry that any of the runs logged: (title, unit, names in log.jsonl).
-PANELS = (
-    ("pixel loss (training)", "weighted", ("loss/pixel",)),
-    ("token loss (training)", "nats per token", ("loss/token",)),
-    ("held-out PSNR", "dB, uint8", ("validation/psnr", "validation/ema_psnr")),
-    ("held-out token loss", "nats per token", ("validation/loss", "validation/ema_loss")),
-    ("codes in use", "share of a window", ("codebook/usage",)),
-    ("codebook perplexity", "codes", ("codebook/perplexity",)),
-    ("gradient norm", "before clipping", ("grad_norm/model",)),
-    ("speed", "images per second", ("images_per_second",)),
-)
-GREYS = ("0.55", "0.7", "0.8")
+from vfmtok.pictures.curves import draw_curves, read_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,51 +19,3 @@ def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     draw_curves({name: read_log(Path(name).expanduser()) for name in args.runs}, Path(args.out).expanduser())
     print(args.out)
-
-
-def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """name -> (steps, values), of what was finite. Raises DataError if there is no log at ``path`` or beside it."""
-    file = path / "log.jsonl" if path.is_dir() else path
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        curves: dict[str, tuple[list[int], list[float]]] = {}
-        for line in lines:
-            for name, value in line.items():
-                if name not in ("step", "alarm") and value is not None:  # null: it was NaN or infinite
-                    steps, values = curves.setdefault(name, ([], []))
-                    steps.append(line["step"])
-                    values.append(float(value))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no log of a run: {error}") from None
-    return curves
-
-
-def draw_curves(logs: dict[str, dict[str, tuple[list[int], list[float]]]], out: Path | BinaryIO) -> None:
-    """One panel per quantity, one line per run and name. Raises ConfigError without matplotlib, or if ``out`` fails."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("curves need matplotlib: pip install 'vfmtok[train]'") from None
-    panels = [panel for panel in PANELS if any(name in log for log in logs.values() for name in panel[2])]
-    if not panels:
-        raise DataError("the logs hold no curve yet")
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, unit, names) in zip(axes, panels, strict=False):
-        for number, (run_name, log) in reversed(list(enumerate(logs.items()))):
-            for style, name in zip(("-", "--"), names, strict=False):
-                if name in log:
-                    colour = f"C{names.index(name)}" if number == 0 else GREYS[min(number - 1, len(GREYS) - 1)]
-                    label = f"{run_name}: {name.rpartition('/')[2]}"
-                    axis.plot(*log[name], style, color=colour, label=label, linewidth=1.4)
-        axis.set(title=title, xlabel="step", ylabel=unit)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=6)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    try:
-        figure.savefig(out, dpi=110)
-    except (OSError, ValueError) as error:  # a full disk; a format matplotlib does not know
-        raise ConfigError(f"cannot write {out}: {error}") from None

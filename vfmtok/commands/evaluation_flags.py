@@ -20,7 +20,8 @@ from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
-from vfmtok.generators.gpt.model import GPT, GPT_SIZES
+from vfmtok.generators.gpt.config import GPT_SIZES
+from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import DTYPES
 from vfmtok.metrics.probe import ProbeRecipe
 from vfmtok.pretrained.loading import load_generator, load_tokenizer
@@ -211,7 +212,7 @@ def open_gpt(
 
     Raises VFMTokError.
     """
-    num_tokens = tokenizer.config.sampler.num_tokens
+    num_tokens = tokenizer.code.num_tokens
     if args.latent_size is not None and args.latent_size**2 != num_tokens:
         raise ConfigError(
             f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"

@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import vfmtok
-from vfmtok.config import TokenizerConfig, config_from_dict
+from vfmtok.config import config_from_dict
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.discriminators.released import to_released_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
+from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tree
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
+from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer
 from vfmtok.weights import checkpoint
+from vfmtok.weights.name_maps import to_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +66,7 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
 
     def published(part: str) -> dict:
         pretrained.copy_strictly(model, saved.parts[part], str(folder))
-        return {name: tensor.detach().clone() for name, tensor in vfmtok.to_released(model).items()}
+        return {name: tensor.detach().clone() for name, tensor in to_released(model).items()}
 
     if kind == "inference":
         return {"model": published("ema" if "ema" in saved.parts else "model")}
@@ -79,9 +81,9 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
 def _model(saved: checkpoint.Checkpoint) -> nn.Module:
     """What the run trained, with weights to be replaced."""
     recipe, source = saved.numbers["recipe"], str(saved.path)
-    if "gpt" in recipe:
-        return vfmtok.GPT(config_from_dict(recipe["gpt"], vfmtok.GPTConfig, source))
-    return vfmtok.VFMTok(config_from_dict(recipe["tokenizer"], TokenizerConfig, source))
+    if "tokenizer" in recipe:
+        return build_tokenizer(config_from_dict(recipe["tokenizer"], AnyTokenizerConfig, source))
+    return build_generator(config_from_dict(generator_tree(recipe), AnyGeneratorConfig, source))
 
 
 def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:

@@ -10,13 +10,15 @@ import yaml
 from vfmtok import distributed
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.tokenizer_flags import SHARED_FLAGS, Flags, add_flags, choices, given
-from vfmtok.config import load_config, with_overrides
+from vfmtok.config import with_overrides
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.generators.gpt.model import GPT, GPT_SIZES, GPTConfig
+from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
+from vfmtok.generators.gpt.model import GPT
 from vfmtok.pretrained import loading as pretrained
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.tokenizers import load_config
+from vfmtok.training.generator_recipe import GeneratorRecipe
 
 GPT_FLAGS: Flags = (
     ("--code-path", "data.code_path", str, "token cache made by `vfmtok codes`"),
@@ -25,13 +27,18 @@ GPT_FLAGS: Flags = (
     ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
     ("--vq-ckpt", "data.vq_ckpt", str, "the tokenizer: encodes images, decodes pictures"),
     ("--transformer-config-file", "data.vq_config", str, "the tokenizer's configuration, if its weights lack it"),
-    ("--vocab-size", "gpt.vocab_size", int, "default: as the cache or the tokenizer says"),
-    ("--num-classes", "gpt.num_classes", int, "default: as the cache or the images say"),
-    ("--dropout-p", "gpt.dropout_p", float, "after the blocks' output projections"),
-    ("--token-dropout-p", "gpt.token_dropout_p", float, "on the input embeddings"),
-    ("--drop-path-rate", "gpt.drop_path_rate", float, "stochastic depth"),
+    ("--vocab-size", "generator.vocab_size", int, "default: as the cache or the tokenizer says"),
+    ("--num-classes", "generator.num_classes", int, "default: as the cache or the images say"),
+    ("--dropout-p", "generator.dropout_p", float, "after the blocks' output projections"),
+    ("--token-dropout-p", "generator.token_dropout_p", float, "on the input embeddings"),
+    ("--drop-path-rate", "generator.drop_path_rate", float, "stochastic depth"),
     ("--checkpoint-activations", "run.checkpoint_activations", bool, "recompute layers in the backward pass"),
-    ("--parallel", "parallel", choices(GPTRecipe, "parallel"), "fsdp: weights and optimizer spread over the processes"),
+    (
+        "--parallel",
+        "parallel",
+        choices(GeneratorRecipe, "parallel"),
+        "fsdp: weights and optimizer spread over the processes",
+    ),
     *SHARED_FLAGS,
 )
 
@@ -47,7 +54,9 @@ def gpt_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", metavar="YAML", help="settings of the whole run, such as configs/emoji64_gpt.yaml")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size [gpt.n_layer, gpt.n_head, gpt.dim]")
+    parser.add_argument(
+        "--gpt-model", choices=GPT_SIZES, help="size [generator.n_layer, generator.n_head, generator.dim]"
+    )
     parser.add_argument("--gpt-type", choices=("c2i",), help="class-conditional is what there is")
     parser.add_argument(
         "--gpt-ckpt", metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)"
@@ -55,7 +64,7 @@ def gpt_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--finetune", action="store_true", help="take only weights from --gpt-ckpt, ours or released, all that fit"
     )
-    parser.add_argument("--latent-size", type=int, help="side of the token grid [gpt.num_tokens, its square]")
+    parser.add_argument("--latent-size", type=int, help="side of the token grid [generator.num_tokens, its square]")
     parser.add_argument("--image-size", type=int, help="of the tokenizer; checked against the cache or the tokenizer")
     parser.add_argument(
         "--downsample-size", type=int, help="the tokenizer's pixels per decoder cell; checked against it"
@@ -68,19 +77,19 @@ def gpt_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def gpt_recipe(args: argparse.Namespace) -> GPTRecipe:
+def gpt_recipe(args: argparse.Namespace) -> GeneratorRecipe:
     """The data's own facts, then the recipe file, then flags, then --set.
 
     Raises:
         ConfigError: a setting can't be used, or contradicts the data.
         VFMTokError: the data or the tokenizer can't be read.
     """
-    recipe = load_config(args.recipe, kind=GPTRecipe) if args.recipe else GPTRecipe()
+    recipe = load_config(args.recipe, kind=GeneratorRecipe) if args.recipe else GeneratorRecipe()
     values: dict[str, Any] = {}
     if args.gpt_model:
         values |= {f"gpt.{key}": value for key, value in GPT_SIZES[args.gpt_model].items()}
     if args.latent_size is not None:
-        values["gpt.num_tokens"] = args.latent_size**2
+        values["generator.num_tokens"] = args.latent_size**2
     values |= given(args, GPT_FLAGS)
     betas = (args.beta1, args.beta2)
     if betas != (None, None):
@@ -96,29 +105,32 @@ def gpt_recipe(args: argparse.Namespace) -> GPTRecipe:
     _check_sizes(args, found)
     missing = {key: value for key, value in found.items() if key.startswith("gpt.") and key not in explicit}
     recipe = with_overrides(recipe, (), missing)
-    if not explicit & {"optimizer.epochs", "optimizer.steps"} and _parameters(recipe.gpt) >= LARGE:
+    if not explicit & {"optimizer.epochs", "optimizer.steps"} and _parameters(recipe.generator) >= LARGE:
         recipe = with_overrides(recipe, (), {"optimizer.epochs": 200.0})
     return recipe
 
 
-def facts_of(recipe: GPTRecipe) -> dict[str, int]:
-    """What the data fix: "gpt.vocab_size", "gpt.num_tokens", "gpt.num_classes" (where they have names), "image size"
-    and, of a tokenizer, "stride"."""
+def facts_of(recipe: GeneratorRecipe) -> dict[str, int]:
+    """What the data fix: the generator's vocab_size, num_tokens and (where classes have names) num_classes as keys of
+    the recipe; "image size" and, of a tokenizer, "stride"."""
     data, found = recipe.data, {}
     if data.code_path:
         cache = CodeCache(Path(data.code_path).expanduser())
-        found |= {"gpt.vocab_size": cache.codebook_size, "gpt.num_tokens": cache.num_tokens}
+        found |= {"generator.vocab_size": cache.codebook_size, "generator.num_tokens": cache.num_tokens}
         found["image size"] = cache.metadata["image_size"]
         classes = cache.classes
     else:
         classes = open_for_training(Path(data.path).expanduser())[0].classes
     if classes is not None:
-        found["gpt.num_classes"] = len(classes)
+        found["generator.num_classes"] = len(classes)
     if data.vq_ckpt:
         config = _tokenizer_config(data.vq_ckpt, data.vq_config)
         found |= {"image size": config.image_size, "stride": config.stride}
         if not data.code_path:
-            found["gpt.vocab_size"], found["gpt.num_tokens"] = config.quantizer.codebook_size, config.sampler.num_tokens
+            found["generator.vocab_size"], found["generator.num_tokens"] = (
+                config.code.largest_codebook,
+                config.code.num_tokens,
+            )
     return found
 
 

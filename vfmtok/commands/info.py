@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vfmtok.config import TokenizerConfig, config_from_dict, config_to_dict, with_overrides
+from vfmtok.config import config_from_dict, config_to_dict, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.model_size import (
     BYTES,
@@ -26,11 +26,12 @@ from vfmtok.evaluation.model_size import (
     tokenizer_size,
     training_memory,
 )
-from vfmtok.generators.gpt.model import GPT_SIZES, GPTConfig, gpt_config
+from vfmtok.generators import AnyGeneratorConfig, generator_tree
+from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig, gpt_config
 from vfmtok.pretrained.loading import FACTS, newest_checkpoint
 from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED
-from vfmtok.training.generator_recipe import GPTRecipe
-from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.tokenizers import AnyTokenizerConfig, tokenizer_tree
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 
 SEEN_IN_DATA = ("vocab_size", "num_tokens", "num_classes")  # what a generator's training takes from its tokens
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     config, notes = read_model_config(args.config, args.set)
-    size = tokenizer_size(config) if isinstance(config, TokenizerConfig) else gpt_size(config)
+    size = tokenizer_size(config) if isinstance(config, VFMTokConfig) else gpt_size(config)
     facts = tokenizer_facts(size) if isinstance(size, TokenizerSize) else gpt_facts(size)
     facts = {"model": args.config, **facts, "notes": notes}
     if args.json:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def read_model_config(source: str, overrides: list[str]) -> tuple[TokenizerConfig | GPTConfig, list[str]]:
+def read_model_config(source: str, overrides: list[str]) -> tuple[VFMTokConfig | GPTConfig, list[str]]:
     """The configuration that ``source`` names (see the top of the file), changed, and what must be said of it.
 
     Raises:
@@ -82,7 +83,7 @@ def read_model_config(source: str, overrides: list[str]) -> tuple[TokenizerConfi
     kind, config = _model_in(tree, str(path))
     notes = []
     if kind == "gpt":
-        given = {*tree.get("gpt", tree), *(override.partition("=")[0] for override in overrides)}
+        given = {*generator_tree(tree), *(override.partition("=")[0] for override in overrides)}
         assumed = [f"{name} {getattr(config, name)}" for name in SEEN_IN_DATA if name not in given]
         if assumed:
             notes.append(f"assumed: {', '.join(assumed)}; training takes them from its tokens (say others with --set)")
@@ -110,16 +111,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
-def _model_in(tree: dict[str, Any], source: str) -> tuple[str, TokenizerConfig | GPTConfig]:
+def _model_in(tree: dict[str, Any], source: str) -> tuple[str, VFMTokConfig | GPTConfig]:
     """A recipe's model, or the tree as a model's own configuration; told apart by the keys at the top."""
-    if "gpt" in tree:
-        return "gpt", config_from_dict(tree, GPTRecipe, source).gpt
-    if "tokenizer" in tree:
-        return "tokenizer", config_from_dict(tree, TokenizerRecipe, source).tokenizer
     names = {field.name for field in dataclasses.fields(GPTConfig)}
-    if tree and tree.keys() <= names:
-        return "gpt", config_from_dict(tree, GPTConfig, source)
-    return "tokenizer", config_from_dict(tree, TokenizerConfig, source)
+    if tree.keys() & {"generator", "gpt"} or (tree and tree.keys() <= names):
+        return "gpt", config_from_dict(generator_tree(tree), AnyGeneratorConfig, source)
+    return "tokenizer", config_from_dict(tokenizer_tree(tree), AnyTokenizerConfig, source)
 
 
 # --------------------------------------------------------------------------------------
@@ -145,8 +142,8 @@ def tokenizer_facts(size: TokenizerSize) -> dict[str, Any]:
         "image_px": config.image_size,
         "encoder_px": config.encoder.image_size,
         "encoder_grids": [list(grid) for grid in size.grids],
-        "tokens_per_image": config.sampler.num_tokens,
-        "codebook_size": config.quantizer.codebook_size,
+        "tokens_per_image": config.code.num_tokens,
+        "codebook_size": config.code.largest_codebook,
         "code_dim": config.quantizer.code_dim,
         "bits_per_image": size.bits,
     }
@@ -208,7 +205,7 @@ def _report(size: TokenizerSize | GPTSize, facts: dict[str, Any]) -> list[str]:
 
 
 def _about_tokenizer(size: TokenizerSize, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    config, side = size.config, round(size.config.sampler.num_tokens**0.5)
+    config, side = size.config, round(size.config.code.num_tokens**0.5)
     levels = zip(config.encoder.levels, size.grids, size.widths, strict=True)
     read = ", ".join(f"{level} ({h}x{w}, {width} channels)" for level, (h, w), width in levels)
     bits, raw = size.bits, 24 * config.image_size**2
@@ -222,9 +219,9 @@ def _about_tokenizer(size: TokenizerSize, facts: dict[str, Any]) -> list[tuple[s
         ("levels read", read),
         (
             "tokens",
-            f"{config.sampler.num_tokens} an image ({side}x{side}), read by {config.sampler.attention} attention",
+            f"{config.code.num_tokens} an image ({side}x{side}), read by {config.sampler.attention} attention",
         ),
-        ("codebook", f"{config.quantizer.codebook_size:,} codes of {config.quantizer.code_dim} dimensions"),
+        ("codebook", f"{config.code.largest_codebook:,} codes of {config.quantizer.code_dim} dimensions"),
         ("an image's ids", f"{bits:,.0f} bits = {bits / 8:,.0f} bytes, {raw / bits:,.0f} times less than its pixels"),
         ("frozen", ", ".join(facts["frozen"]) or "nothing"),
         ("without encoder", outside),

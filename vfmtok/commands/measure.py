@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vfmtok.commands import network_flags
 from vfmtok.errors import ConfigError, EvaluationError
+from vfmtok.files import write_json
 
 if TYPE_CHECKING:
     from vfmtok.distributed import World
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
     from vfmtok import distributed
-    from vfmtok.evaluation import compared, parts
+    from vfmtok.evaluation import compared
     from vfmtok.evaluation.encoder_distance import open_encoder
     from vfmtok.evaluation.image_sources import open_images, size_of
     from vfmtok.evaluation.results import as_lines, as_tree, not_finite
@@ -80,5 +81,5 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
                 "notes": found.notes,
             }
             if out is not None:
-                parts.write_json(out, results)
+                write_json(out, results)
             print("\n".join(as_lines(str(path), {key: results[key] for key in ("numbers", "warnings", "notes")})))

@@ -28,8 +28,8 @@ from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
 from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_crops
-from vfmtok.evaluation.parts import replace_file, write_json
 from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.files import replace_file, write_json
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.contact_sheet import draw_pair, draw_pairs
 from vfmtok.pictures.reconstruction import chosen_tokens, draw_sampling_points, parse_tokens
@@ -162,7 +162,7 @@ def _finish(
         {"protocol": protocol, "psnr": mean, "tokenizer_hash": fingerprint, "images": rows, "skipped": skipped},
     )
     if rows:
-        codebook = tokenizer.config.quantizer.codebook_size
+        codebook = tokenizer.code.largest_codebook
         arrays = {
             "ids": torch.cat(ids).numpy().astype(np.uint16 if codebook <= 2**16 else np.uint32),  # (n,K)
             "names": np.array([row["name"] for row in rows]),  # (n,)
@@ -241,7 +241,7 @@ def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, dev
             f"{path} holds the ids of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
             f"{fingerprint[:12]}...)"
         )
-    size_of_ids, codebook = tokenizer.config.sampler.num_tokens, tokenizer.config.quantizer.codebook_size
+    size_of_ids, codebook = tokenizer.code.num_tokens, tokenizer.code.largest_codebook
     if ids.shape[1] != size_of_ids or ids.max(initial=0) >= codebook:
         raise DataError(f"{path} is damaged: its ids are not {size_of_ids} an image, each below {codebook:,}")
     with tqdm(total=len(ids), unit="image", disable=None if len(ids) > batch else True) as bar:

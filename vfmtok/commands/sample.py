@@ -9,21 +9,17 @@ Shapes: N images, K tokens, S side.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
-from vfmtok.generators.gpt.generate import generate
-from vfmtok.generators.gpt.model import GPT_SIZES
+from vfmtok.generators.drawing import draw_images
+from vfmtok.generators.gpt.config import GPT_SIZES
 from vfmtok.generators.token_sampling import Guidance, Sampling
-from vfmtok.pictures.contact_sheet import write_text
+from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
-from vfmtok.training import passes
-
-CELL = 128  # least side of an image in the picture; smaller ones are enlarged unsmoothed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,59 +122,6 @@ def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[i
     if not labels:
         raise ConfigError("--classes names no class")
     return labels
-
-
-# --------------------------------------------------------------------------------------
-# Images of labels, by all processes
-# --------------------------------------------------------------------------------------
-
-
-def draw_ids(gpt: nn.Module, labels: Tensor, batch: int, world: distributed.World, **settings) -> Tensor:
-    """ids (N,K) int64 on the CPU in every process: sample i of the seed has label i, whoever draws it.
-
-    All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
-    every pass, and products of another number of rows round differently.
-
-    Raises:
-        VFMTokError: in all processes, if the logits are not finite in one.
-    """
-    passes_each = -(-len(labels) // (batch * world.size))
-    rows = torch.arange(passes_each * world.size * batch).clamp(max=len(labels) - 1)  # the last one again, dropped
-    share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
-    found = []
-    for part in share:
-        with distributed.together():
-            found.append(generate(gpt, labels[part], sample_indices=part, **settings).to(world.device))
-    everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,K)
-    return everyone.transpose(0, 1).flatten(0, 2)[: len(labels)].cpu()
-
-
-def draw_images(
-    gpt: nn.Module, tokenizer: nn.Module, labels: Tensor, size: int, batch: int, world: distributed.World, **settings
-) -> np.ndarray:
-    """(N,S,S,3) uint8 of ``draw_ids``, decoded in float32 by every process."""
-    ids = draw_ids(gpt, labels, min(batch, len(labels)), world, **settings)
-    with passes.autocast("none", world.device):
-        decoded = [tokenizer.decode_to_uint8(part.to(world.device), size).cpu() for part in ids.split(batch)]
-    return torch.cat(decoded).numpy()
-
-
-def draw_rows(pixels: np.ndarray, names: list[str], title: str) -> Image.Image:
-    """pixels (classes,n,S,S,3) uint8 -> a row of images per class, under a title, the name above each row."""
-    margin, gap, caption, header = 16, 4, 22, 36
-    rows, columns, side = pixels.shape[:3]
-    cell = side * max(1, -(-CELL // side))
-    width = max(2 * margin + columns * (cell + gap) - gap, 420)
-    sheet = Image.new("RGB", (width, header + rows * (cell + caption) + margin), "#ffffff")
-    draw = ImageDraw.Draw(sheet)
-    write_text(draw, (margin, 18), title, 15, width - 2 * margin)
-    for row, name in enumerate(names):
-        top = header + row * (cell + caption)
-        write_text(draw, (margin, top + 10), name, 13, width - 2 * margin, "#6e7781")
-        for column in range(columns):
-            image = Image.fromarray(pixels[row, column]).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (margin + column * (cell + gap), top + caption))
-    return sheet
 
 
 def _write(picture: Image.Image, out: Path) -> None:

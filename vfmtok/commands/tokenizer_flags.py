@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.config import TokenizerConfig, config_to_dict, load_config, with_overrides
+from vfmtok.config import config_to_dict, load_config, with_overrides
 from vfmtok.errors import ConfigError
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
 
 Flags = tuple[tuple[str, str, Any, str], ...]
@@ -123,7 +124,7 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     recipe = load_config(args.recipe, kind=TokenizerRecipe) if args.recipe else TokenizerRecipe()
     values: dict[str, Any] = {}
     if args.tokenizer_config:
-        values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config, kind=TokenizerConfig))
+        values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config, kind=VFMTokConfig))
     if args.vq_model:
         values["tokenizer.pixel_decoder.multipliers"] = VQ_MODELS[args.vq_model]
     values |= given(args, TOKENIZER_FLAGS)

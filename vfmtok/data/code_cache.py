@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmtok.code import Ids, Segment, code_from_dict, square_grid
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
@@ -56,6 +57,7 @@ class CodeCache:
     Attributes:
         path, metadata: the folder, and the content of its cache.json.
         num_views, num_tokens, codebook_size, classes: from the metadata.
+        code: ``Ids``, what a row is.
         labels: (N,) int64.
     """
 
@@ -67,6 +69,7 @@ class CodeCache:
             raise DataError(f"the token cache {path} is not complete: run the `vfmtok codes` that made it again")
         self.num_views, self.num_tokens = len(self.metadata["views"]), self.metadata["num_tokens"]
         self.codebook_size: int = self.metadata["codebook_size"]
+        self.code = _code_of(self.metadata)
         self.classes: list[str] | None = self.metadata["classes"]
         self._ids = _open_array(self.path / "ids.npy", self._shape, _dtype(self.codebook_size))
         labels = _open_array(self.path / "labels.npy", self._shape[:1], np.int64)
@@ -107,6 +110,14 @@ class CodeCache:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._ids = _open_array(self.path / "ids.npy", self._shape, _dtype(self.codebook_size))
+
+
+def _code_of(metadata: dict[str, Any]) -> Ids:
+    """Version 0.1 wrote only how many tokens of how many codes there are."""
+    if "code" in metadata:
+        return code_from_dict(metadata["code"])
+    tokens = metadata["num_tokens"]
+    return Ids((Segment(tokens, metadata["codebook_size"], square_grid(tokens)),))
 
 
 # --------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Decoders: feature maps to images. vqgan: the pixel decoder of VQGAN."""

@@ -4,11 +4,31 @@ for one attention layer at the coarsest size.
 Shapes: B batch, C channels, h and w sides of a map.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmtok.config import PixelDecoderConfig
+from vfmtok.config import require, require_positive, require_share
+
+
+@dataclass(frozen=True)
+class PixelDecoderConfig:
+    """The VQGAN decoder: maps to pixels, doubling the side after every level but the last."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (4, 2, 2, 1, 1)  # coarse to fine
+    res_blocks: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        require_positive(self, "pixel_decoder", "channels", "res_blocks")
+        whole = len(self.multipliers) > 0 and min(self.multipliers) > 0
+        require(whole, "pixel_decoder.multipliers", "must be one or more positive numbers", self.multipliers)
+        grouped = all(self.channels * multiplier % 32 == 0 for multiplier in self.multipliers)
+        require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
+        require_share(self.dropout, "pixel_decoder.dropout")
 
 
 class PixelDecoder(nn.Module):

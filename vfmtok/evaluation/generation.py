@@ -20,12 +20,14 @@ import torch
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.errors import ConfigError, SharedError
+from vfmtok.code import check_fits
+from vfmtok.errors import SharedError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
+from vfmtok.files import read_json
 from vfmtok.generators.gpt.generate import generate
 from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import full_float32
@@ -66,7 +68,7 @@ def evaluate_generator(
     Raises:
         VFMTokError: the same on all processes.
     """
-    check_match(gpt, tokenizer)
+    check_fits(gpt.code, tokenizer.code, "the tokenizer")
     job = _job(gpt, tokenizer, samples, inception, references)
     if samples.precision != "none":  # then these change most images, by rounding (generators/gpt/generate.py)
         job |= {"batch": batch, "compile": compile}
@@ -93,16 +95,6 @@ def evaluate_generator(
     return distributed.gather(results)[0]
 
 
-def check_match(gpt: GPT, tokenizer: VFMTok) -> None:
-    """Raise ConfigError unless the GPT's tokens are the tokenizer's."""
-    theirs = tokenizer.config.quantizer.codebook_size, tokenizer.config.sampler.num_tokens
-    if (gpt.config.vocab_size, gpt.config.num_tokens) != theirs:
-        raise ConfigError(
-            f"the GPT makes {gpt.config.num_tokens} tokens of {gpt.config.vocab_size} codes, the tokenizer reads "
-            f"{theirs[1]} of {theirs[0]}: they do not belong together"
-        )
-
-
 def _job(
     gpt: GPT, tokenizer: VFMTok, samples: Samples, inception: Inception | None, references: ReferenceSet | None
 ) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def _made_before(folder: Path, samples: Samples, world: distributed.World) -> di
     checked = None
     with distributed.together():
         if world.is_main and (folder / "samples.npz").is_file():
-            checked = (parts.read_json(folder / "results.json") or {}).get("samples")
+            checked = (read_json(folder / "results.json") or {}).get("samples")
             if len(NpzImages(folder / "samples.npz")) != samples.count:
                 checked = None
     return distributed.gather(checked)[0]

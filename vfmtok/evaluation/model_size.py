@@ -21,9 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vfmtok.config import TokenizerConfig
 from vfmtok.errors import WeightsError
-from vfmtok.generators.gpt.model import GPT, GPTConfig
+from vfmtok.generators.gpt.config import GPTConfig
+from vfmtok.generators.gpt.model import GPT
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.weights.name_maps import to_released
 
@@ -44,7 +45,7 @@ class Part:
 class TokenizerSize:
     """What a tokenizer needs. FLOPs are for one image."""
 
-    config: TokenizerConfig  # resolved: with what the encoder fills in
+    config: VFMTokConfig  # resolved: with what the encoder fills in
     grids: tuple[tuple[int, int], ...]  # (height, width) in cells of every level that is read
     widths: tuple[int, ...]  # channels of every level
     parts: list[Part]
@@ -54,7 +55,7 @@ class TokenizerSize:
     @property
     def bits(self) -> float:
         """Of one image's ids, as they are: K log2(V)."""
-        return self.config.sampler.num_tokens * math.log2(self.config.quantizer.codebook_size)
+        return self.config.code.bits
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class GPTSize:
         return 2 * self.config.n_layer * (1 + self.config.num_tokens) * self.config.dim
 
 
-def tokenizer_size(config: TokenizerConfig) -> TokenizerSize:
+def tokenizer_size(config: VFMTokConfig) -> TokenizerSize:
     """Raises ConfigError if such a tokenizer can't be built."""
     encoder = dataclasses.replace(config.encoder, weights="none", weights_sha256=None)
     bare = dataclasses.replace(config, encoder=encoder)

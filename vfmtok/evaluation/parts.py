@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from vfmtok import distributed
 from vfmtok.errors import DataError
-from vfmtok.files import replacing
+from vfmtok.files import read_json, replace_file, write_json
 
 Place = tuple[int, int]  # samples start ... stop - 1
 
@@ -133,37 +132,6 @@ class Parts:
                 return [archive[name] for name in names]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read {path}: {error}; delete it and run again") from None
-
-
-# --------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------
-
-
-def replace_file(path: Path, write: Callable[[Any], None]) -> None:
-    """Hand ``write`` a binary file that becomes ``path`` when it is complete. Raises DataError."""
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            write(file)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Strict JSON, without NaN. Raises DataError."""
-    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None without the file. Raises DataError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    return found if isinstance(found, dict) else {}
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vfmtok.evaluation import parts
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.files import replace_file
 from vfmtok.layers.precision import full_float32
 from vfmtok.metrics.pixels import PixelMetrics
 from vfmtok.pictures.reconstruction import chosen_tokens, draw_reconstructions, draw_sampling_points
@@ -221,7 +222,7 @@ def _crops(records: RecordDataset, indices: list[int], tokenizer: VFMTok, world:
 
 
 def _save(picture, path: Path) -> None:
-    parts.replace_file(path, lambda file: picture.save(file, "PNG"))
+    replace_file(path, lambda file: picture.save(file, "PNG"))
 
 
 def _write_table(path: Path, records: RecordDataset, found: Found, names: tuple[str, ...]) -> None:
@@ -231,4 +232,4 @@ def _write_table(path: Path, records: RecordDataset, found: Found, names: tuple[
     table.writerow(["record", "class", *names])
     for index, label, *values in zip(found.indices, *map(found.whole, ("labels", *names)), strict=True):
         table.writerow([index, records.class_name(int(label)), *(f"{value:.6g}" for value in values)])
-    parts.replace_file(path, lambda file: file.write(text.getvalue().encode("utf-8", "replace")))
+    replace_file(path, lambda file: file.write(text.getvalue().encode("utf-8", "replace")))

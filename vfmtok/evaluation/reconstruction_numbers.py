@@ -86,7 +86,7 @@ def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: dist
 
     Raises DataError, the same on all processes: a part is damaged.
     """
-    codebook = CodebookUsage(tokenizer.config.quantizer.codebook_size)
+    codebook = CodebookUsage(tokenizer.code.largest_codebook)
     with distributed.together():  # all parts are read before the processes add up what they found
         features = _read_features(found, measures, world) if measures.inception is not None else None
         pixels = _pixel_numbers(found, measures, size)

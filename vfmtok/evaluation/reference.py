@@ -23,9 +23,9 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
-from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
+from vfmtok.files import replace_file
 from vfmtok.metrics.feature_bank import FeatureBank
 from vfmtok.metrics.frechet import FeatureStatistics, Gaussian
 from vfmtok.weights import reading
@@ -125,7 +125,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         "sigma_s": reference.spatial.covariance.numpy(),
         "vfmtok": np.array(json.dumps(about, sort_keys=True)),
     }
-    parts.replace_file(Path(path), lambda file: np.savez(file, **arrays))
+    replace_file(Path(path), lambda file: np.savez(file, **arrays))
 
 
 def read_reference(path: str | Path) -> Reference:

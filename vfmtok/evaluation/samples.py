@@ -16,6 +16,7 @@ from PIL import Image
 from vfmtok.errors import ConfigError, EvaluationError
 from vfmtok.evaluation import parts
 from vfmtok.evaluation.image_sources import NpzImages
+from vfmtok.files import replace_file
 from vfmtok.generators.token_sampling import Guidance, Sampling
 from vfmtok.pictures.contact_sheet import Section, draw_sheet
 
@@ -119,7 +120,7 @@ def write_checked_samples(
         if top <= 1:
             raise EvaluationError("no pixel of the samples is above 1: these are not images of 0 to 255")
 
-    parts.replace_file(path, write)
+    replace_file(path, write)
     per_class = np.bincount(labels, minlength=num_classes)
     return {
         "count": samples.count,
@@ -167,4 +168,4 @@ def draw_grid(folder: Path, samples: Samples, labels: np.ndarray, class_names: l
         rows.append((name, len(indices), [found[int(index)] for index in indices[:GRID_IMAGES]]))
     title = f"{samples.count:,} samples at {samples.size} px, {samples.guidance}, seed {samples.seed}"
     sheet = draw_sheet([Section(title, rows)])
-    parts.replace_file(folder / "grid.png", lambda file: sheet.save(file, "PNG"))
+    replace_file(folder / "grid.png", lambda file: sheet.save(file, "PNG"))

@@ -7,9 +7,9 @@ from typing import Any
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
-from vfmtok.evaluation import parts
 from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.samples import Samples
+from vfmtok.files import read_json, replace_file, write_json
 
 Evaluate = Callable[[Samples, Path], dict[str, Any]]
 
@@ -60,14 +60,14 @@ def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
     """
     path = stem.with_name(stem.name + ".json")
     job = _without_guidance(next(iter(found.values()))["job"])
-    earlier = parts.read_json(path) or {}
+    earlier = read_json(path) or {}
     if earlier and earlier.get("job") != job:
         different = next((key for key, value in job.items() if earlier.get("job", {}).get(key) != value), "job")
         print(f"sweep: {path} was of another {different} and begins anew")
         earlier = {}
     scales = {f"{scale:g}": {"numbers": r["numbers"], "warnings": r["warnings"]} for scale, r in found.items()}
     scales = dict(sorted((earlier.get("scales", {}) | scales).items(), key=lambda item: float(item[0])))
-    parts.write_json(path, {"job": job, "scales": scales})
+    write_json(path, {"job": job, "scales": scales})
     points = {float(scale): _short_names(results["numbers"]) for scale, results in scales.items()}
     if any(points.values()):
         draw_sweep(points, stem.with_name(stem.name + ".png"), model)
@@ -119,4 +119,4 @@ def draw_sweep(points: dict[float, dict[str, float]], path: Path, model: str) ->
         axis.margins(x=0.08, y=0.15)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
-    parts.replace_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+    replace_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))

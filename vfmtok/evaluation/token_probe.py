@@ -68,7 +68,7 @@ class TokenProbe:
         except EvaluationError as error:
             results.warnings.append(f"L.P. is left out: {error}")
             return
-        inputs = f"the mean of {tokenizer.config.sampler.num_tokens} region tokens ({tokens.shape[1]} values)"
+        inputs = f"the mean of {tokenizer.code.num_tokens} region tokens ({tokens.shape[1]} values)"
         how = (
             f"% of {found.val_images:,} images, {classes:,} classes; MAE's linear probe ({self.recipe.optimizer}, "
             f"{self.recipe.epochs} epochs, batch {min(self.recipe.batch, found.train_images):,}, no augmentation) on "

@@ -7,6 +7,9 @@ generator, Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
 Shapes: B batch, V vocabulary.
 """
 
+import hashlib
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -50,3 +53,43 @@ def exponentials(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor
     # log1p is not vectorised on CPUs, where it took a thirtieth of a GPT-B's step.
     rest = 1 - uniform
     return torch.where(rest == 1, uniform, rest.log().mul_(uniform / (rest - 1)))
+
+
+def uniforms(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
+    """samples (B,), step (1,), int64 and not negative -> (B,count) float32, uniform in [0,1), in steps of 2^-24."""
+    blocks = torch.arange((count + 3) // 4, device=samples.device)[None]  # (1,count/4), four numbers each
+    samples = samples[:, None]  # (B,1)
+    counter = (blocks, step[None] & _MASK, samples & _MASK, samples >> 32)
+    words = [(word >> 8).float() for word in philox4x32(counter, (seed & _MASK, seed >> 32))]  # 4 x (B,count/4)
+    return torch.stack(words, dim=-1).flatten(1)[:, :count].mul_(2.0**-24)  # (B,count)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a training step: a function of (seed, sample, purpose), not of rank, batch or what else
+    is drawn.
+
+    Attributes:
+        seed: of the run, in [0,2^64).
+        samples: (B,) int64 on the device: each row's position in the run's endless sequence of samples, so the same
+            image draws other numbers in every epoch.
+    """
+
+    seed: int
+    samples: Tensor
+
+    def uniform(self, purpose: str, count: int) -> Tensor:
+        """(B,count) float32 in [0,1). Another ``purpose`` gives unrelated numbers."""
+        return uniforms(self.seed, self.samples, self._stream(purpose), count)
+
+    def normal(self, purpose: str, count: int) -> Tensor:
+        """(B,count) float32 of the standard normal distribution, by Box and Muller's method."""
+        half = (count + 1) // 2
+        uniform = uniforms(self.seed, self.samples, self._stream(purpose), 2 * half)  # (B,2*half)
+        radius = (-2 * torch.log1p(-uniform[:, :half])).sqrt()  # (B,half)
+        angle = 2 * torch.pi * uniform[:, half:]
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+
+    def _stream(self, purpose: str) -> Tensor:
+        digest = hashlib.sha256(purpose.encode()).digest()[:4]
+        return torch.tensor([int.from_bytes(digest, "little")], device=self.samples.device)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vfmtok.checks import require
+from vfmtok.config import require
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Float32 islands: what low precision would spoil is computed in float32, under autocast too."""
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x.to(weight.dtype), weight, layer.bias.to(weight.dtype))
 
 
-@contextmanager
+@contextlib.contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
     """Float32 products in float32: neither TF32 nor autocast, both as they were afterwards."""
     backends = torch.backends
@@ -40,3 +40,8 @@ def full_float32(device_type: str) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             setattr(switch, name, value)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of a pass in ``precision``: "bf16", "fp16" or "none" (float32)."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "none")

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
+from vfmtok.tokenizers.vfmtok.model import to_pixels
 
 Group = tuple[np.ndarray, np.ndarray, list[str]]  # originals (n,S,S,3), reconstructions (n,S,S,3), captions
 
@@ -85,7 +85,7 @@ def parse_tokens(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, text.split(",")))
 
 
-def chosen_tokens(tokenizer: VFMTok, tokens: Sequence[int] | None = None) -> tuple[int, ...] | None:
+def chosen_tokens(tokenizer: nn.Module, tokens: Sequence[int] | None = None) -> tuple[int, ...] | None:
     """The tokens whose points are drawn: these, by default one of each quarter; None if the sampler has no points.
 
     Raises:
@@ -101,7 +101,9 @@ def chosen_tokens(tokenizer: VFMTok, tokens: Sequence[int] | None = None) -> tup
     return tokens
 
 
-def draw_sampling_points(tokenizer: VFMTok, images: Tensor, tokens: Sequence[int] | None = None) -> Image.Image | None:
+def draw_sampling_points(
+    tokenizer: nn.Module, images: Tensor, tokens: Sequence[int] | None = None
+) -> Image.Image | None:
     """Where the region sampler's first, middle and last layer read the images (n,3,S,S) in [-1,1] for some tokens.
 
     A dot's area is the weight of its sample in its head, a cross the token's reference point, a colour a token.
@@ -140,7 +142,7 @@ def draw_sampling_points(tokenizer: VFMTok, images: Tensor, tokens: Sequence[int
 
 
 @torch.no_grad()
-def sampling_points(tokenizer: VFMTok, images: Tensor, layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+def sampling_points(tokenizer: nn.Module, images: Tensor, layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
     """layer -> locations (n,Q,H,L,P,2) as (x,y), in [0,1] inside the image, and weights (n,Q,H,L,P)."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
 

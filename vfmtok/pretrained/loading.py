@@ -4,21 +4,25 @@ Shapes and names are checked strictly (``load_tokenizer``); only fine-tuning may
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from vfmtok.config import TokenizerConfig, config_from_dict, load_config, with_overrides
+from vfmtok.config import config_from_dict, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tree
+from vfmtok.generators.gpt.config import gpt_config
 from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED, published_file
+from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer, load_config, tokenizer_tree
 from vfmtok.weights import download, reading
 from vfmtok.weights.hashing import tokenizer_hash
 from vfmtok.weights.name_maps import check_tensors, load_released, name_map, rename
@@ -33,7 +37,7 @@ class TokenizerWeights:
     """Weights without the frozen encoder's, and what is known of them."""
 
     tensors: dict[str, Tensor]
-    config: TokenizerConfig | None  # None: the file does not say
+    config: Any  # of a tokenizer, or None: the file does not say
     source: str  # for messages
 
 
@@ -57,7 +61,7 @@ class GPTWeights:
 
 
 def load_tokenizer(
-    path: str | Path, config_file: str | Path | TokenizerConfig | None = None, overrides: Iterable[str] = ()
+    path: str | Path, config_file: str | Path | AnyTokenizerConfig | None = None, overrides: Iterable[str] = ()
 ) -> nn.Module:
     """A tokenizer in eval mode, without gradients.
 
@@ -71,10 +75,8 @@ def load_tokenizer(
         ConfigError: no configuration is known, or it can't be used.
         WeightsError: nothing is there, or the weights are of another model.
     """
-    import vfmtok  # the public names, which rooms above this one hold
-
     weights = read_tokenizer_weights(path)
-    if isinstance(config_file, TokenizerConfig):
+    if dataclasses.is_dataclass(config_file):
         config = with_overrides(config_file, overrides)
     elif config_file is not None:
         config = load_config(config_file, overrides)
@@ -84,7 +86,7 @@ def load_tokenizer(
         config = with_overrides(PAPER_TOKENIZER, overrides)
     else:
         raise ConfigError(f"{weights.source} does not bring its configuration: name it (--transformer-config-file)")
-    tokenizer = vfmtok.VFMTok(config)
+    tokenizer = build_tokenizer(config)
     if weights.config is not None:  # a folder of ours
         copy_strictly(tokenizer, weights.tensors, weights.source)
     else:
@@ -109,11 +111,9 @@ def load_gpt(path: str | Path, config: Any = None) -> nn.Module:
 
 def build_gpt(weights: GPTWeights, config: Any = None) -> nn.Module:
     """The same, of weights that were read."""
-    import vfmtok
-
     if config is None and weights.config is None:
         raise ConfigError(f"{weights.source} does not bring its configuration: name the model (--gpt-model)")
-    gpt = vfmtok.GPT(config or weights.config)
+    gpt = build_generator(config or weights.config)
     if weights.config is not None:
         copy_strictly(gpt, weights.tensors, weights.source)
     else:
@@ -137,8 +137,7 @@ def load_generator(
     """
     weights = read_gpt_weights(path, size)
     weights.check_tokenizer(tokenizer_hash(tokenizer))
-    of = tokenizer.config
-    fixed = {"vocab_size": of.quantizer.codebook_size, "num_tokens": of.sampler.num_tokens}
+    fixed = {"vocab_size": tokenizer.code.largest_codebook, "num_tokens": tokenizer.code.num_tokens}
     size = size if weights.config is not None else size or default_size
     return build_gpt(weights, gpt_config_of(weights, size, fixed | given)), weights
 
@@ -152,10 +151,8 @@ def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) 
     Raises:
         ConfigError: a contradiction, or a file without a size.
     """
-    import vfmtok
-
     if weights.config is not None:
-        named = vfmtok.gpt_config(size) if size is not None else weights.config
+        named = gpt_config(size) if size is not None else weights.config
         shape = {name: getattr(named, name) for name in ("n_layer", "n_head", "dim")}
         for name, value in (shape | given).items():
             own = getattr(weights.config, name, "unknown")
@@ -168,7 +165,7 @@ def gpt_config_of(weights: GPTWeights, size: str | None, given: dict[str, Any]) 
     if "tok_embeddings.weight" in weights.tensors and "cls_embedding.embedding_table.weight" in weights.tensors:
         shape["vocab_size"] = len(weights.tensors["tok_embeddings.weight"])
         shape["num_classes"] = len(weights.tensors["cls_embedding.embedding_table.weight"]) - 1
-    return vfmtok.gpt_config(size, **{**shape, **given})
+    return gpt_config(size, **{**shape, **given})
 
 
 def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
@@ -176,15 +173,13 @@ def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
 
     Raises WeightsError.
     """
-    import vfmtok
-
     if str(path) in PUBLISHED and part is None:
         raise WeightsError(f"{path} holds generators of several sizes: name one, such as GPT-B (--gpt-model)")
     path = _published(path, part)
     if not path.is_dir():
         return GPTWeights(*_read_file(path))
     file, config_file = checkpoint_files(path, "generator")
-    config = _read_section(config_file, "gpt", vfmtok.GPTConfig)
+    config = _read_section(config_file, "generator")
     facts: dict[str, Any] = _read_facts(config_file)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # weights that were moved without it
         facts = json.loads((file.parent / "state.json").read_text(encoding="utf-8"))["numbers"]["parts"]["tokens"]
@@ -215,7 +210,7 @@ def read_weights(run: str | Path) -> TokenizerWeights | GPTWeights:
     if not path.is_dir():
         raise WeightsError(f"{run} is no run's folder and no checkpoint's")
     tree = _read_tree(checkpoint_files(path, "model")[1])
-    of_gpt = isinstance(tree, dict) and "gpt" in tree
+    of_gpt = isinstance(tree, dict) and bool(tree.keys() & {"generator", "gpt"})
     return read_gpt_weights(path) if of_gpt else read_tokenizer_weights(path)
 
 
@@ -235,7 +230,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], None, str]:
     return tensors, None, source
 
 
-def read_config(path: str | Path) -> TokenizerConfig | None:
+def read_config(path: str | Path) -> AnyTokenizerConfig | None:
     """The configuration that ``read_tokenizer_weights`` finds, without reading the weights."""
     if str(path) in PUBLISHED and not Path(path).exists():
         return PAPER_TOKENIZER
@@ -325,13 +320,17 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return {key: tree.get(key) for key in FACTS} if isinstance(tree, dict) and "model_sha256" in tree else {}
 
 
-def _read_section(path: Path, section: str, kind: type = TokenizerConfig) -> Any:
-    """The model's configuration of a recipe, or of a file that holds nothing else. Raises ConfigError."""
+def _read_section(path: Path, section: Literal["tokenizer", "generator"]) -> Any:
+    """The model's configuration of a recipe, or of a file that holds nothing else. Raises VFMTokError."""
     tree = _read_tree(path)
-    if isinstance(tree, dict) and not tree.keys() & {section} and tree.keys() & {"tokenizer", "gpt"}:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top")
+    other = tree.keys() & ({"generator", "gpt"} if section == "tokenizer" else {"tokenizer"})
+    if other:
         raise WeightsError(f"{path.parent} holds no {section}: it is of another kind of run")
-    tree = tree.get(section, tree) if isinstance(tree, dict) else tree
-    return config_from_dict(tree, kind, source=str(path))
+    if section == "tokenizer":
+        return config_from_dict(tokenizer_tree(tree, (), str(path)), AnyTokenizerConfig, source=str(path))
+    return config_from_dict(generator_tree(tree, (), str(path)), AnyGeneratorConfig, source=str(path))
 
 
 def _read_tree(path: Path) -> Any:

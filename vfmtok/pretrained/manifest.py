@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vfmtok.checks import closest_match, require, require_positive
-from vfmtok.config import load_config
+from vfmtok.config import closest_match, load_config, require, require_positive
 from vfmtok.errors import ConfigError
-from vfmtok.generators.gpt.model import GPT_SIZES
+from vfmtok.generators.gpt.config import GPT_SIZES
 
 FOLDER = Path(__file__).parent / "manifests"
 NUMBERS = {  # that each task measures

@@ -16,6 +16,8 @@ from torch import nn
 
 from vfmtok.config import load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.generators import AnyGeneratorConfig
+from vfmtok.generators.gpt.config import gpt_config
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED, published_file
 from vfmtok.weights import reading
@@ -56,10 +58,8 @@ def from_pretrained(
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
         ConfigError: the configuration is missing or can't be used.
     """
-    import vfmtok  # the public names, which rooms above this one hold
-
     if part not in ("tokenizer", "gpt") and str(name) not in PUBLISHED:
-        vfmtok.gpt_config(part)  # an unknown one ends here, before anything is downloaded
+        gpt_config(part)  # an unknown one ends here, before anything is downloaded
     with hub_access(cache_dir, True if local_files_only else None):
         path = locate(name, part, revision, sha256)
         if part == "tokenizer":
@@ -127,13 +127,11 @@ def _fetch_saved(repository: str, part: str, revision: str | None, sha256: str |
 
 
 def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> nn.Module:
-    import vfmtok
-
     weights = pretrained.read_gpt_weights(path)
     if weights.config is not None and part != "gpt":
         pretrained.gpt_config_of(weights, part, {})  # raises for one of another size
     if isinstance(config, str | Path):
-        return pretrained.build_gpt(weights, load_config(config, overrides, vfmtok.GPTConfig))
+        return pretrained.build_gpt(weights, load_config(config, overrides, kind=AnyGeneratorConfig))
     config = config or weights.config
     if config is None and part == "gpt":
         raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")

@@ -6,9 +6,10 @@ checked against it; a hash entered here is asked for besides, and pins the file 
 
 from dataclasses import dataclass
 
-from vfmtok.checks import closest_match
-from vfmtok.config import EncoderConfig, TokenizerConfig
+from vfmtok.config import closest_match
+from vfmtok.encoders.vfm import EncoderConfig
 from vfmtok.errors import WeightsError
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ PUBLISHED: dict[str, dict[str, PublishedFile]] = {
 ENCODERS = {VFMTOK: ("timm/vit_large_patch14_reg4_dinov2.lvd142m", "model.safetensors")}
 
 # The published tokenizer comes without its encoder, DINOv2-L with registers.
-PAPER_TOKENIZER = TokenizerConfig(encoder=EncoderConfig(weights="auto"))
+PAPER_TOKENIZER = VFMTokConfig(encoder=EncoderConfig(weights="auto"))
 
 
 def published_file(repository: str, part: str) -> PublishedFile:

@@ -168,8 +168,8 @@ def _facts(model: nn.Module, kind: str, config: Any, facts: dict[str, Any]) -> d
         encoder = tree["encoder"]
         said["encoder"] = f"{encoder['name']} at {encoder['image_size']} px, levels {encoder['levels']}"
         said["encoder's weights"] = f"{encoder['weights']}, SHA-256 {encoder['weights_sha256'] or 'not recorded'}"
-        said["image"] = f"{config.image_size} px, {config.sampler.num_tokens} tokens"
-        said["codebook"] = f"{config.quantizer.codebook_size:,} codes of {config.quantizer.code_dim} dimensions"
+        said["image"] = f"{config.image_size} px, {config.code.num_tokens} tokens"
+        said["codebook"] = f"{config.code.largest_codebook:,} codes of {config.quantizer.code_dim} dimensions"
     else:
         said["shape"] = f"{config.n_layer} layers, {config.n_head} heads, width {config.dim}"
         said["tokens"] = f"{config.num_tokens} of {config.vocab_size:,} codes"

@@ -1,20 +1,44 @@
 """Cosine vector quantization (van den Oord et al., 2017; unit vectors as in ViT-VQGAN, Yu et al., 2022).
 
 A quantizer maps latents to the codes of a finite codebook. Another one replaces it by keeping ``forward``,
-``lookup``, the ``Quantized`` it returns and the switch ``continuous`` (see finite_scalar.py), and by a name in
-QUANTIZERS of tokenizer.py.
+``lookup``, the ``Quantized`` it returns and the switch ``continuous`` (see finite_scalar.py), and by a row in
+``quantizers/__init__.py``.
 
 Shapes: B batch, K tokens, V codebook size, E code dimensions.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmtok.config import QuantizerConfig
+from vfmtok.config import require_not_negative, require_positive
 from vfmtok.layers.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class CosineConfig:
+    """A learned codebook and its losses."""
+
+    kind: Literal["cosine"] = "cosine"
+    codebook_size: int = 16384
+    code_dim: int = 12
+    commit_weight: float = 0.25  # beta of the commitment loss
+    entropy_weight: float = 0.0  # weight of the entropy loss; 0 leaves it out
+    entropy_temperature: float = 0.01
+
+    def __post_init__(self):
+        require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")
+        require_not_negative(self, "quantizer", "commit_weight", "entropy_weight")
+
+    @classmethod
+    def upgraded(cls, tree: dict) -> dict:
+        """Version 0.1 wrote the fields of finite scalar quantization here too, empty."""
+        if tree.get("levels", 0) is None:
+            del tree["levels"]
+        return tree
 
 
 @dataclass
@@ -33,7 +57,7 @@ class CosineQuantizer(nn.Module):
     Computed in float32 (float64 if the codebook is), under autocast and in a bfloat16 module too.
     """
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: CosineConfig):
         super().__init__()
         self.config = config
         self.continuous = False  # training may begin without quantization, see training/codebook_care.py
@@ -42,7 +66,7 @@ class CosineQuantizer(nn.Module):
         self.codebook = nn.Parameter(F.normalize(start, dim=-1))  # (V,E)
 
     def forward(self, latents: Tensor) -> Quantized:
-        """latents (B,K,E), any length of vectors -> Quantized.
+        """latents (B,K,E), of any norm -> Quantized.
 
         In training with ``continuous`` set, the codes are the normalised latents themselves and the losses are 0.
         """

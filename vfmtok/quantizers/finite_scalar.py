@@ -7,14 +7,49 @@ place of the cosine quantizer (``quantizer.kind: fsq``) and keeps its contract, 
 Shapes: B batch, K tokens, E code dimensions, V codebook size (the product of ``levels``).
 """
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from vfmtok.config import QuantizerConfig
+from vfmtok.config import require
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.quantizers.cosine import Quantized
 
 SLACK = 1e-3  # beyond the outermost values, so that tanh reaches them
+
+
+@dataclass(frozen=True)
+class FiniteScalarConfig:
+    """How many values each code dimension takes; by default about as many codes as 2^14 (Mentzer et al., table 1)."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...] = (8, 8, 8, 6, 5)
+
+    def __post_init__(self):
+        require(min(self.levels, default=0) >= 2, "quantizer.levels", "must be 2 or more each", self.levels)
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def code_dim(self) -> int:
+        return len(self.levels)
+
+    @classmethod
+    def upgraded(cls, tree: dict) -> dict:
+        """Version 0.1 asked for what follows from the levels, and wrote the cosine quantizer's weights besides."""
+        levels = tree.get("levels")
+        size, dim, entropy = (tree.pop(key, None) for key in ("codebook_size", "code_dim", "entropy_weight"))
+        if isinstance(levels, list | tuple) and all(isinstance(level, int) for level in levels):
+            product = math.prod(levels)
+            require(size in (None, product), "quantizer.codebook_size", f"must be {product}", size)
+            require(dim in (None, len(levels)), "quantizer.code_dim", f"must be {len(levels)}", dim)
+        require(entropy in (None, 0), "quantizer.entropy_weight", "must be 0 with fsq", entropy)
+        return {key: value for key, value in tree.items() if key not in ("commit_weight", "entropy_temperature")}
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -24,7 +59,7 @@ class FiniteScalarQuantizer(nn.Module):
     for float64 latents), under autocast too.
     """
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: FiniteScalarConfig):
         super().__init__()
         self.config = config
         self.continuous = False  # training may begin without quantization, see training/codebook_care.py

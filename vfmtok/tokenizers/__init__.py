@@ -1,0 +1,53 @@
+"""Tokenizers: an image to its code and back. A family is a folder here and a row of ``TOKENIZERS``.
+
+contract       what every tokenizer offers; the rest of the package asks for nothing else
+vfmtok/        region tokens on a frozen vision foundation model (arXiv 2507.08441)
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Union
+
+from vfmtok import config as configuration
+from vfmtok.config import config_from_dict, override_tree, read_tree
+from vfmtok.errors import ConfigError
+from vfmtok.families import Family
+from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+
+TOKENIZERS = {
+    "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
+}
+AnyTokenizerConfig = Union[tuple(family.config for family in TOKENIZERS.values())]  # noqa: UP007 - the first is the default
+
+
+def build_tokenizer(config: Any) -> Tokenizer:
+    """The tokenizer of a configuration, of whatever kind. Raises ConfigError or WeightsError."""
+    return TOKENIZERS[config.kind].model(config)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = (), kind: Any = None) -> Any:
+    """The tokenizer's configuration in a YAML file: a recipe's section ``tokenizer:``, or a file of that alone.
+
+    Args:
+        path: the file; keys it leaves out take their defaults, ``kind`` that of ``vfmtok``.
+        overrides: ``"a.b=value"`` strings (the ``--set`` flag), with or without the prefix ``tokenizer.``.
+        kind: the dataclass to fill with the whole file instead.
+
+    Raises:
+        ConfigError: the file can't be read, a key is unknown (the message names the closest match), a value has the
+            wrong type or is not allowed.
+    """
+    if kind is not None:
+        return configuration.load_config(path, overrides, kind=kind)
+    return config_from_dict(tokenizer_tree(read_tree(path), overrides, str(path)), AnyTokenizerConfig, str(path))
+
+
+def tokenizer_tree(tree: dict[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> dict:
+    """The tokenizer's keys and values in those of a file, changed by ``overrides``. Raises ConfigError."""
+    if "generator" in tree or "gpt" in tree:
+        raise ConfigError(f"{source} is the recipe of a generator: it has no section tokenizer")
+    section = tree.get("tokenizer", tree)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{source}: tokenizer must be a section of keys and values, got {section!r}")
+    return override_tree(section, [text.removeprefix("tokenizer.") for text in overrides])

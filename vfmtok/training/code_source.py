@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.code import check_fits
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_for_training, open_split
 from vfmtok.data.loader import ImageLoader
@@ -22,10 +23,10 @@ from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.generators.gpt.model import GPTConfig
+from vfmtok.generators.gpt.config import GPTConfig
+from vfmtok.layers.precision import autocast
 from vfmtok.pretrained.loading import load_tokenizer
-from vfmtok.training import passes
-from vfmtok.training.generator_recipe import GPTRecipe, TokenDataConfig
+from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
 from vfmtok.training.validation import read_samples
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -63,7 +64,7 @@ class TokenData:
         return len(self.cache if self.cache is not None else self.records)
 
 
-def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
+def open_tokens(recipe: GeneratorRecipe, world: distributed.World) -> TokenData:
     """Open what the recipe names.
 
     Raises:
@@ -95,7 +96,7 @@ def open_tokens(recipe: GPTRecipe, world: distributed.World) -> TokenData:
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
     found = TokenData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
-    _check_sizes(recipe.gpt, found)
+    _check_sizes(recipe.generator, found)
     return found
 
 
@@ -115,25 +116,22 @@ def _check_classes(held_out: list[str] | None, train: list[str] | None, path: Pa
 
 
 def _check_sizes(config: GPTConfig, data: TokenData) -> None:
-    """The GPT fits the ids and labels, or ConfigError with one line."""
+    """The generator fits the codes and labels, or ConfigError with one line."""
     if data.cache is not None:
-        vocab, tokens, source = data.cache.codebook_size, data.cache.num_tokens, f"the token cache {data.cache.path}"
+        check_fits(config.code, data.cache.code, f"the token cache {data.cache.path}")
         largest = int(data.cache.labels.max())
     else:
-        of = data.tokenizer.config
-        vocab, tokens, source = of.quantizer.codebook_size, of.sampler.num_tokens, "the tokenizer"
+        check_fits(config.code, data.tokenizer.code, "the tokenizer")
         largest = -1  # images tell their labels as they are read
-    if config.vocab_size != vocab:
-        raise ConfigError(f"gpt.vocab_size (--vocab-size) is {config.vocab_size}, {source} has {vocab} codes")
-    if config.num_tokens != tokens:
-        raise ConfigError(
-            f"gpt.num_tokens is {config.num_tokens} (--latent-size {config.side}), {source} has {tokens} per image"
-        )
     classes = len(data.classes) if data.classes is not None else None
     if classes is not None and config.num_classes != classes:
-        raise ConfigError(f"gpt.num_classes (--num-classes) is {config.num_classes}, the data have {classes} classes")
+        raise ConfigError(
+            f"generator.num_classes (--num-classes) is {config.num_classes}, the data have {classes} classes"
+        )
     if largest >= config.num_classes:
-        raise ConfigError(f"gpt.num_classes (--num-classes) is {config.num_classes}, the data have label {largest}")
+        raise ConfigError(
+            f"generator.num_classes (--num-classes) is {config.num_classes}, the data have label {largest}"
+        )
 
 
 def check_rows(ids: Tensor | None, labels: Tensor, config: GPTConfig, path: Path) -> None:
@@ -208,18 +206,18 @@ class EncodedTokens:
 
 
 def training_tokens(
-    data: TokenData, recipe: GPTRecipe, world: distributed.World, samples_seen: int, micro_batch: int
+    data: TokenData, recipe: GeneratorRecipe, world: distributed.World, samples_seen: int, micro_batch: int
 ) -> CachedTokens | EncodedTokens:
     """The batches of this process from ``samples_seen`` on."""
     run = recipe.run
     order = SampleOrder(len(data), run.global_batch, run.seed, world_size=world.size, rank=world.rank)
     if data.cache is not None:
-        return CachedTokens(data.cache, order, samples_seen, recipe.gpt)
+        return CachedTokens(data.cache, order, samples_seen, recipe.generator)
     crop = RandomCrop(
         data.tokenizer.config.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center"
     )
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
-    return EncodedTokens(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.gpt)
+    return EncodedTokens(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator)
 
 
 @torch.no_grad()
@@ -227,9 +225,9 @@ def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: st
     """uint8 (B,3,S,S) -> ids (B,K) int64 on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
     device = tokenizer.device
     precision = "none" if device.type == "cpu" else precision
-    ids = [torch.empty(0, tokenizer.config.sampler.num_tokens, dtype=torch.int64, device=device)]
+    ids = [torch.empty(0, tokenizer.code.num_tokens, dtype=torch.int64, device=device)]
     for part in images.split(micro_batch):
-        with passes.autocast(precision, device):
+        with autocast(precision, device):
             ids.append(tokenizer.encode(to_unit_range(part.to(device, non_blocking=True))).ids)
     return torch.cat(ids)
 
@@ -245,7 +243,7 @@ def evenly_spaced(length: int, count: int) -> np.ndarray:
 
 
 def chosen_tokens(
-    source: CodeCache | RecordDataset, data: TokenData, count: int, world: distributed.World, recipe: GPTRecipe
+    source: CodeCache | RecordDataset, data: TokenData, count: int, world: distributed.World, recipe: GeneratorRecipe
 ) -> tuple[Tensor, Tensor]:
     """Up to ``count`` evenly spaced samples of a cache (first view) or of images (evaluation crop).
 
@@ -264,12 +262,12 @@ def chosen_tokens(
         if isinstance(source, CodeCache):
             ids = torch.stack([source[index, 0][0] for index in chosen.tolist()])
             labels = source.labels[torch.from_numpy(chosen)]
-            check_rows(ids, labels, recipe.gpt, source.path)
+            check_rows(ids, labels, recipe.generator, source.path)
             return ids, labels
         share = chosen[world.rank :: world.size]
         crop = EvaluationCrop(data.tokenizer.config.image_size)
         images, labels = read_samples(source, crop, share, recipe.data.num_workers)
-        check_rows(None, labels, recipe.gpt, source.path)
+        check_rows(None, labels, recipe.generator, source.path)
     ids = encode(data.tokenizer, images, 32, recipe.run.precision).cpu()
     all_ids = torch.empty(len(chosen), ids.shape[1], dtype=torch.int64)
     all_labels = torch.empty(len(chosen), dtype=torch.int64)

@@ -1,12 +1,14 @@
 """What a training run of a generator is. The defaults are the published GPT-B's."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vfmtok.checks import require, require_not_negative, require_positive
+from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.errors import ConfigError
-from vfmtok.generators.gpt.model import GPTConfig
+from vfmtok.generators import AnyGeneratorConfig
+from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.token_sampling import Guidance, Sampling
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
 
@@ -77,13 +79,21 @@ class PicturesConfig:
 
 
 @dataclass(frozen=True)
-class GPTRecipe:
+class GeneratorRecipe:
     """Everything that ``train_c2i.py`` needs to know."""
 
-    gpt: GPTConfig = field(default_factory=GPTConfig)
+    generator: AnyGeneratorConfig = field(default_factory=GPTConfig)
     data: TokenDataConfig = field(default_factory=TokenDataConfig)
     optimizer: TokenOptimizerConfig = field(default_factory=TokenOptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     run: RunConfig = field(default_factory=RunConfig)
     parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer spread over the processes (2B, 3B, 7B)
+
+    @classmethod
+    def upgraded(cls, tree: dict) -> dict:
+        """Version 0.1 called the section ``gpt``."""
+        if "gpt" in tree:
+            old, new = tree.pop("gpt"), tree.get("generator", {})
+            tree["generator"] = {**old, **new} if isinstance(old, Mapping) and isinstance(new, Mapping) else old
+        return tree

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from vfmtok import distributed
-from vfmtok.commands.sample import draw_images, draw_rows
 from vfmtok.errors import DataError, VFMTokError
+from vfmtok.generators.drawing import draw_images
 from vfmtok.generators.gpt.causal_attention import attention_path
 from vfmtok.generators.gpt.model import GPT
-from vfmtok.layers.precision import DTYPES
+from vfmtok.layers.precision import DTYPES, autocast
+from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import passes, run_folder, sharding
 from vfmtok.training.code_source import (
@@ -27,7 +28,7 @@ from vfmtok.training.code_source import (
 )
 from vfmtok.training.code_validation import HeldOutTokens, TokenAlarms, baselines
 from vfmtok.training.ema import EMA, learned_tensors
-from vfmtok.training.generator_recipe import GPTRecipe
+from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.health import SkippedSteps
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import Plan
@@ -36,7 +37,7 @@ from vfmtok.training.state import RunState
 from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
 
 
-class GPTRun:
+class GeneratorRun:
     """Everything the loop works with, built from the recipe.
 
     Args:
@@ -50,7 +51,7 @@ class GPTRun:
 
     def __init__(
         self,
-        recipe: GPTRecipe,
+        recipe: GeneratorRecipe,
         world: distributed.World,
         start_from: Path | None = None,
         finetune_from: Path | None = None,
@@ -66,7 +67,7 @@ class GPTRun:
         self.held_out, self.baselines = self._read_held_out()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
         seed_step(run.seed, -1, 0)  # the first weights
-        self.gpt = GPT(recipe.gpt)
+        self.gpt = GPT(recipe.generator)
         self.notes: list[str] = []  # for people
         # More is better there: the log-likelihood of a held-out token.
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
@@ -101,12 +102,12 @@ class GPTRun:
             train_ids, _ = chosen_tokens(train, data, count, self.world, self.recipe)
         else:
             train_ids = ids
-        found = baselines(train_ids, ids, self.recipe.gpt.vocab_size)
+        found = baselines(train_ids, ids, self.recipe.generator.vocab_size)
         return HeldOutTokens(ids, labels, self.plan.micro_batch, self.world), found
 
     def _choose_attention(self) -> str:
         """The faster kernel, as the first process measures it: all must round alike."""
-        config, dtype = self.recipe.gpt, DTYPES[self.recipe.run.precision]
+        config, dtype = self.recipe.generator, DTYPES[self.recipe.run.precision]
         shape = (self.plan.micro_batch, config.num_tokens, config.n_head, config.head_dim)
         path = distributed.gather(attention_path(self.world.device, dtype, *shape))[0]
         self.gpt.use_attention(path)
@@ -127,7 +128,7 @@ class GPTRun:
         ema = EMA(learned_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
         skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
         numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
-        return RunState(recipe, "gpt", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
+        return RunState(recipe, "generator", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
 
     # ---- what the loop asks for ------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class GPTRun:
         return self.data.tokenizer is not None and self.recipe.pictures.every > 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return passes.autocast(self.recipe.run.precision, self.world.device)
+        return autocast(self.recipe.run.precision, self.world.device)
 
     def tokens(self) -> CachedTokens | EncodedTokens:
         return training_tokens(self.data, self.recipe, self.world, self.state.samples_seen, self.plan.micro_batch)
@@ -185,7 +186,7 @@ class GPTRun:
     def draw(self, log: RunLog) -> None:
         """Images of fixed classes and seeds, by the weights and by their average. No run ends for want of them."""
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
-        chosen = evenly_spaced(self.recipe.gpt.num_classes, config.classes).tolist()
+        chosen = evenly_spaced(self.recipe.generator.num_classes, config.classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
         settings = {name: getattr(config, name) for name in ("cfg_scale", "top_k", "top_p", "temperature", "seed")}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]

@@ -1,14 +1,12 @@
-"""A step's forward and backward passes: how they are cut, wrapped for several processes, and autocast."""
+"""A step's forward and backward passes: how they are cut, and wrapped for several processes."""
 
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vfmtok import distributed
-from vfmtok.layers.precision import DTYPES
 
 
 def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
@@ -31,8 +29,3 @@ def synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         module.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
     return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """``precision`` as ``RunConfig`` names it."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "none")

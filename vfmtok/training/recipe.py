@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vfmtok.checks import require, require_not_negative, require_positive
-from vfmtok.config import TokenizerConfig
+from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.errors import ConfigError
+from vfmtok.tokenizers import AnyTokenizerConfig
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class RunConfig:
 class TokenizerRecipe:
     """Everything that ``vq_train.py`` needs to know."""
 
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=VFMTokConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vfmtok
-from vfmtok import distributed
+from vfmtok import __version__, distributed
 from vfmtok.config import config_from_dict, config_to_dict, dump_config
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.training.ema import EMA, learned_tensors
@@ -25,7 +24,7 @@ class RunState:
     """
     Attributes:
         recipe: the recipe, resolved.
-        identity: the section of the recipe that can't change on the way: "tokenizer" or "gpt".
+        identity: the section of the recipe that can't change on the way: "tokenizer" or "generator".
         modules: by name; "<name>" has its optimizer in ``steppers`` under the same name, if it learns by one.
         tensors: further parts with ``state_dict()`` of tensors and ``load_state_dict(state, is_main)``.
         numbers: further parts with ``state_dict()`` of plain values and ``load_state_dict(state)``.
@@ -60,7 +59,7 @@ class RunState:
             "samples_seen": self.samples_seen,
             "metrics": self.metrics,
             "world_size": distributed.world_size(),
-            "versions": {"vfmtok": vfmtok.__version__, "commit": self.commit, "torch": torch.__version__},
+            "versions": {"vfmtok": __version__, "commit": self.commit, "torch": torch.__version__},
             "recipe": config_to_dict(self.recipe),
             "parts": {name: part.state_dict() for name, part in (self.numbers | self.steppers).items()},
         }
@@ -133,7 +132,7 @@ def _copy(into: dict[str, Tensor], source: dict[str, Tensor]) -> None:
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from, with a + if it was changed; None elsewhere."""
-    folder = Path(vfmtok.__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # fails where another project's checkout holds us
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")

@@ -14,7 +14,9 @@ from vfmtok.data.order import SampleOrder
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.decoders.vqgan import ResBlock
 from vfmtok.discriminators.build import build_discriminator
+from vfmtok.layers.precision import autocast
 from vfmtok.losses.adversarial import LeCam
+from vfmtok.pictures.rows import draw_columns
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
@@ -33,7 +35,7 @@ from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import Plan, TokenizerRecipe
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
-from vfmtok.training.validation import HeldOut, draw_columns, read_images
+from vfmtok.training.validation import HeldOut, read_images
 from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
 
 
@@ -151,7 +153,7 @@ class TokenizerRun:
             [ema.average[name] for name in ("quantizer.codebook",) if ema is not None and name in ema.average],
             steppers["model"].optimizer,
             recipe.codebook,
-            recipe.run.global_batch * recipe.tokenizer.sampler.num_tokens,
+            recipe.run.global_batch * recipe.tokenizer.code.num_tokens,
             recipe.run.seed,
             self.world.device,
         )
@@ -164,7 +166,7 @@ class TokenizerRun:
     # ---- what the loop asks for ------------------------------------------------------------
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return passes.autocast(self.recipe.run.precision, self.world.device)
+        return autocast(self.recipe.run.precision, self.world.device)
 
     def loader(self) -> ImageLoader:
         recipe, size = self.recipe, self.recipe.tokenizer.image_size
@@ -183,7 +185,7 @@ class TokenizerRun:
     def start_codebook(self) -> None:
         """The codebook becomes the k-means centres of latents of training images, the same set for any world."""
         config = self.tokenizer.config
-        wanted = codebook_care.LATENTS_PER_CODE * config.quantizer.codebook_size // config.sampler.num_tokens + 1
+        wanted = codebook_care.LATENTS_PER_CODE * config.code.largest_codebook // config.code.num_tokens + 1
         count = min(wanted, len(self.records))
         per_process = -(-count // self.world.size)  # equal shares: the last ones begin again at the first image
         chosen = np.arange(per_process * self.world.size) % count * len(self.records) // count
@@ -196,7 +198,7 @@ class TokenizerRun:
                 latents.append(self.tokenizer.encode(to_unit_range(part.to(self.world.device))).latents.flatten(0, 1))
         self.tokenizer.train()
         all_latents = distributed.gather_rows(torch.cat(latents))  # (images * K,E)
-        self.care.start_codebook(all_latents[: count * config.sampler.num_tokens])
+        self.care.start_codebook(all_latents[: count * config.code.num_tokens])
 
     def validate(self, log: RunLog) -> None:
         """Measure and draw the weights and their average on held-out images."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from vfmtok import distributed
 from vfmtok.training import passes, run_folder
 from vfmtok.training.code_source import CachedTokens, EncodedTokens
-from vfmtok.training.generator_recipe import GPTRecipe
-from vfmtok.training.generator_run import GPTRun
+from vfmtok.training.generator_recipe import GeneratorRecipe
+from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.health import Alarms, Meter, Pace
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.optimizer import learning_rate
@@ -20,7 +20,7 @@ from vfmtok.weights.checkpoint import seed_step
 
 
 def train_gpt(
-    recipe: GPTRecipe,
+    recipe: GeneratorRecipe,
     world: distributed.World,
     start_from: Path | None = None,
     finetune_from: Path | None = None,
@@ -39,7 +39,7 @@ def train_gpt(
     """
     with run_folder.locked(Path(recipe.run.results_dir).expanduser(), world):
         with distributed.together():
-            run = GPTRun(recipe, world, start_from, finetune_from, size)
+            run = GeneratorRun(recipe, world, start_from, finetune_from, size)
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
         log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
@@ -49,7 +49,7 @@ def train_gpt(
             _train(run, log, tokens, stop)
 
 
-def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop: StopRequest) -> None:
+def _train(run: GeneratorRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop: StopRequest) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     stepper = state.steppers["model"]
     if run_folder.owes_validation(state):
@@ -100,11 +100,11 @@ def _train(run: GPTRun, log: RunLog, tokens: CachedTokens | EncodedTokens, stop:
     log.say(f"finished {plan.steps} steps; the run is in {run.folder}")
 
 
-def _report(run: GPTRun, log: RunLog, tokens, meter: Meter, alarms: Alarms, lr: float, pace: Pace) -> None:
+def _report(run: GeneratorRun, log: RunLog, tokens, meter: Meter, alarms: Alarms, lr: float, pace: Pace) -> None:
     """Numbers since the last report. Every process takes part; the first one writes."""
     values, recipe = meter.read(), run.recipe
     rate = pace.read(run.state.step)
-    values["tokens_per_second"] = rate * recipe.run.global_batch * recipe.gpt.num_tokens
+    values["tokens_per_second"] = rate * recipe.run.global_batch * recipe.generator.num_tokens
     run_folder.log_numbers(
         log,
         run.state,
@@ -119,7 +119,7 @@ def _report(run: GPTRun, log: RunLog, tokens, meter: Meter, alarms: Alarms, lr: 
     )
 
 
-def _summary(run: GPTRun) -> str:
+def _summary(run: GeneratorRun) -> str:
     recipe, plan, world = run.recipe, run.plan, run.world
     source = (
         f"token cache {run.data.cache.path}" if run.data.cache is not None else f"images of {run.data.records.path}"

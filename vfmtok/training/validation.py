@@ -1,11 +1,10 @@
-"""Held-out images during training: PSNR, the perceptual distance, and a picture one wants to look at.
+"""Held-out images during training: PSNR, the perceptual distance.
 
 Shapes: B batch, S image side.
 """
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vfmtok import distributed
@@ -18,7 +17,6 @@ from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
 from vfmtok.training.objective import perceptual_distance
 
 SHOWN = 8  # images of the picture
-MIN_CELL = 128  # pixels per image side in the picture
 
 
 class HeldOut:
@@ -102,21 +100,3 @@ def read_samples(records: RecordDataset, transform, indices: np.ndarray, num_wor
         return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
     finally:
         loader.close()
-
-
-def draw_columns(columns: dict[str, np.ndarray], title: str) -> Image.Image:
-    """Columns of images (n,S,S,3) uint8 side by side under their names; small images are enlarged unsmoothed."""
-    margin, gap, header = 16, 4, 60
-    count, side = next(iter(columns.values())).shape[:2]
-    cell = side * max(1, -(-MIN_CELL // side))
-    width = max(2 * margin + len(columns) * (cell + gap) - gap, 420)
-    sheet = Image.new("RGB", (width, header + count * (cell + gap) - gap + margin), "#ffffff")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((margin, 10), title, "#1f2328", ImageFont.load_default(15))
-    for number, (name, images) in enumerate(columns.items()):
-        left = margin + number * (cell + gap)
-        draw.text((left, header - 22), name, "#6e7781", ImageFont.load_default(13))
-        for row, pixels in enumerate(images):
-            image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (left, header + row * (cell + gap)))
-    return sheet

@@ -11,7 +11,7 @@ from tiny_gpt import random_gpt, random_inputs, tiny_config
 
 import vfmtok
 from vfmtok.config import config_from_dict, config_to_dict
-from vfmtok.generators.gpt.model import GPT_SIZES
+from vfmtok.generators.gpt.config import GPT_SIZES
 
 
 def slow_logits(gpt, label: int, ids: list[int]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmtok.config import SamplerConfig
+from vfmtok.tokenizers.vfmtok.config import SamplerConfig
 from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, WindowedAttention
 
 WIDTHS, GRIDS = (10, 12), ((6, 6), (3, 3))

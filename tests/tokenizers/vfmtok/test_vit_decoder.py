@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vfmtok.config import DecoderConfig
 from vfmtok.layers.positions import resample_by_scale
+from vfmtok.tokenizers.vfmtok.config import DecoderConfig
 from vfmtok.tokenizers.vfmtok.vit_decoder import ViTDecoder
 
 

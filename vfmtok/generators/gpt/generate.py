@@ -5,6 +5,7 @@ Shapes: B batch, R rows (B, or 2B with the unguided copies after the others), K 
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from torch import Tensor
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
 from vfmtok.generators.gpt.kv_cache import KVCache
-from vfmtok.generators.gpt.model import GPT
 from vfmtok.generators.token_sampling import Guidance, Sampling, choose, guide
+
+if TYPE_CHECKING:  # the model imports this file
+    from vfmtok.generators.gpt.model import GPT
 
 
 def generate(
-    gpt: GPT,
+    gpt: "GPT",
     labels: Tensor,
     *,
     cfg_scale: float = 1.5,
@@ -45,7 +48,7 @@ def generate(
         temperature, top_k, top_p: applied in this order after guidance (see ``filter_logits``).
         seed: any integer in [0,2^64).
         greedy: the likeliest token every time; temperature, top_k and top_p are ignored.
-        prefix_ids: (B,P) int64, the first P tokens, kept as they are: the rest of the images is made to fit.
+        prefix_ids: (B,P) int64, a given prefix; the remaining tokens are sampled conditioned on it.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
 
@@ -83,7 +86,7 @@ def generate(
 
 
 def _decode(
-    gpt: GPT,
+    gpt: "GPT",
     labels: Tensor,
     prefix: Tensor,
     guidance: Guidance,
@@ -99,7 +102,7 @@ def _decode(
     numbers = torch.arange(tokens, device=labels.device)
     numbers = numbers.split(1)  # on the device already, so that no step has to send its own there
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - given)], dim=1)  # (B,K)
-    step = _compiled_step() if compile else _eager_step
+    step = _compiled_step(type(gpt)) if compile else _eager_step
     kv_cache, logits = None, None
     for token in range(given, tokens):
         is_guided = token < guided
@@ -120,7 +123,7 @@ def _decode(
     return ids
 
 
-def _empty_cache(gpt: GPT, rows: int) -> KVCache:
+def _empty_cache(gpt: "GPT", rows: int) -> KVCache:
     """A cache for ``rows`` sequences, in the dtype that the projections will have."""
     weight, config = gpt.output.weight, gpt.config
     kind = weight.device.type
@@ -129,16 +132,16 @@ def _empty_cache(gpt: GPT, rows: int) -> KVCache:
     return KVCache(config.n_layer, rows, config.n_head, 1 + config.num_tokens, config.head_dim, like)
 
 
-def _eager_step(gpt: GPT, ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
+def _eager_step(gpt: "GPT", ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
     return gpt.decode_step(ids, slot, kv_cache)  # looked up in the instance, where FSDP puts its own around it
 
 
 @cache
-def _compiled_step() -> Callable[[GPT, Tensor, Tensor, KVCache], Tensor]:
+def _compiled_step(kind: type) -> Callable[["GPT", Tensor, Tensor, KVCache], Tensor]:
     """``GPT.decode_step`` compiled into one graph for caches of any reach."""
-    compiled = torch.compile(GPT.decode_step, fullgraph=True)
+    compiled = torch.compile(kind.decode_step, fullgraph=True)
 
-    def step(gpt: GPT, ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
+    def step(gpt: "GPT", ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
         for layer in kv_cache.layers:
             torch._dynamo.mark_dynamic(layer.keys, 2)
             torch._dynamo.mark_dynamic(layer.values, 2)
@@ -148,7 +151,7 @@ def _compiled_step() -> Callable[[GPT, Tensor, Tensor, KVCache], Tensor]:
 
 
 def _check_inputs(
-    gpt: GPT, labels: Tensor, prefix_ids: Tensor | None, seed: int, sample_indices: Tensor | None
+    gpt: "GPT", labels: Tensor, prefix_ids: Tensor | None, seed: int, sample_indices: Tensor | None
 ) -> None:
     config = gpt.config
     if labels.ndim != 1 or labels.dtype != torch.int64:

@@ -7,8 +7,6 @@ Shapes: B batch, K tokens of an image, T slots of this call (up to 1+K), D width
 E = D/H dimensions of a head, V vocabulary, F hidden width of the feed-forward block.
 """
 
-import difflib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,58 +16,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vfmtok.checks import require, require_positive, require_share
-from vfmtok.config import config_from_dict
-from vfmtok.errors import ConfigError
+from vfmtok.code import Ids
+from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.causal_attention import AttentionPath, cached_attention, causal_attention
+from vfmtok.generators.gpt.config import GPTConfig
+from vfmtok.generators.gpt.generate import generate
 from vfmtok.generators.gpt.kv_cache import KVCache, LayerCache
 from vfmtok.generators.gpt.released import RELEASED
 from vfmtok.layers.precision import at_least_float32
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Shape and regularisation of a GPT, by default GPT-B; ``gpt_config`` fills it for the named sizes."""
-
-    n_layer: int = 12
-    n_head: int = 12
-    dim: int = 768
-    ffn_hidden: int | None = None  # None: 2/3 of 4 * dim, rounded up to a multiple of 256
-    vocab_size: int = 16384
-    num_tokens: int = 256  # a square number: the tokens sit on a grid, row by row
-    num_classes: int = 1000  # one more row, the last, embeds "no class" (label dropout, guidance)
-    dropout_p: float = 0.1  # after the attention's and the feed-forward block's output projection
-    token_dropout_p: float = 0.1  # on the input embeddings, the class token's included
-    label_dropout_p: float = 0.1  # share of the samples trained without their class
-    drop_path_rate: float = 0.0  # stochastic depth: share of samples that skip the last layer; rises linearly from 0
-    qk_norm: bool = False  # RMSNorm of every head's query and key, before the rotation
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-
-    def __post_init__(self):
-        sizes = ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes")
-        require_positive(self, "", *sizes, "rope_base", "norm_eps")
-        require(self.ffn_hidden is None or self.ffn_hidden > 0, "ffn_hidden", "must be positive", self.ffn_hidden)
-        require(self.side**2 == self.num_tokens, "num_tokens", "must be a square number", self.num_tokens)
-        # Half of a head turns with the row and half with the column, in pairs of dimensions.
-        fits = self.dim % self.n_head == 0 and self.head_dim % 4 == 0
-        require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
-        for name in ("dropout_p", "token_dropout_p", "label_dropout_p", "drop_path_rate"):
-            require_share(getattr(self, name), name)
-
-    @property
-    def side(self) -> int:
-        """Cells per side of the token grid."""
-        return math.isqrt(self.num_tokens)
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_head
-
-    @property
-    def hidden(self) -> int:
-        """F, the width inside the feed-forward block."""
-        return self.ffn_hidden or math.ceil(int(2 * 4 * self.dim / 3) / 256) * 256
 
 
 @dataclass
@@ -106,7 +60,7 @@ class GPT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: normal(0, 0.02); ones in norms, zeros in the output head."""
+        """Draw new weights: normal(0, 0.02); ones in norms, zeros in the output head."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -121,6 +75,15 @@ class GPT(nn.Module):
         return self
 
     @property
+    def code(self) -> Ids:
+        """What it learns and samples."""
+        return self.config.code
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    @property
     def null_class(self) -> int:
         """The label that stands for no class."""
         return self.config.num_classes
@@ -130,17 +93,34 @@ class GPT(nn.Module):
         for layer in self.layers:
             layer.attention.path = path
 
-    def forward(self, labels: Tensor, ids: Tensor, targets: Tensor | None = None) -> GPTOutput:
+    def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+        """code (B,K) int64, labels (B,) int64 -> {"token": the mean of -log p over all tokens, in nats}.
+
+        In training mode ``draws`` decide which labels are dropped; without them PyTorch's generator does.
+        """
+        dropped = None
+        if draws is not None and self.training:
+            dropped = draws.uniform("label dropout", 1)[:, 0] < self.config.label_dropout_p  # (B,)
+        return {"token": self(labels, code[:, :-1], targets=code, dropped=dropped).loss}
+
+    def sample(self, labels: Tensor, **settings: Any) -> Tensor:
+        """labels (B,) -> ids (B,K): see ``vfmtok.generators.gpt.generate``."""
+        return generate(self, labels, **settings)
+
+    def forward(
+        self, labels: Tensor, ids: Tensor, targets: Tensor | None = None, dropped: Tensor | None = None
+    ) -> GPTOutput:
         """labels (B,) in [0,num_classes], ids (B,K-1) in [0,V), both int64 -> GPTOutput for t0..t(K-1).
 
-        Fewer ids give the logits of fewer tokens. targets (B,K) are the tokens to predict; the loss
-        is the mean of -log softmax(logits)[target] over all of them. In training mode a share
-        ``label_dropout_p`` of the labels is replaced by the null class.
+        Fewer ids give the logits of fewer tokens. targets (B,K) are the tokens to predict; the loss is the mean of
+        -log softmax(logits)[target] over all of them. In training mode the labels that ``dropped`` (B,) bool marks are
+        replaced by the null class; without it, a random share ``label_dropout_p``.
         """
         if ids.shape[1] >= self.config.num_tokens:
             raise ValueError(f"ids must be (B,{self.config.num_tokens - 1}) or shorter, got {tuple(ids.shape)}")
         if self.training and self.config.label_dropout_p > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout_p
+            if dropped is None:
+                dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout_p
             labels = torch.where(dropped, self.null_class, labels)
         x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)  # (B,T,D)
         x = self.token_dropout(x)
@@ -292,32 +272,3 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     cosine, sine = rotary[:, :, None]  # 2 x (T,1,1,E)
     swapped = x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)  # (a,b) -> (b,a)
     return torch.addcmul(x * cosine, swapped, sine)
-
-
-# --------------------------------------------------------------------------------------
-# Named sizes
-# --------------------------------------------------------------------------------------
-
-GPT_SIZES = {
-    "GPT-B": {"n_layer": 12, "n_head": 12, "dim": 768},  # 111M parameters, at 16384 ids and 1000 classes
-    "GPT-L": {"n_layer": 24, "n_head": 16, "dim": 1024},  # 343M
-    "GPT-XL": {"n_layer": 36, "n_head": 20, "dim": 1280},  # 775M
-    "GPT-XXL": {"n_layer": 48, "n_head": 24, "dim": 1536},  # 1.4B
-    "GPT-XXXL": {"n_layer": 48, "n_head": 40, "dim": 2560},  # 3.9B
-    "GPT-1B": {"n_layer": 22, "n_head": 32, "dim": 2048},  # 1.2B
-    "GPT-2B": {"n_layer": 48, "n_head": 32, "dim": 1920},  # 2.2B
-    "GPT-3B": {"n_layer": 24, "n_head": 32, "dim": 3200},  # 3.1B
-    "GPT-7B": {"n_layer": 32, "n_head": 32, "dim": 4096},  # 6.6B
-}
-
-
-def gpt_config(name: str, **overrides: Any) -> GPTConfig:
-    """The configuration of a named size, with fields of ``GPTConfig`` overridden.
-
-    Raises ConfigError for an unknown name or field (with the closest match) or a value that can't be used.
-    """
-    if name not in GPT_SIZES:
-        closest = difflib.get_close_matches(name, GPT_SIZES, n=1, cutoff=0)[0]
-        known = ", ".join(GPT_SIZES)
-        raise ConfigError(f"no GPT is called '{name}' (closest match: '{closest}'); there are {known}")
-    return config_from_dict(GPT_SIZES[name] | overrides, GPTConfig, source=name)

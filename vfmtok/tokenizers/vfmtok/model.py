@@ -12,18 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmtok.config import TokenizerConfig
-from vfmtok.decoders.vqgan import PixelDecoder
+from vfmtok.code import Ids
+from vfmtok.decoders.vqgan import PixelDecoder, ResBlock
 from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import linear_in_float32
-from vfmtok.quantizers.cosine import CosineQuantizer, Quantized
-from vfmtok.quantizers.finite_scalar import FiniteScalarQuantizer
-from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler
+from vfmtok.quantizers import build_quantizer
+from vfmtok.quantizers.cosine import Quantized
+from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, SamplerLayer
 from vfmtok.tokenizers.vfmtok.released import RELEASED
-from vfmtok.tokenizers.vfmtok.vit_decoder import ViTDecoder
-
-QUANTIZERS = {"cosine": CosineQuantizer, "fsq": FiniteScalarQuantizer}  # by quantizer.kind
+from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
 
 
 @dataclass
@@ -55,8 +54,9 @@ class VFMTok(nn.Module):
     """The tokenizer. Call ``eval()`` before decoding: in training mode the ViT decoder's dropout is on."""
 
     released = RELEASED  # its tensors' names in published files
+    recomputed = (SamplerLayer, DecoderLayer, ResBlock)  # where activations are recomputed in the backward pass
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(self, config: VFMTokConfig):
         super().__init__()
         self.encoder = Encoder(config.encoder)
         self._config = config  # as given; forward reads it, since resolving it anew is not free
@@ -66,7 +66,7 @@ class VFMTok(nn.Module):
             raise ConfigError(f"encoder '{config.encoder.name}': the last level must be square, is {feature_grid}")
         self.sampler = RegionSampler(config.sampler, dim, self.encoder.widths, self.encoder.grids, start)
         self.to_latents = nn.Linear(dim, code_dim)
-        self.quantizer = QUANTIZERS[config.quantizer.kind](config.quantizer)
+        self.quantizer = build_quantizer(config.quantizer)
         self.decoder = ViTDecoder(
             config.decoder,
             dim,
@@ -85,9 +85,19 @@ class VFMTok(nn.Module):
         return ("encoder",) if self._config.encoder.frozen else ()
 
     @property
-    def config(self) -> TokenizerConfig:
+    def config(self) -> VFMTokConfig:
         """The resolved configuration: with what the encoder filled in, its weights' hash included."""
         return dataclasses.replace(self._config, encoder=self.encoder.config)
+
+    @property
+    def code(self) -> Ids:
+        """What ``encode`` makes and ``decode`` takes."""
+        return self._config.code
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes the pixels, by whose gradients an adaptive weight balances losses."""
+        return self.pixel_decoder.conv_out.weight
 
     @property
     def device(self) -> torch.device:
@@ -107,16 +117,18 @@ class VFMTok(nn.Module):
         latents = linear_in_float32(self.to_latents, region_tokens)  # (B,K,E)
         return latents, self.quantizer(latents)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
-        image_map, _ = self.decoder(codes)  # (B,D,g,g)
+    def decode(self, code: Tensor) -> Tensor:
+        """ids (B,K) int64, or quantized vectors (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+        if not code.is_floating_point():
+            return self.decode_ids(code)
+        image_map, _ = self.decoder(code)  # (B,D,g,g)
         return self.pixel_decoder(image_map)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """ids (B,K) int64 -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
-        if ids.ndim != 2 or ids.shape[1] != self._config.sampler.num_tokens:
-            raise ValueError(f"ids must be (B,{self._config.sampler.num_tokens}), got {tuple(ids.shape)}")
-        size = self._config.quantizer.codebook_size
+        tokens, size = self.code.num_tokens, self.code.largest_codebook
+        if ids.ndim != 2 or ids.shape[1] != tokens:
+            raise ValueError(f"ids must be (B,{tokens}), got {tuple(ids.shape)}")
         if ids.device.type == "cpu" and ids.numel() and not (ids.min() >= 0 and ids.max() < size):  # a sync elsewhere
             raise ValueError(f"ids must be in [0,{size}), got {ids.min()} to {ids.max()}")
         return self.decode(self.quantizer.lookup(ids))

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmtok.config import SamplerConfig
 from vfmtok.layers.attention import Attention
 from vfmtok.layers.deformable_attention import DeformableAttention
 from vfmtok.layers.positions import position_table
+from vfmtok.tokenizers.vfmtok.config import SamplerConfig
 
 Grids = Sequence[tuple[int, int]]
 

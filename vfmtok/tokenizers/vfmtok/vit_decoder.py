@@ -11,10 +11,10 @@ the image and the feature grid, C channels of the reconstructed features.
 import torch
 from torch import Tensor, nn
 
-from vfmtok.config import DecoderConfig
 from vfmtok.layers.attention import Attention, xavier_uniform_
 from vfmtok.layers.feed_forward import SwiGLU
 from vfmtok.layers.positions import position_table, resample_by_scale
+from vfmtok.tokenizers.vfmtok.config import DecoderConfig
 
 
 class ViTDecoder(nn.Module):

@@ -1,0 +1,69 @@
+"""New images of classes: their codes, and pixels through the tokenizer; by one process or all of a run.
+
+Shapes: N images, B batch, S image side.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vfmtok import distributed
+from vfmtok.generators.contract import Generator
+from vfmtok.layers.precision import autocast
+
+
+def generate(
+    generator: Generator, labels: Tensor, *, seed: int = 0, sample_indices: Tensor | None = None, **sampling: Any
+) -> Tensor:
+    """The codes of new images of the classes ``labels`` (B,) int64: ids (B,K) int64 or latents (B,C,h,w).
+
+    Args:
+        seed: any integer in [0,2^64).
+        sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is. Sample n is the same for
+            any batch, number of processes or resumed run, up to rounding.
+        sampling: the family's own settings, such as ``cfg_scale``; for a GPT see
+            ``vfmtok.generators.gpt.generate.generate``.
+
+    Raises:
+        ConfigError: a label, seed or setting is out of its range.
+        VFMTokError: the model's numbers are not finite.
+    """
+    return generator.sample(labels, seed=seed, sample_indices=sample_indices, **sampling)
+
+
+def draw_codes(generator: Generator, labels: Tensor, batch: int, world: distributed.World, **settings) -> Tensor:
+    """Codes (N,...) on the CPU in every process: sample i of the seed has label i, whoever draws it.
+
+    All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
+    every pass, and products of another number of rows round differently.
+
+    Raises:
+        VFMTokError: in all processes, if one can't sample (its weights are damaged).
+    """
+    passes_each = -(-len(labels) // (batch * world.size))
+    rows = torch.arange(passes_each * world.size * batch).clamp(max=len(labels) - 1)  # the last one again, dropped
+    share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
+    found = []
+    for part in share:
+        with distributed.together():
+            found.append(generate(generator, labels[part], sample_indices=part, **settings).to(world.device))
+    everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,...)
+    return everyone.transpose(0, 1).flatten(0, 2)[: len(labels)].cpu()
+
+
+def draw_images(
+    generator: Generator,
+    tokenizer: nn.Module,
+    labels: Tensor,
+    size: int,
+    batch: int,
+    world: distributed.World,
+    **settings,
+) -> np.ndarray:
+    """(N,S,S,3) uint8 of ``draw_codes``, decoded in float32 by every process."""
+    codes = draw_codes(generator, labels, min(batch, len(labels)), world, **settings)
+    with autocast("none", world.device):
+        decoded = [tokenizer.decode_to_uint8(part.to(world.device), size).cpu() for part in codes.split(batch)]
+    return torch.cat(decoded).numpy()

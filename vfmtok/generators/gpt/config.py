@@ -1,0 +1,90 @@
+"""What can be set in a GPT, and the named sizes."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vfmtok.code import Ids, Segment
+from vfmtok.config import config_from_dict, require, require_positive, require_share
+from vfmtok.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape and regularisation of a GPT, by default GPT-B; ``gpt_config`` fills it for the named sizes."""
+
+    kind: Literal["gpt"] = "gpt"
+    n_layer: int = 12
+    n_head: int = 12
+    dim: int = 768
+    ffn_hidden: int | None = None  # None: 2/3 of 4 * dim, rounded up to a multiple of 256
+    vocab_size: int = 16384
+    num_tokens: int = 256  # a square number: the tokens sit on a grid, row by row
+    num_classes: int = 1000  # one more row, the last, embeds "no class" (label dropout, guidance)
+    dropout_p: float = 0.1  # after the attention's and the feed-forward block's output projection
+    token_dropout_p: float = 0.1  # on the input embeddings, the class token's included
+    label_dropout_p: float = 0.1  # share of the samples trained without their class
+    drop_path_rate: float = 0.0  # stochastic depth: share of samples that skip the last layer; rises linearly from 0
+    qk_norm: bool = False  # RMSNorm of every head's query and key, before the rotation
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        sizes = ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes")
+        require_positive(self, "", *sizes, "rope_base", "norm_eps")
+        require(self.ffn_hidden is None or self.ffn_hidden > 0, "ffn_hidden", "must be positive", self.ffn_hidden)
+        require(self.side**2 == self.num_tokens, "num_tokens", "must be a square number", self.num_tokens)
+        # Half of a head turns with the row and half with the column, in pairs of dimensions.
+        fits = self.dim % self.n_head == 0 and self.head_dim % 4 == 0
+        require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
+        for name in ("dropout_p", "token_dropout_p", "label_dropout_p", "drop_path_rate"):
+            require_share(getattr(self, name), name)
+
+    @property
+    def side(self) -> int:
+        """Cells per side of the token grid."""
+        return math.isqrt(self.num_tokens)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """F, the width inside the feed-forward block."""
+        return self.ffn_hidden or math.ceil(int(2 * 4 * self.dim / 3) / 256) * 256
+
+    @property
+    def code(self) -> Ids:
+        """What it learns and samples."""
+        return Ids((Segment(self.num_tokens, self.vocab_size, (self.side, self.side)),))
+
+
+# --------------------------------------------------------------------------------------
+# Named sizes
+# --------------------------------------------------------------------------------------
+
+GPT_SIZES = {
+    "GPT-B": {"n_layer": 12, "n_head": 12, "dim": 768},  # 111M parameters, at 16384 ids and 1000 classes
+    "GPT-L": {"n_layer": 24, "n_head": 16, "dim": 1024},  # 343M
+    "GPT-XL": {"n_layer": 36, "n_head": 20, "dim": 1280},  # 775M
+    "GPT-XXL": {"n_layer": 48, "n_head": 24, "dim": 1536},  # 1.4B
+    "GPT-XXXL": {"n_layer": 48, "n_head": 40, "dim": 2560},  # 3.9B
+    "GPT-1B": {"n_layer": 22, "n_head": 32, "dim": 2048},  # 1.2B
+    "GPT-2B": {"n_layer": 48, "n_head": 32, "dim": 1920},  # 2.2B
+    "GPT-3B": {"n_layer": 24, "n_head": 32, "dim": 3200},  # 3.1B
+    "GPT-7B": {"n_layer": 32, "n_head": 32, "dim": 4096},  # 6.6B
+}
+
+
+def gpt_config(name: str, **overrides: Any) -> GPTConfig:
+    """The configuration of a named size, with fields of ``GPTConfig`` overridden.
+
+    Raises ConfigError for an unknown name or field (with the closest match) or a value that can't be used.
+    """
+    if name not in GPT_SIZES:
+        closest = difflib.get_close_matches(name, GPT_SIZES, n=1, cutoff=0)[0]
+        known = ", ".join(GPT_SIZES)
+        raise ConfigError(f"no GPT is called '{name}' (closest match: '{closest}'); there are {known}")
+    return config_from_dict(GPT_SIZES[name] | overrides, GPTConfig, source=name)

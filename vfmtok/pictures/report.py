@@ -1,0 +1,298 @@
+"""What scripts/quickstart.sh left in a folder, as one self-contained HTML page.
+
+Every section is made from the files of one stage; a stage that has not run yet has a line that says so. Numbers stand
+beside their protocols, as the stages wrote them.
+"""
+
+import base64
+import html
+import io
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vfmtok import __version__
+from vfmtok.data.code_cache import CodeCache
+from vfmtok.data.dataset_folder import open_splits
+from vfmtok.errors import ConfigError, DataError
+from vfmtok.metrics.psnr_and_usage import usage_of_counts
+from vfmtok.pictures.curves import draw_curves, read_log
+
+TIMINGS = "timings.tsv"  # a line per finished stage: name, seconds, command
+
+
+def build_page(folder: Path) -> str:
+    """The page of a folder. Raises VFMTokError for files that are there and damaged."""
+    sections = (
+        ("In numbers", _headline),
+        ("The images", _data),
+        ("Reconstructions", _reconstructions),
+        ("Where the region tokens look", _sampling_points),
+        ("The codebook", _codebook),
+        ("Generated images", _samples),
+        ("Do they look like their classes?", _agreement),
+        ("Training the tokenizer", _tokenizer_curves),
+        ("Training the generator", _generator_curves),
+        ("What was run", _timings),
+    )
+    body = "\n".join(_section(title, make, folder) for title, make in sections)
+    return _PAGE.format(style=_STYLE, body=body, machine=html.escape(_machine()))
+
+
+def _section(title: str, make: Callable[[Path], str], folder: Path) -> str:
+    try:
+        content = make(folder)
+    except FileNotFoundError as missing:
+        content = f"<p class='missing'>Not there yet: {html.escape(str(missing.filename or missing))}</p>"
+    return f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>"
+
+
+def _machine() -> str:
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
+    return f"vfmtok {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {where}"
+
+
+# --------------------------------------------------------------------------------------
+# Sections: each reads the files of a stage, and raises FileNotFoundError where there are none
+# --------------------------------------------------------------------------------------
+
+
+def _headline(folder: Path) -> str:
+    """The figures that people look for first; whatever is there."""
+    tiles: list[tuple[str, str, str]] = []
+    for path, wanted in (
+        ("reconstruction/results.json", ("PSNR", "usage")),
+        ("agreement/results.json", ("agreement",)),
+    ):
+        if (folder / path).is_file():
+            for name, entry in _json(folder / path)["numbers"].items():
+                if any(word in name for word in wanted):
+                    said = entry["protocol"].partition(";")[0]  # the tables below say all of it
+                    tiles.append((_value(entry, ".4g"), name, said))
+    if (folder / "generator/log.jsonl").is_file():
+        log = read_log(folder / "generator")
+        if "validation/loss" in log:
+            against = f"uniform guessing: {log['validation/uniform'][1][-1]:.2f}"
+            tiles.append((f"{log['validation/loss'][1][-1]:.2f}", "nats per held-out token", against))
+    if (folder / TIMINGS).is_file():
+        total = sum(seconds for _, seconds, _ in _stages(folder))
+        tiles.append((f"{total / 60:.1f} min", "for everything", "the stages at the end of this page"))
+    if not tiles:
+        raise FileNotFoundError("results of any stage")
+    cells = "".join(
+        f"<div class='tile'><b>{html.escape(value)}</b><span>{html.escape(name)}</span>"
+        f"<small>{html.escape(note)}</small></div>"
+        for value, name, note in tiles
+    )
+    return f"<div class='tiles'>{cells}</div>"
+
+
+def _data(folder: Path) -> str:
+    splits = open_splits(_needed(folder / "data"))
+    counts = [records.metadata.get("class_counts", {}) for records in splits.values()]  # by `vfmtok prepare`
+    rows = [
+        [name, *(f"{found.get(str(label), 0):,}" for found in counts)]
+        for label, name in enumerate(next(iter(splits.values())).classes or [])
+    ]
+    rows.append(["all", *(f"{len(records):,}" for records in splits.values())])
+    return _paragraph("Labelled images, encoded files kept byte for byte.") + _table(["class", *splits], rows)
+
+
+def _reconstructions(folder: Path) -> str:
+    results = _json(folder / "reconstruction/results.json")
+    text = (
+        "Held-out images the tokenizer never saw: input, reconstruction from the ids alone, and the error. The worst, "
+        "the middle and the best by PSNR."
+    )
+    return _paragraph(text) + _picture(folder / "reconstruction/reconstructions.png") + _numbers(results)
+
+
+def _sampling_points(folder: Path) -> str:
+    text = (
+        "Each token reads the frozen encoder's maps at a few learned points. Four tokens of the grid in the first, a "
+        "middle and the last layer: the cross is the token's own place, a dot's area the weight of a point."
+    )
+    return _paragraph(text) + _picture(_needed(folder / "reconstruction/sampling_points.png"))
+
+
+def _codebook(folder: Path) -> str:
+    cache = CodeCache(_needed(folder / "codes/train"))
+    counts = cache.code_counts()
+    usage, perplexity = usage_of_counts(counts)
+    text = (
+        f"{usage:.1%} of {cache.codebook_size:,} codes occur in the ids of the training images and their views "
+        f"({int(counts.sum()):,} tokens); perplexity {perplexity:.0f}."
+    )
+    figure, axis = _figure("share of tokens", "code, the most frequent first")
+    axis.plot((counts / counts.sum()).sort(descending=True).values.numpy(), label="the codes")
+    axis.axhline(1 / cache.codebook_size, color="0.6", linestyle="--", label="if all were equally frequent")
+    axis.set_yscale("log")
+    axis.legend(fontsize=8)
+    sheet = _picture(folder / "codes/train/contact_sheet.png")
+    chart = _embedded(_png(figure), "codes by frequency", "half")
+    return _paragraph(text) + chart + _paragraph("Training images, and what their ids decode to:") + sheet
+
+
+def _samples(folder: Path) -> str:
+    pictures = sorted((folder / "samples").glob("*.png"))
+    if not pictures:
+        raise FileNotFoundError(folder / "samples/*.png")
+    text = "A row for every class, the same seeds in every picture. Guidance 1 is without guidance."
+    return _paragraph(text) + "".join(f"<h3>{_title(path)}</h3>{_picture(path)}" for path in pictures)
+
+
+def _agreement(folder: Path) -> str:
+    return _numbers(_json(folder / "agreement/results.json"))
+
+
+def _tokenizer_curves(folder: Path) -> str:
+    return _curves(folder / "tokenizer") + _recipe(folder / "tokenizer")
+
+
+def _generator_curves(folder: Path) -> str:
+    log = read_log(_needed(folder / "generator/log.jsonl"))
+    text = ""
+    if "validation/unigram" in log:
+        uniform, unigram = log["validation/uniform"][1][-1], log["validation/unigram"][1][-1]
+        text = f"Guessing uniformly costs {uniform:.2f} nats a token, knowing how frequent each code is {unigram:.2f}."
+    return _paragraph(text) + _curves(folder / "generator") + _recipe(folder / "generator")
+
+
+def _timings(folder: Path) -> str:
+    stages = _stages(folder)
+    rows = [[name, f"{seconds:,.0f} s", f"<code>{html.escape(command)}</code>"] for name, seconds, command in stages]
+    return _table(["stage", "time", "command"], rows, escaped=True)
+
+
+def _stages(folder: Path) -> list[tuple[str, float, str]]:
+    """(name, seconds in all runs of it, command), in the order of their first run."""
+    found: dict[tuple[str, str], float] = {}
+    for line in (folder / TIMINGS).read_text(encoding="utf-8").splitlines():
+        name, seconds, command = line.split("\t", 2)
+        found[name, command] = found.get((name, command), 0) + float(seconds)
+    return [(name, seconds, command) for (name, command), seconds in found.items()]
+
+
+# --------------------------------------------------------------------------------------
+# Pieces of HTML
+# --------------------------------------------------------------------------------------
+
+
+def _needed(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and run its stage again") from None
+
+
+def _numbers(results: dict[str, Any]) -> str:
+    rows = [
+        [name, _value(entry, f".{entry['digits']}f"), entry["protocol"]] for name, entry in results["numbers"].items()
+    ]
+    notes = "".join(f"<p class='note'>{html.escape(text)}</p>" for text in (*results["warnings"], *results["notes"]))
+    return _table(["measure", "value", "protocol"], rows) + notes
+
+
+def _value(entry: dict[str, Any], form: str) -> str:
+    return "none" if entry["value"] is None else format(entry["value"], form)
+
+
+def _curves(run: Path) -> str:
+    _needed(run / "log.jsonl")
+    picture = io.BytesIO()
+    draw_curves({run.name: read_log(run)}, picture)
+    return _embedded(picture.getvalue(), f"curves of {run.name}")
+
+
+def _recipe(run: Path) -> str:
+    try:
+        text = (run / "recipe.yaml").read_text(encoding="utf-8")
+        yaml.safe_load(text)
+    except (OSError, yaml.YAMLError):
+        return ""
+    return f"<details><summary>all settings</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _title(path: Path) -> str:
+    return html.escape(path.stem.replace("-", " "))
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>" if text else ""
+
+
+def _table(head: list[str], rows: list[list[str]], escaped: bool = False) -> str:
+    """Cells are text, or HTML if ``escaped``."""
+    mark = (lambda cell: cell) if escaped else html.escape
+    lines = ["".join(f"<td>{mark(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+
+
+def _picture(path: Path) -> str:
+    return _embedded(path.read_bytes(), path.stem.replace("_", " "))
+
+
+def _embedded(png: bytes, text: str, kind: str = "whole") -> str:
+    data = base64.b64encode(png).decode()
+    return f"<img class='{kind}' alt='{html.escape(text)}' src='data:image/png;base64,{data}'>"
+
+
+def _figure(ylabel: str, xlabel: str):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("the report needs matplotlib: pip install 'vfmtok[train]'") from None
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.25)
+    return figure, axis
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    return file.getvalue()
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; background: #f6f8fa; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
+h1 { font-size: 28px; margin: 8px 0; } h2 { font-size: 21px; margin: 0 0 8px; }
+h3 { font-size: 16px; margin: 20px 0 4px; }
+section { background: #fff; border: 1px solid #d0d7de; border-radius: 8px; padding: 20px; margin: 20px 0; }
+section { overflow-x: auto; }
+p { margin: 4px 0 12px; } .note, .missing, .machine, summary { color: #6e7781; } .note { font-size: 14px; }
+img.whole { max-width: 100%; display: block; } img.half { max-width: 640px; width: 100%; display: block; }
+table { border-collapse: collapse; margin: 12px 0; font-size: 14px; }
+th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
+td { overflow-wrap: anywhere; } code, pre { font-size: 12.5px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; }
+.tile { border: 1px solid #d0d7de; border-radius: 8px; padding: 12px; }
+.tile b { font-size: 24px; display: block; } .tile span { display: block; } .tile small { color: #6e7781; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>vfmtok quickstart</title><style>{style}</style></head>
+<body><main><h1>An image tokenizer and a generator, from scratch</h1>
+<p class="machine">{machine}</p>
+<p>Images become a few ids each (a frozen vision model, a region sampler, a codebook), a small GPT learns the ids of
+every class, and what it writes is decoded into new images. Small models and minutes of training: the same code,
+with other settings, is the full-size system.</p>
+{body}
+</main></body></html>
+"""

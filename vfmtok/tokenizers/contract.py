@@ -1,0 +1,73 @@
+"""What every tokenizer offers. The rest of the package asks for this, never for a family.
+
+Shapes: B batch, S image side.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vfmtok.code import Code
+
+
+class Encoding(Protocol):
+    """What ``encode`` returns: the code and what was found on the way. Families add fields of their own."""
+
+    losses: dict[str, Tensor]  # float32 scalars of the quantizer or posterior, already weighted
+
+    # ids: Tensor, (B,K) int64, where ``tokenizer.code`` is Ids
+    # latents: Tensor, (B,C,h,w), where it is Latents
+    # features: list[Tensor], of a frozen encoder, where there is one
+
+
+class TokenizerOutput(Protocol):
+    """What one training pass returns. Fields that a family has not are None."""
+
+    reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
+    losses: dict[str, Tensor]  # as ``Encoding.losses``
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """An ``nn.Module`` with these attributes.
+
+    Attributes:
+        config: the resolved configuration, a dataclass with ``kind`` and ``image_size``.
+        code: what ``encode`` makes and ``decode`` takes.
+        device: where it computes.
+        frozen_parts: names of submodules that training leaves as they are and checkpoints leave out.
+        last_layer: the weight that makes the pixels, by whose gradients an adaptive weight balances losses.
+        recomputed: classes of submodules that recompute their activations in the backward pass where asked.
+        released: a ``NameMap``, where weights of this family were published.
+    """
+
+    config: Any
+    frozen_parts: tuple[str, ...]
+    recomputed: tuple[type, ...]
+
+    @property
+    def code(self) -> Code: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def last_layer(self) -> Tensor: ...
+
+    def encode(self, images: Tensor) -> Encoding:
+        """images (B,3,H,W) float in [-1,1] -> Encoding."""
+
+    def decode(self, code: Tensor) -> Tensor:
+        """ids (B,K) int64 or latents (B,C,h,w) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
+
+    def decode_to_uint8(self, code: Tensor, size: int = 256) -> Tensor:
+        """The same as pixels (B,size,size,3) uint8."""
+
+    def __call__(self, images: Tensor) -> TokenizerOutput:
+        """A training pass: images (B,3,S,S) in [-1,1] at ``config.image_size``."""
+
+
+def code_of(encoding: Encoding, code: Code) -> Tensor:
+    """The part of an encoding that ``decode`` takes and a generator learns."""
+    return encoding.ids if hasattr(code, "segments") else encoding.latents

@@ -1,0 +1,95 @@
+"""What can be set in a VFMTok tokenizer."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vfmtok.code import Ids, Segment, square_grid
+from vfmtok.config import require, require_positive, require_share
+from vfmtok.decoders.vqgan import PixelDecoderConfig
+from vfmtok.encoders.vfm import EncoderConfig
+from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Learned queries that read regions of the encoder's feature maps."""
+
+    attention: Literal["deformable", "windowed"] = "deformable"
+    num_tokens: int = 256  # a square number: the queries sit on a grid
+    depth: int = 6
+    heads: int = 8
+    points: int = 4  # deformable: sampling points per head and level
+    window: int = 5  # windowed: side, in feature-map cells, of the square a query may read
+    mlp_dim: int = 1024
+
+    def __post_init__(self):
+        square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
+        require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
+        require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The causal ViT that turns codes into an image map and, in training, into encoder features."""
+
+    depth: int = 6
+    heads: int = 8
+    mlp_dim: int = 2048  # SwiGLU keeps 2/3 of it, rounded up to a multiple of 8
+    attention_dropout: float = 0.1
+    registers: int = 4
+    register_position: Literal["end", "front"] = "end"  # released models: at the end, where they are inert
+    shared: bool = True  # one ViT for both branches; False gives the feature branch its own layers
+    mask_tokens: Literal["separate", "shared"] = "separate"
+    reconstruct_features: bool = True
+    position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
+
+    def __post_init__(self):
+        require_positive(self, "decoder", "depth", "heads", "mlp_dim")
+        require(self.registers >= 0, "decoder.registers", "must be 0 or more", self.registers)
+        require_share(self.attention_dropout, "decoder.attention_dropout")
+        grid = self.position_grid
+        require(grid is None or grid > 0, "decoder.position_grid", "must be positive", grid)
+
+
+@dataclass(frozen=True)
+class VFMTokConfig:
+    """The whole tokenizer; the defaults are the paper's model."""
+
+    kind: Literal["vfmtok"] = "vfmtok"
+    image_size: int = 336  # of reconstructions
+    dim: int = 512
+    initial_positions: Literal["random", "sincos"] = "random"  # queries, slots and patches at the start
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    quantizer: AnyQuantizerConfig = field(default_factory=CosineConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+
+    def __post_init__(self):
+        require_positive(self, "", "dim")
+        fits = self.image_size > 0 and self.image_size % self.stride == 0
+        require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
+        for part, heads in (("sampler", self.sampler.heads), ("decoder", self.decoder.heads)):
+            require(heads > 0 and self.dim % heads == 0, f"{part}.heads", f"must divide dim {self.dim}", heads)
+        if self.initial_positions == "sincos":
+            require(self.dim % 4 == 0, "dim", "must be a multiple of 4 for sincos positions", self.dim)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the reconstruction per cell of the ViT decoder's image map, per side."""
+        return 2 ** (len(self.pixel_decoder.multipliers) - 1)
+
+    @property
+    def image_grid(self) -> int:
+        """Side of the ViT decoder's image map, in cells."""
+        return self.image_size // self.stride
+
+    @property
+    def code(self) -> Ids:
+        """One id a token; the tokens lie on a square grid."""
+        tokens = self.sampler.num_tokens
+        return Ids((Segment(tokens, self.quantizer.codebook_size, square_grid(tokens)),))
+
+
+TokenizerConfig = VFMTokConfig  # its name in version 0.1
