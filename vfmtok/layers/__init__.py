@@ -1,1 +1,8 @@
-"""Parts shared by the tokenizer and the generator."""
+"""Layers that several models share.
+
+attention, feed_forward   transformer blocks' parts
+deformable_attention      sampling of feature maps at learned places
+positions                 sine-cosine tables, resampling of learned positions
+precision                 float32 islands and autocast
+frozen                    modules that training leaves alone
+"""
