@@ -1,6 +1,20 @@
 """Encoders: images to feature levels.
 
-vfm       a frozen vision foundation model, through timm
+contract  what a tokenizer asks of its encoder
+vfm       a vision foundation model through timm; what can be set
 named     short names of the models of the field
 released  names of their tensors in their publishers' files
 """
+
+from collections.abc import Callable
+
+from vfmtok.encoders.contract import FeatureEncoder
+from vfmtok.encoders.vfm import Encoder, EncoderConfig
+
+# Encoders that are not timm's: ``encoder.name`` -> what builds one. Every other name is looked up in timm.
+OWN_ENCODERS: dict[str, Callable[[EncoderConfig], FeatureEncoder]] = {}
+
+
+def build_encoder(config: EncoderConfig) -> FeatureEncoder:
+    """The encoder of a configuration. Raises ConfigError or WeightsError."""
+    return OWN_ENCODERS.get(config.name, Encoder)(config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfmtok.code import Ids
 from vfmtok.decoders.vqgan import PixelDecoder, ResBlock
-from vfmtok.encoders.vfm import Encoder
+from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import linear_in_float32
 from vfmtok.quantizers import build_quantizer
@@ -58,7 +58,7 @@ class VFMTok(nn.Module):
 
     def __init__(self, config: VFMTokConfig):
         super().__init__()
-        self.encoder = Encoder(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self._config = config  # as given; forward reads it, since resolving it anew is not free
         dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
         feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
