@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vfmtok.data.sources import files as source_files
+from vfmtok.data.sources.folders import walk_folder
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError
 from vfmtok.evaluation.image_sources import is_dataset
@@ -34,7 +35,7 @@ def find_image_files(paths: Sequence[str | Path]) -> list[ImageFile]:
                 raise DataError(
                     f"{path} is a prepared dataset, not a folder of images: `vfmtok prepare --export` first"
                 )
-            listed = (f for f in source_files.walk_folder(path) if source_files.is_candidate(f.path))
+            listed = (f for f in walk_folder(path) if source_files.is_image(f))
             below = sorted((file.path, file.place) for file in listed)
             if not below:
                 raise DataError(f"no image files in {path}")

@@ -10,7 +10,8 @@ import pytest
 from image_makers import class_files, contents, encoded, make_parquet, write_tree
 
 from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources.listing import list_sources
+from vfmtok.data.sources.archives import walk_zip
+from vfmtok.data.sources.listing import SAMPLE, list_sources
 from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
 
@@ -71,7 +72,7 @@ def test_our_zip_reader_agrees_with_pythons(tmp_path):
     files = class_files(per_class=6) | {"bird/ünï.png": encoded(5, fmt="PNG")}
     archive = make_zip(tmp_path / "a.zip", files)
     with zipfile.ZipFile(archive) as opened:
-        for found in source_files.walk_zip(archive):
+        for found in walk_zip(archive):
             assert source_files.read(found.place) == opened.read(found.path)
 
 
@@ -209,7 +210,6 @@ def test_the_sample_set_ships_with_its_notice(tmp_path):
     listing = list_sources(["sample"], Scratch(tmp_path))
     assert {split: len(entries) for split, entries in listing.splits.items()} == {"train": 1704, "val": 188}
     assert len(listing.classes) == 9
-    from vfmtok.data.sources.listing import SAMPLE
 
     with zipfile.ZipFile(SAMPLE) as opened:
         notice = opened.read("NOTICE.txt")

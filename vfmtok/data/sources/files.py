@@ -1,32 +1,38 @@
-"""Files inside a folder, zip or tar: listed once by name and place, read by place in any process."""
+"""Files inside a folder, zip, tar or parquet file: what they may be, and reading one by its place in any process.
 
-import bz2
-import gzip
-import lzma
+A place is a tuple: its kind and whatever that kind needs. The walks that find files are folders.py, archives.py and
+parquet.py.
+"""
+
 import mimetypes
 import os
-import shutil
-import stat
+import re
 import struct
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
 
-COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".tbz2": bz2.open, ".xz": lzma.open}
-TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".tar.xz")
+HEAD = 32  # bytes that tell an image from another file
 
 _MIME = mimetypes.MimeTypes()  # Python's own table, not the machine's
+_IMAGES = {
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2c", ".j2k", ".jfif",
+    ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 _NEVER_IMAGES = {
     ".svg", ".yaml", ".yml", ".toml", ".log", ".lock", ".md", ".npy", ".npz", ".mat", ".pkl", ".db", ".ini", ".md5",
-    ".sha256", ".jsonl", ".cls", ".parquet",
+    ".sha256", ".jsonl", ".cls", ".parquet", ".arrow", ".dvc",
 }  # fmt: skip
+_NOT_THE_USERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+_IMAGE_HEADS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-7]\s|\0\0\0\x0cjP  |\xff\x4f\xff\x51"
+    rb"|.{4}ftyp(avi[fs]|hei[cmsx]|hev[cx]|mif1|msf1)|\0\0\x01\0[\x01-\xff]\0|\xff\x0a|\0\0\0\x0cJXL ",
+    re.DOTALL,
+)
 
 
 class Found(NamedTuple):
@@ -36,152 +42,54 @@ class Found(NamedTuple):
     size: int  # bytes; 0 where the listing does not say, and for files that are no images by their name
     check: str  # what the listing says of the content: a zip's CRC, the shard of a parquet row, or ""
     place: tuple  # argument of ``read``: kind first
-    label: int | str | None = None  # None: the class is told by the folder
+    label: int | str | None = None  # None: no label belongs to the file itself
 
 
-def is_candidate(path: str) -> bool:
-    """Whether a file may be an image by its name. Hidden files, macOS' shadow files and well-known
-    other types are not; an unknown or missing extension is worth a try."""
-    pure = PurePosixPath(path)
-    return not _is_hidden(pure) and _may_be_image(pure.suffix.lower())
+def is_image(found: Found) -> bool:
+    """Whether a file is taken for an image: by its name or, where that says nothing, by its first bytes.
+
+    Hidden files, those that systems leave behind, and well-known other types are not.
+    """
+    by_name = image_by_name(found.path)
+    if by_name is not None:
+        return by_name
+    try:
+        return found.place[0] != "unusable" and bool(_IMAGE_HEADS.match(head(found.place)))
+    except (CorruptFile, DataError):
+        return False
+
+
+def image_by_name(path: str) -> bool | None:
+    """Whether a path is an image's; None: an unknown or missing extension does not tell."""
+    return False if is_hidden(path) else _by_suffix(suffix_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _may_be_image(suffix: str) -> bool:
+def _by_suffix(suffix: str) -> bool | None:
+    if suffix in _IMAGES:
+        return True
     mime = _MIME.guess_type("file" + suffix, strict=False)[0]
-    return suffix not in _NEVER_IMAGES and (mime is None or mime.startswith("image/"))
+    if suffix in _NEVER_IMAGES or (mime is not None and not mime.startswith("image/")):
+        return False
+    return None if mime is None else True
 
 
-def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+def suffix_of(path: str) -> str:
+    """The last extension in lower case with its dot, or ""."""
+    stem, dot, suffix = path[path.rfind("/") + 1 :].rpartition(".")
+    return f".{suffix}".lower() if dot and stem.strip(".") and suffix else ""
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of the path begins with a dot, or is a folder of the system's: no file of the user's."""
+    if path.startswith(".") or "/." in path:
+        return True
+    return any(part in _NOT_THE_USERS for part in path.split("/"))
 
 
 def kind_of_ignored(path: str) -> str:
     """What an ignored file is counted as: its extension, or its name where it has none."""
-    return PurePosixPath(path).suffix.lower() or PurePosixPath(path).name
-
-
-def walk_folder(folder: Path) -> Iterator[Found]:
-    """Every file below a folder. Links to folders are followed, each folder once.
-
-    A broken link, pipe, socket or device with the name of an image is listed as well, at a place that
-    can't be read: it is skipped, counted and reported like a damaged image, and not opened, because
-    opening a pipe waits for its writer.
-    """
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-
-    seen = set()
-    for current, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        identity = os.stat(current)
-        if (identity.st_dev, identity.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        for name in files:
-            file = os.path.join(current, name)
-            path = os.path.relpath(file, folder).replace(os.sep, "/")
-            size, unusable = _look_at(file) if is_candidate(path) else (0, "")
-            yield Found(path, size, "", ("unusable", file, unusable) if unusable else ("file", file))
-
-
-def _look_at(file: str) -> tuple[int, str]:
-    """The size of a regular file and "", or 0 and why it can't be read."""
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        return 0, f"{'broken link' if os.path.islink(file) else 'cannot be read'}: {error.strerror}"
-    if stat.S_ISREG(found.st_mode):
-        return found.st_size, ""
-    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-    return 0, f"not a regular file but {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}"
-
-
-def walk_zip(archive: Path) -> Iterator[Found]:
-    """Every file of a zip. Its place is the member's offset: no process needs the directory again."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = opened.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {archive}: {error}") from None
-    for member in members:
-        if not member.is_dir():
-            if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"{archive}: '{member.filename}' is encrypted or of a rare compression: repack it")
-            place = ("zip", str(archive), member.header_offset, member.compress_size, member.compress_type, member.CRC)
-            yield Found(_clean(member.filename), member.file_size, f"{member.CRC:08x}", place)
-
-
-def walk_tar(archive: Path, scratch: Scratch) -> Iterator[Found]:
-    """Every file of a tar. A compressed one is unpacked into ``scratch`` first (a plain tar of its
-    own): compressed tars can only be read from the start.
-
-    The files of a plain tar inside it, such as the ``n01440764.tar`` of ImageNet's training archive, lie in
-    a folder of its name without ".tar", and are read where they are: tars add nothing but headers. Tars
-    inside those, and compressed ones, are not opened.
-    """
-    opener = COMPRESSED.get(archive.suffix.lower())
-    plain = _unpack(archive, opener, scratch) if opener else archive
-    try:
-        with tarfile.open(plain, "r:") as opened:
-            for member in opened:
-                path = PurePosixPath(_clean(member.name))
-                if member.isreg() and path.suffix.lower() == ".tar" and not _is_hidden(path):
-                    yield from _walk_inner_tar(plain, member)
-                elif member.isreg():
-                    place = ("tar", str(plain), member.offset_data, member.size)
-                    yield Found(str(path), member.size, "", place)
-            _check_end(opened, plain.stat().st_size)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"cannot read {archive}, it may be cut short: {error}") from None
-
-
-def _walk_inner_tar(outer: Path, inner: tarfile.TarInfo) -> Iterator[Found]:
-    """Every file of a plain tar that is itself a file of a plain tar."""
-    end = inner.offset_data + inner.size
-    folder = _clean(inner.name)[: -len(".tar")]
-    try:
-        if inner.size < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("no tar")
-        with open(outer, "rb") as file:
-            file.seek(inner.offset_data)
-            with tarfile.open(fileobj=file, mode="r:") as opened:  # offsets are those in the outer file
-                for member in opened:
-                    if member.offset >= end:  # a member of the outer tar: this one has no end mark
-                        break
-                    if member.offset_data + member.size > end:
-                        raise tarfile.ReadError("unexpected end of data")
-                    if member.isreg():
-                        place = ("tar", str(outer), member.offset_data, member.size)
-                        yield Found(f"{folder}/{_clean(member.name)}", member.size, "", place)
-                else:
-                    _check_end(opened, end)
-    except tarfile.TarError as error:
-        raise tarfile.ReadError(f"'{inner.name}': {error}") from None
-
-
-def _check_end(opened: tarfile.TarFile, end: int) -> None:
-    """tarfile takes a damaged header for the end of the archive, and a file cut between two members for a
-    whole one. Raises ReadError unless there are zeros, or nothing, where the last member ends."""
-    opened.fileobj.seek(min(opened.offset, end))
-    if opened.offset > end or opened.fileobj.read(min(tarfile.BLOCKSIZE, end - opened.offset)).strip(b"\0"):
-        raise tarfile.ReadError("unexpected end of data")
-
-
-def _unpack(archive: Path, opener, scratch: Scratch) -> Path:
-    try:
-        plain = scratch.folder() / f"{zlib.crc32(str(archive.resolve()).encode()):08x}-{archive.stem}.tar"
-        with opener(archive, "rb") as packed, open(plain, "wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"cannot unpack {archive}: {error}") from None
-    return plain
-
-
-def _clean(member: str) -> str:
-    """An archive's name without the leading "./" or "/" some programs write."""
-    return "/".join(part for part in member.replace("\\", "/").split("/") if part not in ("", "."))
+    return suffix_of(path) or path[path.rfind("/") + 1 :]
 
 
 # --------------------------------------------------------------------------------------
@@ -204,12 +112,28 @@ def read(place: tuple) -> bytes:
     try:
         return _READERS[kind](file, *rest)
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from None
+        raise DataError(f"cannot read {error.filename or file}: {error.strerror or error}") from None
 
 
-def _read_file(file: str) -> bytes:
+def head(place: tuple) -> bytes:
+    """The first bytes at a place, at most ``HEAD`` of what is cheap to read alone. Raises as ``read``."""
+    kind, *rest = place
     try:
-        with open(file, "rb") as opened:
+        if kind == "file":
+            with open(os.path.join(*rest), "rb") as opened:
+                return opened.read(HEAD)
+        if kind == "tar":
+            file, offset, size = rest
+            with open(file, "rb") as opened:
+                return _read_span(opened, offset, min(HEAD, size))
+    except OSError as error:
+        raise CorruptFile(f"cannot be read: {error.strerror}") from None
+    return read(place)[:HEAD]
+
+
+def _read_file(*path: str) -> bytes:
+    try:
+        with open(os.path.join(*path), "rb") as opened:
             return opened.read()
     except PermissionError as error:
         raise CorruptFile(f"cannot be read: {error.strerror}") from None
@@ -222,6 +146,16 @@ def _read_unusable(file: str, reason: str) -> bytes:
 def _read_tar(file: str, offset: int, size: int) -> bytes:
     with open(file, "rb") as opened:
         return _read_span(opened, offset, size)
+
+
+def _read_sparse(file: str, offset: int, size: int, parts: tuple[tuple[int, int], ...]) -> bytes:
+    """A sparse member of a tar: only the parts, (start, size) each, are stored; zeros lie between them."""
+    content = bytearray(size)
+    with open(file, "rb") as opened:
+        for start, length in parts:
+            content[start : start + length] = _read_span(opened, offset, length)
+            offset += length
+    return bytes(content)
 
 
 def _read_zip(file: str, offset: int, size: int, method: int, crc: int) -> bytes:
@@ -238,16 +172,17 @@ def _read_zip(file: str, offset: int, size: int, method: int, crc: int) -> bytes
     return content
 
 
-def _read_parquet(file: str, row_group: int, row: int) -> bytes:
+def _read_parquet(file: str, row_group: int, row: int, column: str) -> bytes:
     from vfmtok.data.sources.parquet import read_row
 
-    return read_row(file, row_group, row)
+    return read_row(file, row_group, row, column)
 
 
 _READERS = {
     "file": _read_file,
     "unusable": _read_unusable,
     "tar": _read_tar,
+    "sparse": _read_sparse,
     "zip": _read_zip,
     "parquet": _read_parquet,
 }

@@ -27,10 +27,13 @@ from typing import NamedTuple
 
 from vfmtok.data.sources import files as source_files
 from vfmtok.data.sources import parquet, webdataset
+from vfmtok.data.sources.archives import walk_tar, walk_zip
 from vfmtok.data.sources.files import Found
+from vfmtok.data.sources.folders import walk_folder
 from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
 
+TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".tar.xz")
 SAMPLE = Path(__file__).parents[1] / "samples" / "emoji64.zip"
 FINGERPRINT_COVERS = (
     "names, labels, splits and sizes of the images, the checksums a zip holds, names and sizes of parquet files; "
@@ -98,9 +101,10 @@ def list_sources(sources: list[str], scratch: Scratch, val_fraction: float | Non
             images += [_shard_image(path, found, names) for found in rows]
             continue
         files = list(_walk(path, scratch))
-        candidates = [found for found in files if source_files.is_candidate(found.path)]
-        if path.is_file() and webdataset.is_webdataset(files):
-            images += [_shard_image(path, found, None) for found in webdataset.labelled_images(str(path), files)]
+        candidates = [found for found in files if source_files.is_image(found)]
+        shard = webdataset.read_shard(str(path), files) if path.is_file() else None
+        if shard is not None and shard.labels_from is not None:
+            images += [_shard_image(path, found, None) for found in shard.images]
             labels = [found for found in files if found.path.endswith((".cls", ".json"))]  # used, not ignored
         else:
             images += _folder_images(path, candidates, prefix)
@@ -123,11 +127,11 @@ def _expand(source: str) -> list[Path]:
     if not path.exists():
         raise DataError(f"no such source: {source}")
     if path.is_dir():
-        shards = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".parquet", *source_files.TAR_SUFFIXES))
-        if shards and not any(source_files.is_candidate(found.path) for found in source_files.walk_folder(path)):
+        shards = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".parquet", *TAR_SUFFIXES))
+        if shards and not any(source_files.is_image(found) for found in walk_folder(path)):
             return [shard for found in shards for shard in _expand(str(found))]
         return [path]
-    if not path.name.lower().endswith((".zip", ".parquet", *source_files.TAR_SUFFIXES)):
+    if not path.name.lower().endswith((".zip", ".parquet", *TAR_SUFFIXES)):
         raise DataError(f"{source} is no folder, .zip, .tar, .tar.gz, .tgz or .parquet")
     if not path.is_file():
         raise DataError(f"{source} is not a regular file")  # opening a pipe would wait for its writer
@@ -150,8 +154,8 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _walk(path: Path, scratch: Scratch) -> Iterable[Found]:
     if path.is_dir():
-        return source_files.walk_folder(path)
-    return source_files.walk_zip(path) if path.suffix.lower() == ".zip" else source_files.walk_tar(path, scratch)
+        return walk_folder(path)
+    return walk_zip(path) if path.suffix.lower() == ".zip" else walk_tar(path, scratch)
 
 
 def _stem(path: Path) -> str:

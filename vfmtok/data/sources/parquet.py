@@ -39,12 +39,12 @@ def _rows(file: Path, opened: Any, has_path: bool) -> Iterator[Found]:
         for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
             if label is None:
                 raise DataError(f"{file}: row {number} has no label")
-            place = ("parquet", str(file), group, row)
+            place = ("parquet", str(file), group, row, "image")
             yield Found(path or f"{file.stem}-{number:08d}", 0, shard, place, label)
             number += 1
 
 
-def read_row(file: str, row_group: int, row: int) -> bytes:
+def read_row(file: str, row_group: int, row: int, column: str) -> bytes:
     """The image bytes of one row. Its row group, and no other, stays in memory for the rows that follow."""
     state = os.stat(file)
     content = _image_column(file, row_group, state.st_size, state.st_mtime_ns)[row].as_py()
