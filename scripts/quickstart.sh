@@ -83,7 +83,7 @@ if [ "$preset" = gpu ] &&
 fi
 # A tenth of the images is held out unless they bring a validation split, which may lie inside an archive.
 brings_split() {
-    python -c "import sys; from vfmtok.data.sources.scratch import Scratch; from vfmtok.data.sources.listing import list_sources
+    python -c "import sys; from vfmtok.sources.scratch import Scratch; from vfmtok.sources.listing import list_sources
 with Scratch(sys.argv[2]) as scratch: sys.exit('val' not in list_sources([sys.argv[1]], scratch).splits)" \
         "$source" "$out/data" 2> /dev/null
 }

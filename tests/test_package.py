@@ -15,7 +15,7 @@ RANKS = [
     {"config", "files", "distributed"},
     {"code"},
     {"families", "metrics"},
-    {"layers", "weights"},
+    {"layers", "weights", "sources"},
     {"encoders", "quantizers", "decoders", "data", "pictures"},
     {"discriminators", "losses"},
     {"tokenizers", "generators"},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfmtok.data.sources import files as source_files
+from vfmtok.sources import files as source_files
 
 ROOT = Path(__file__).parents[2]
 

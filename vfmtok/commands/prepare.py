@@ -18,13 +18,13 @@ from typing import Any
 from tqdm import tqdm
 
 from vfmtok.data import image_files
+from vfmtok.data.ordered_pool import default_workers, end_if_reimported, ordered_results
 from vfmtok.data.records import Record, RecordDataset, RecordWriter
-from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources.listing import FINGERPRINT_COVERS, Entry, Listing, list_sources
-from vfmtok.data.sources.ordered_pool import default_workers, end_if_reimported, ordered_results
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
 from vfmtok.files import replacing
+from vfmtok.sources import files as source_files
+from vfmtok.sources.listing import FINGERPRINT_COVERS, Entry, Listing, list_sources
+from vfmtok.sources.scratch import Scratch
 
 MAX_SKIPPED = 0.01  # share of files that may be corrupt
 CHUNK = 16  # images per task of a worker

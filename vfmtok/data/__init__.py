@@ -1,6 +1,6 @@
-"""Images in: any folder or archive to LMDB records, transforms, order, loader, token cache.
+"""Images in: LMDB records, transforms, order, loader, token cache. What users bring is the room ``sources``.
 
-sources/       what is in folders, archives and shards; image_files: reading images
+images         image_files (reading encoded images), ordered_pool (work spread over processes)
 records        records, published_records (safe reading of pickled ones), dataset_folder (splits, verify, export),
                stats (vfmtok stats)
 training       order (which samples come next), transforms (crops), loader (batches)

@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from vfmtok.data import image_files
+from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import Record, RecordDataset, encode_record
-from vfmtok.data.sources.ordered_pool import default_workers, ordered_results
 from vfmtok.errors import DataError
 from vfmtok.files import replacing
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from vfmtok.data import image_files
 from vfmtok.data.dataset_folder import CHUNK, open_splits
+from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.sources.ordered_pool import default_workers, ordered_results
 from vfmtok.errors import DataError
 from vfmtok.pictures.contact_sheet import Section, draw_sheet
 

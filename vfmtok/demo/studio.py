@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vfmtok.data.sources.listing import SAMPLE
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.round_trip import round_trip
@@ -23,6 +22,7 @@ from vfmtok.generators.gpt.generate import generate
 from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.reconstruction import COLOURS, draw_sampling_points
+from vfmtok.sources.listing import SAMPLE
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 
 VIEW = 512  # side of the pictures of a grid; images smaller than a quarter of it are enlarged unsmoothed

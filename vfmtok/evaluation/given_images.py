@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources.folders import walk_folder
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError
 from vfmtok.evaluation.image_sources import is_dataset
+from vfmtok.sources import files as source_files
+from vfmtok.sources.folders import walk_folder
 
 
 class ImageFile(NamedTuple):

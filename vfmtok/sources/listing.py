@@ -25,16 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources import parquet, webdataset
-from vfmtok.data.sources.archives import walk_tar, walk_zip
-from vfmtok.data.sources.files import Found
-from vfmtok.data.sources.folders import walk_folder
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
+from vfmtok.sources import files as source_files
+from vfmtok.sources import parquet, webdataset
+from vfmtok.sources.archives import walk_tar, walk_zip
+from vfmtok.sources.files import Found
+from vfmtok.sources.folders import walk_folder
+from vfmtok.sources.scratch import Scratch
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".tar.xz")
-SAMPLE = Path(__file__).parents[1] / "samples" / "emoji64.zip"
+SAMPLE = Path(__file__).parents[1] / "data/samples" / "emoji64.zip"
 FINGERPRINT_COVERS = (
     "names, labels, splits and sizes of the images, the checksums a zip holds, names and sizes of parquet files; "
     "not the contents, not modification times"

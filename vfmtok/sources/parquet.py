@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vfmtok.data.sources.files import CorruptFile, Found
 from vfmtok.errors import DataError
+from vfmtok.sources.files import CorruptFile, Found
 
 
 def walk_parquet(file: Path) -> tuple[list[str] | None, Iterator[Found]]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from vfmtok.data.sources.files import Found, image_by_name, is_hidden, read, suffix_of
 from vfmtok.errors import DataError
+from vfmtok.sources.files import Found, image_by_name, is_hidden, read, suffix_of
 
 LABEL_MEMBERS = ("cls", "class", "label")
 NUMBERED = (  # of a .json, or columns of a table: each may be the label, as a number or as a name

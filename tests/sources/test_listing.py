@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from image_makers import class_files, contents, encoded, make_parquet, write_tree
 
-from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources.archives import walk_zip
-from vfmtok.data.sources.listing import SAMPLE, list_sources
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
+from vfmtok.sources import files as source_files
+from vfmtok.sources.archives import walk_zip
+from vfmtok.sources.listing import SAMPLE, list_sources
+from vfmtok.sources.scratch import Scratch
 
 
 def make_zip(path: Path, files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:

@@ -5,8 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from vfmtok.data.sources.files import Found, image_by_name, is_hidden, suffix_of
 from vfmtok.errors import DataError
+from vfmtok.sources.files import Found, image_by_name, is_hidden, suffix_of
 
 ARCHIVES = (".zip", ".parquet", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from image_makers import contents, encoded, make_parquet
 
-from vfmtok.data.sources import files as source_files
-from vfmtok.data.sources.listing import list_sources
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
+from vfmtok.sources import files as source_files
+from vfmtok.sources.listing import list_sources
+from vfmtok.sources.scratch import Scratch
 
 
 def test_parquet_with_unsorted_names_keeps_its_labels(tmp_path):

@@ -8,8 +8,8 @@ from test_listing import make_tar
 
 from vfmtok.commands.prepare import prepare
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
+from vfmtok.sources.scratch import Scratch
 
 MINE = {"unpacked/photo.raw": b"mine", ".unpacked-mine/photo.raw": b"mine too"}
 
@@ -31,7 +31,7 @@ def test_a_users_folders_of_such_names_are_left_alone(tmp_path, source):
 
 
 def test_only_what_a_killed_run_left_is_removed(tmp_path):
-    code = f"import os, signal; from vfmtok.data.sources.scratch import Scratch; s = Scratch({str(tmp_path)!r}); "
+    code = f"import os, signal; from vfmtok.sources.scratch import Scratch; s = Scratch({str(tmp_path)!r}); "
     code += "(s.folder() / 'big.tar').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code], env=environment())
     assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.glob(".unpacked-*/big.tar"))) == 1

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vfmtok.data.sources.files import Found, is_hidden, read, suffix_of
-from vfmtok.data.sources.scratch import Scratch
 from vfmtok.errors import DataError
+from vfmtok.sources.files import Found, is_hidden, read, suffix_of
+from vfmtok.sources.scratch import Scratch
 
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes
 _MAX_LINKS = 40  # on the way to a file, as the kernel's limit

@@ -173,7 +173,7 @@ def _read_zip(file: str, offset: int, size: int, method: int, crc: int) -> bytes
 
 
 def _read_parquet(file: str, row_group: int, row: int, column: str) -> bytes:
-    from vfmtok.data.sources.parquet import read_row
+    from vfmtok.sources.parquet import read_row
 
     return read_row(file, row_group, row, column)
 

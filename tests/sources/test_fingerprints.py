@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from vfmtok.data.sources.listing import list_sources
-from vfmtok.data.sources.scratch import Scratch
+from vfmtok.sources.listing import list_sources
+from vfmtok.sources.scratch import Scratch
 
 FILES = {
     f"{name}/{number:02d}.{suffix}": f"{name}{number}".encode() * (number + 1)
