@@ -22,6 +22,8 @@ _PUBLIC = {
     "vfmtok.tokenizers": ("build_tokenizer", "load_config"),
     "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
     "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
+    "vfmtok.tokenizers.vqgan.config": ("VQGANConfig",),
+    "vfmtok.tokenizers.vqgan.model": ("VQGAN",),
     "vfmtok.weights.name_maps": ("load_released", "to_released"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -61,5 +63,7 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding
     from vfmtok.tokenizers.vfmtok.model import TokenizerOutput as TokenizerOutput
     from vfmtok.tokenizers.vfmtok.model import VFMTok as VFMTok
+    from vfmtok.tokenizers.vqgan.config import VQGANConfig as VQGANConfig
+    from vfmtok.tokenizers.vqgan.model import VQGAN as VQGAN
     from vfmtok.weights.name_maps import load_released as load_released
     from vfmtok.weights.name_maps import to_released as to_released

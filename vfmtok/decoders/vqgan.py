@@ -1,5 +1,5 @@
-"""The pixel decoder of VQGAN (Esser et al., 2021): a feature map to an image, convolutions only but
-for one attention layer at the coarsest size.
+"""The pixel decoder of VQGAN (Esser et al., 2021): a feature map to an image by convolutions, with attention at the
+coarsest size only.
 
 Shapes: B batch, C channels, h and w sides of a map.
 """
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.config import require, require_positive, require_share
+from vfmtok.layers.residual import ResBlock, SpatialAttention, group_norm
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class PixelDecoderConfig:
     multipliers: tuple[int, ...] = (4, 2, 2, 1, 1)  # coarse to fine
     res_blocks: int = 2
     dropout: float = 0.0
+    coarse_attention: bool = False  # attention after every block of the coarsest level (LlamaGen; VFMTok has none)
 
     def __post_init__(self):
         require_positive(self, "pixel_decoder", "channels", "res_blocks")
@@ -46,10 +48,10 @@ class PixelDecoder(nn.Module):
         inputs = [widths[0], *widths[:-1]]
         last = len(widths) - 1
         self.levels = nn.ModuleList(
-            DecoderLevel(in_width, width, config, upsample=index < last)
+            DecoderLevel(in_width, width, config, config.coarse_attention and index == 0, upsample=index < last)
             for index, (in_width, width) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.norm_out = _group_norm(widths[-1])
+        self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -65,59 +67,20 @@ class PixelDecoder(nn.Module):
 class DecoderLevel(nn.Module):
     """Residual blocks at one size, then nearest-neighbour doubling smoothed by a convolution."""
 
-    def __init__(self, in_width: int, width: int, config: PixelDecoderConfig, upsample: bool):
+    def __init__(self, in_width: int, width: int, config: PixelDecoderConfig, attention: bool, upsample: bool):
         super().__init__()
+        count = config.res_blocks
         self.blocks = nn.Sequential(
-            *(ResBlock(in_width if i == 0 else width, width, config.dropout) for i in range(config.res_blocks))
+            *(ResBlock(in_width if i == 0 else width, width, config.dropout) for i in range(count))
         )
+        self.attentions = nn.ModuleList(SpatialAttention(width) for _ in range(count)) if attention else None
         self.upsample = nn.Conv2d(width, width, 3, padding=1) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(x)  # (B,C,h,w)
+        for index, block in enumerate(self.blocks):
+            x = block(x)  # (B,C,h,w)
+            if self.attentions is not None:
+                x = self.attentions[index](x)  # (B,C,h,w)
         if self.upsample is None:
             return x
         return self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B,C,2h,2w)
-
-
-class ResBlock(nn.Module):
-    """norm, swish, conv, norm, swish, dropout, conv, added to the input (1x1 conv if widths differ)."""
-
-    def __init__(self, in_width: int, width: int, dropout: float):
-        super().__init__()
-        self.norm1 = _group_norm(in_width)
-        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
-        self.norm2 = _group_norm(width)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B,C,h,w)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))  # (B,C,h,w)
-        return self.shortcut(x) + h
-
-
-class SpatialAttention(nn.Module):
-    """Single-head self-attention over all cells, with 1x1 convolutions as projections."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = _group_norm(width)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj_out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)  # (B,C,h,w)
-        q, k, v = (_as_tokens(project(h)) for project in (self.q, self.k, self.v))  # 3 x (B,1,h*w,C)
-        out = F.scaled_dot_product_attention(q, k, v)  # (B,1,h*w,C), scaled by C^-0.5
-        return x + self.proj_out(out.squeeze(1).transpose(1, 2).reshape(x.shape))  # (B,C,h,w)
-
-
-def _as_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B,C,h,w) -> (B,1,h*w,C)
-
-
-def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)

@@ -2,6 +2,7 @@
 
 contract  what a tokenizer asks of its encoder
 vfm       a vision foundation model through timm; what can be set
+cnn       VQGAN's convolutional encoder, trained with the rest
 named     short names of the models of the field
 released  names of their tensors in their publishers' files
 """

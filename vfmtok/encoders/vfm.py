@@ -41,6 +41,7 @@ class EncoderConfig:
     configuration (``tokenizer.config``).
     """
 
+    kind: Literal["vfm"] = "vfm"
     name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
     image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
     levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing

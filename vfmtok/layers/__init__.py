@@ -1,6 +1,7 @@
 """Layers that several models share.
 
 attention, feed_forward   transformer blocks' parts
+residual                  convolutional blocks of VQGAN
 deformable_attention      sampling of feature maps at learned places
 positions                 sine-cosine tables, resampling of learned positions
 precision                 float32 islands and autocast

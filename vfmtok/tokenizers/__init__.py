@@ -2,6 +2,7 @@
 
 contract       what every tokenizer offers; the rest of the package asks for nothing else
 vfmtok/        region tokens on a frozen vision foundation model (arXiv 2507.08441)
+vqgan/         LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
 from collections.abc import Iterable
@@ -14,9 +15,11 @@ from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+from vfmtok.tokenizers.vqgan.config import VQGANConfig
 
 TOKENIZERS = {
     "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
+    "vqgan": Family(VQGANConfig, "vfmtok.tokenizers.vqgan.model:VQGAN"),
 }
 AnyTokenizerConfig = Union[tuple(family.config for family in TOKENIZERS.values())]  # noqa: UP007 - the first is the default
 

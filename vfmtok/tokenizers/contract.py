@@ -6,6 +6,7 @@ Shapes: B batch, S image side.
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok.code import Code
@@ -71,3 +72,22 @@ class Tokenizer(Protocol):
 def code_of(encoding: Encoding, code: Code) -> Tensor:
     """The part of an encoding that ``decode`` takes and a generator learns."""
     return encoding.ids if hasattr(code, "segments") else encoding.latents
+
+
+def to_pixels(images: Tensor, size: int) -> Tensor:
+    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + 128, clamp, truncate.
+
+    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S.
+    """
+    images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False)
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def check_images(images: Tensor, size: int | None = None) -> None:
+    """Raise ValueError unless images are (B,3,H,W) floats, of ``size`` if it is given."""
+    fits = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
+    if not fits or (size is not None and images.shape[2:] != (size, size)):
+        wanted = f"{size},{size}" if size else "H,W"
+        raise ValueError(
+            f"images must be a float tensor (B,3,{wanted}) in [-1,1], got {tuple(images.shape)} {images.dtype}"
+        )

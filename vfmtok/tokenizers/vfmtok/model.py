@@ -9,16 +9,17 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.code import Ids
-from vfmtok.decoders.vqgan import PixelDecoder, ResBlock
+from vfmtok.decoders.vqgan import PixelDecoder
 from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import linear_in_float32
+from vfmtok.layers.residual import ResBlock
 from vfmtok.quantizers import build_quantizer
 from vfmtok.quantizers.cosine import Quantized
+from vfmtok.tokenizers.contract import check_images, to_pixels
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, SamplerLayer
 from vfmtok.tokenizers.vfmtok.released import RELEASED
@@ -106,7 +107,7 @@ class VFMTok(nn.Module):
 
     def encode(self, images: Tensor) -> Encoding:
         """images (B,3,H,W) float in [-1,1], any size: the encoder resizes to its own square -> Encoding."""
-        _check_images(images)
+        check_images(images)
         features = self.encoder(images)  # L x (B,N,C)
         region_tokens = self.sampler(features)  # (B,K,D)
         latents, quantized = self.quantize(region_tokens)
@@ -143,7 +144,7 @@ class VFMTok(nn.Module):
 
         The feature branch runs only in training mode.
         """
-        _check_images(images, self._config.image_size)
+        check_images(images, self._config.image_size)
         encoding = self.encode(images)
         with_features = self.training and self._config.decoder.reconstruct_features
         image_map, features = self.decoder(encoding.codes, with_features)  # (B,D,g,g), (B,N,C)
@@ -155,22 +156,4 @@ class VFMTok(nn.Module):
             latents=encoding.latents,
             ids=encoding.ids,
             losses=encoding.losses,
-        )
-
-
-def to_pixels(images: Tensor, size: int) -> Tensor:
-    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + 128, clamp, truncate.
-
-    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S.
-    """
-    images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False)
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def _check_images(images: Tensor, size: int | None = None) -> None:
-    fits = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
-    if not fits or (size is not None and images.shape[2:] != (size, size)):
-        wanted = f"{size},{size}" if size else "H,W"
-        raise ValueError(
-            f"images must be a float tensor (B,3,{wanted}) in [-1,1], got {tuple(images.shape)} {images.dtype}"
         )
