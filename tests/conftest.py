@@ -9,6 +9,7 @@ import torch
 import vfmtok
 from vfmtok import cli
 
+pytest_plugins = ["inception_by_rule", "local_hub"]  # fixtures for tests of several rooms
 ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a loaded machine may take any time
 hypothesis.settings.load_profile("no deadline")
