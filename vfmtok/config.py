@@ -96,16 +96,42 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def config_from_dict(tree: Mapping[str, Any], kind: type[Config], source: str = "configuration") -> Config:
+def config_from_dict(
+    tree: Mapping[str, Any], kind: type[Config], source: str = "configuration", saved: bool = False
+) -> Config:
     """Fill the dataclass ``kind`` from nested mappings, strictly.
 
     A dataclass that once had other keys translates them in a class method ``upgraded(tree) -> tree``.
+
+    Args:
+        saved: the tree was written by this program, every field of its day written out. A field that it lacks is newer
+            and stands at what the dataclass pins it at (``PINNED``, see weights/hashing.py), whatever its default is.
+
     Raises ConfigError.
     """
     try:
+        if saved:
+            tree = _with_pinned(tree, kind)
         return _build(_section_of_kind(kind, tree, ""), tree, prefix="")
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _with_pinned(tree: Any, kind: Any) -> Any:
+    """``tree`` and, where it does not mention a field that its dataclass pins, that value."""
+    if not isinstance(tree, Mapping):
+        return tree
+    kind = _section_of_kind(kind, tree, "")
+    filled = kind.upgraded(dict(tree)) if hasattr(kind, "upgraded") else dict(tree)
+    pinned, hints = getattr(kind, "PINNED", {}), typing.get_type_hints(kind)
+    for name in (item.name for item in dataclasses.fields(kind)):
+        members = typing.get_args(hints[name]) or (hints[name],)
+        if name in pinned:
+            filled.setdefault(name, pinned[name])
+        optional = types.NoneType in members
+        if dataclasses.is_dataclass(members[0]) and (name in filled or not optional):
+            filled[name] = _with_pinned(filled.get(name, {}), members[0] if optional else hints[name])
+    return filled
 
 
 def _build(kind: type, tree: Any, prefix: str) -> Any:

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, h and w sides of a map.
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,13 @@ class PixelDecoderConfig:
     res_blocks: int = 2
     dropout: float = 0.0
     coarse_attention: bool = False  # attention after every block of the coarsest level (LlamaGen; VFMTok has none)
+    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
+        "channels": 128,
+        "multipliers": (4, 2, 2, 1, 1),
+        "res_blocks": 2,
+        "dropout": 0.0,
+        "coarse_attention": False,
+    }
 
     def __post_init__(self):
         require_positive(self, "pixel_decoder", "channels", "res_blocks")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import timm
 import torch
@@ -53,6 +53,17 @@ class EncoderConfig:
     mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
     std: tuple[float, ...] | None = None
     frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
+    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
+        "kind": "vfm",
+        "name": "dinov2_vitl14_reg",
+        "image_size": 336,
+        "levels": None,
+        "position_resampling": None,
+        "mean": None,
+        "std": None,
+        "frozen": True,
+    }
+    UNHASHED: ClassVar[tuple[str, ...]] = ("weights", "weights_sha256")  # the tensors themselves are hashed
 
     def __post_init__(self):
         require_positive(self, "encoder", "image_size")

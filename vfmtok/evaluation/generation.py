@@ -98,7 +98,7 @@ def evaluate_generator(
 def _job(
     gpt: GPT, tokenizer: VFMTok, samples: Samples, inception: Inception | None, references: ReferenceSet | None
 ) -> dict[str, Any]:
-    models = {"GPT": model_hash(gpt, gpt.config), "tokenizer": tokenizer_hash(tokenizer)}
+    models = {"GPT": model_hash(gpt), "tokenizer": tokenizer_hash(tokenizer)}
     if any(found != models for found in distributed.gather(models)):
         raise SharedError("the processes built different models: set encoder.weights, random weights differ")
     return {

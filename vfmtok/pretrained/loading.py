@@ -329,8 +329,8 @@ def _read_section(path: Path, section: Literal["tokenizer", "generator"]) -> Any
     if other:
         raise WeightsError(f"{path.parent} holds no {section}: it is of another kind of run")
     if section == "tokenizer":
-        return config_from_dict(tokenizer_tree(tree, (), str(path)), AnyTokenizerConfig, source=str(path))
-    return config_from_dict(generator_tree(tree, (), str(path)), AnyGeneratorConfig, source=str(path))
+        return config_from_dict(tokenizer_tree(tree, (), str(path)), AnyTokenizerConfig, str(path), saved=True)
+    return config_from_dict(generator_tree(tree, (), str(path)), AnyGeneratorConfig, str(path), saved=True)
 
 
 def _read_tree(path: Path) -> Any:

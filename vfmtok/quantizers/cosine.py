@@ -8,7 +8,7 @@ Shapes: B batch, K tokens, V codebook size, E code dimensions.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,14 @@ class CosineConfig:
     commit_weight: float = 0.25  # beta of the commitment loss
     entropy_weight: float = 0.0  # weight of the entropy loss; 0 leaves it out
     entropy_temperature: float = 0.01
+    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
+        "kind": "cosine",
+        "codebook_size": 16384,
+        "code_dim": 12,
+        "commit_weight": 0.25,
+        "entropy_weight": 0.0,
+        "entropy_temperature": 0.01,
+    }
 
     def __post_init__(self):
         require_positive(self, "quantizer", "codebook_size", "code_dim", "entropy_temperature")

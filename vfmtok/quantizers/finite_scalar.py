@@ -9,7 +9,7 @@ Shapes: B batch, K tokens, E code dimensions, V codebook size (the product of ``
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class FiniteScalarConfig:
 
     kind: Literal["fsq"] = "fsq"
     levels: tuple[int, ...] = (8, 8, 8, 6, 5)
+    # See weights/hashing.py; never changed, only added to. Version 0.1 had one configuration for all quantizers.
+    PINNED: ClassVar[dict[str, Any]] = {"codebook_size": 16384, "code_dim": 12}
 
     def __post_init__(self):
         require(min(self.levels, default=0) >= 2, "quantizer.levels", "must be 2 or more each", self.levels)

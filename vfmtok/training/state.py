@@ -96,8 +96,8 @@ class RunState:
         return lines
 
     def _check(self, checkpoint: Checkpoint) -> list[str]:
-        try:  # fields that are newer than the checkpoint had their defaults then
-            saved = config_from_dict(checkpoint.numbers["recipe"], type(self.recipe))
+        try:  # fields newer than the checkpoint are what they are pinned at, else at their defaults
+            saved = config_from_dict(checkpoint.numbers["recipe"], type(self.recipe), saved=True)
         except ConfigError as error:
             raise WeightsError(f"{checkpoint.path} is of another version or kind of model: {error}") from None
         changes = changed_keys(config_to_dict(saved), config_to_dict(self.recipe))

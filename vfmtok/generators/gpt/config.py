@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vfmtok.code import Ids, Segment
 from vfmtok.config import config_from_dict, require, require_positive, require_share
@@ -29,6 +29,23 @@ class GPTConfig:
     qk_norm: bool = False  # RMSNorm of every head's query and key, before the rotation
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
+        "kind": "gpt",
+        "n_layer": 12,
+        "n_head": 12,
+        "dim": 768,
+        "ffn_hidden": None,
+        "vocab_size": 16384,
+        "num_tokens": 256,
+        "num_classes": 1000,
+        "dropout_p": 0.1,
+        "token_dropout_p": 0.1,
+        "label_dropout_p": 0.1,
+        "drop_path_rate": 0.0,
+        "qk_norm": False,
+        "rope_base": 10000.0,
+        "norm_eps": 1e-5,
+    }
 
     def __post_init__(self):
         sizes = ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes")

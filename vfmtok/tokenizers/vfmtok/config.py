@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from vfmtok.code import Ids, Segment, square_grid
 from vfmtok.config import require, require_positive, require_share
@@ -22,6 +22,15 @@ class SamplerConfig:
     points: int = 4  # deformable: sampling points per head and level
     window: int = 5  # windowed: side, in feature-map cells, of the square a query may read
     mlp_dim: int = 1024
+    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
+        "attention": "deformable",
+        "num_tokens": 256,
+        "depth": 6,
+        "heads": 8,
+        "points": 4,
+        "window": 5,
+        "mlp_dim": 1024,
+    }
 
     def __post_init__(self):
         square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
@@ -43,6 +52,18 @@ class DecoderConfig:
     mask_tokens: Literal["separate", "shared"] = "separate"
     reconstruct_features: bool = True
     position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
+    PINNED: ClassVar[dict[str, Any]] = {
+        "depth": 6,
+        "heads": 8,
+        "mlp_dim": 2048,
+        "attention_dropout": 0.1,
+        "registers": 4,
+        "register_position": "end",
+        "shared": True,
+        "mask_tokens": "separate",
+        "reconstruct_features": True,
+        "position_grid": None,
+    }
 
     def __post_init__(self):
         require_positive(self, "decoder", "depth", "heads", "mlp_dim")
@@ -65,6 +86,12 @@ class VFMTokConfig:
     quantizer: AnyQuantizerConfig = field(default_factory=CosineConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    PINNED: ClassVar[dict[str, Any]] = {
+        "kind": "vfmtok",
+        "image_size": 336,
+        "dim": 512,
+        "initial_positions": "random",
+    }
 
     def __post_init__(self):
         require_positive(self, "", "dim")
