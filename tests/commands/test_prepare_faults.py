@@ -205,7 +205,7 @@ def test_files_that_cannot_be_read_are_skipped_and_do_not_hang(tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
         assert result.returncode == 0, result.stderr
         assert {r.name: r.image for r in records(tmp_path / "out/train_lmdb")} == good
-    assert "is complete" in result.stdout and "ignored 1 files that are no images: .txt 1" in result.stdout
+    assert "is complete" in result.stdout and "not used: 1 .txt" in result.stdout
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert {entry["name"]: entry["reason"] for entry in report["skipped"]} == {
         "c/link.png": "broken link: No such file or directory",

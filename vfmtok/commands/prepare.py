@@ -10,6 +10,7 @@ told by names and sizes, not by reading the contents (sources.py says why).
 import argparse
 import json
 import sys
+import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,8 +24,9 @@ from vfmtok.data.records import Record, RecordDataset, RecordWriter
 from vfmtok.errors import DataError
 from vfmtok.files import replacing
 from vfmtok.sources import files as source_files
-from vfmtok.sources.listing import FINGERPRINT_COVERS, Entry, Listing, list_sources
+from vfmtok.sources.listing import FINGERPRINT_COVERS, NO_CHOICES, Choices, Entry, Listing, list_sources
 from vfmtok.sources.scratch import Scratch
+from vfmtok.sources.table import describe
 
 MAX_SKIPPED = 0.01  # share of files that may be corrupt
 CHUNK = 16  # images per task of a worker
@@ -32,12 +34,14 @@ COMMIT_BYTES, COMMIT_IMAGES = 32 << 20, 512  # a transaction holds at least one 
 
 _EPILOG = """\
 sources: a folder of class folders, a flat folder (one class), a .zip or .tar[.gz] of either, a .tar of one .tar per
-class, WebDataset shards (quote a pattern: 'shard-{000..127}.tar'), .parquet files with 'image' and 'label', or the
-word 'sample' (the 64x64 images that come with the package; a folder of that name is ./sample).
-Top-level folders or sources named train, val (validation) and test are splits; test stays out.
+class, WebDataset shards (quote a pattern: 'shard-{000..127}.tar'), parquet files, ImageNet in any form, or the word
+'sample' (the 64x64 images that come with the package; a folder of that name is ./sample).
+Folders, sources and shards named train, val (valid, validation, dev) and test (testing, eval, evaluation), in any case,
+are splits; test stays out. Labels follow the names of the classes sorted as text. docs/data.md says more.
 
   vfmtok prepare sample OUT               the embedded sample set
   vfmtok prepare photos/ more.zip OUT     two sources
+  vfmtok prepare --dry-run photos/ OUT    what is understood, and nothing more
   vfmtok prepare --verify OUT             read every record again
   vfmtok prepare --export OUT FOLDER      back to files
 
@@ -61,13 +65,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("jpeg", "png", "webp"), help="re-encode images of other formats")
     parser.add_argument("--layout", choices=("vfmtok", "published"), help="published: pickled dicts (default: vfmtok)")
     parser.add_argument("--workers", type=int, help="processes that check images (default: by size, up to the cores)")
+    add_choices(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what the sources are understood as, and stop")
     parser.add_argument("--verify", action="store_true", help="read, check and decode every record of OUT (again)")
     parser.add_argument("--export", action="store_true", help="write the files of a DATASET back into OUT_FOLDER")
 
 
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The flags that decide what is ambiguous in sources; ``Choices`` of them is what ``choices_of`` gives."""
+    group = parser.add_argument_group("where the sources are ambiguous")
+    group.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=SPLIT",
+        help="what becomes of a folder, source or split: test=val, extra=train, extra=test (left out); none: no name is a split",
+    )
+    group.add_argument("--label-key", metavar="KEY", help="member (cls), .json key or column that holds the labels")
+    group.add_argument("--image-key", metavar="KEY", help="member (jpg) or column that holds the images")
+    group.add_argument(
+        "--classes-from",
+        metavar="FROM",
+        help="a file: labels of images (csv, jsonl, ImageNet's devkit) or the classes' names by label; imagenet: its "
+        "1,000 in order; sources: each is a class; none: all are one class",
+    )
+
+
+def choices_of(args: argparse.Namespace) -> Choices:
+    return Choices(tuple(args.split), args.label_key, args.image_key, args.classes_from)
+
+
 def run(args: argparse.Namespace) -> None:
     """The command. Raises DataError for everything a user can mend."""
-    *sources, out = args.paths
+    *sources, out = args.paths if len(args.paths) > 1 or not args.dry_run else [args.paths[0], ""]
     _check_options(args, sources)
     if args.export:
         from vfmtok.data.dataset_folder import export
@@ -79,8 +109,12 @@ def run(args: argparse.Namespace) -> None:
         raise DataError(f"--val-fraction must lie between 0 and 1, got {args.val_fraction}")
     if args.resize is not None and args.resize < 1:
         raise DataError(f"--resize must be at least 1 pixel, got {args.resize}")
-    if sources:
-        prepare(sources, out, args.val_fraction, args.resize, args.format, args.layout or "vfmtok", args.workers)
+    choices = choices_of(args)
+    if sources and args.dry_run:
+        show(sources, out, args.val_fraction, choices)
+    elif sources:
+        options = args.val_fraction, args.resize, args.format, args.layout or "vfmtok", args.workers
+        prepare(sources, out, *options, choices=choices)
     elif not args.verify:
         raise DataError("give one or more sources and then the folder to make")
     if args.verify:
@@ -92,8 +126,12 @@ def run(args: argparse.Namespace) -> None:
 def _check_options(args: argparse.Namespace, sources: list[str]) -> None:
     """Raises DataError for an option that would be ignored."""
     mode = "--export" if args.export else "--verify without sources" if args.verify and not sources else None
-    unused = ["val_fraction", "resize", "format", "layout"] + (["workers", "verify"] if args.export else [])
-    given = next((name for name in unused if getattr(args, name) not in (None, False)), None)
+    mode = mode or ("--dry-run" if args.dry_run else None)
+    unused = {"--dry-run": ["verify", "workers"]}.get(mode, [
+        "val_fraction", "resize", "format", "layout", "split", "label_key", "image_key", "classes_from", "dry_run",
+        *(["workers", "verify"] if args.export else []),
+    ])  # fmt: skip
+    given = next((name for name in unused if getattr(args, name) not in (None, False, [])), None)
     if mode and given:
         raise DataError(f"{mode} has no use for --{given.replace('_', '-')}: leave it out")
 
@@ -106,6 +144,7 @@ def prepare(
     image_format: str | None = None,
     layout: str = "vfmtok",
     workers: int | None = None,
+    choices: Choices = NO_CHOICES,
 ) -> None:
     """Make or continue the dataset folder ``out``; see ``add_arguments`` for the options.
 
@@ -118,7 +157,7 @@ def prepare(
     _check_place(sources, out)
     options = {"resize": resize, "format": image_format, "layout": layout, "val_fraction": val_fraction}
     with Scratch(out) as scratch:
-        listing = list_sources(sources, scratch, val_fraction)
+        listing = list_sources(sources, scratch, val_fraction, choices)
         _print_listing(listing, val_fraction)
         job = {"source_fingerprint": listing.fingerprint, "options": options}
         complete = _complete_splits(out, listing, job)
@@ -128,14 +167,14 @@ def prepare(
             _write_splits(out, listing, job, complete, default_workers(len(listing)) if workers is None else workers)
 
 
+def show(sources: list[str], out: str | Path, val_fraction: float | None, choices: Choices) -> None:
+    """Print what ``prepare`` would make. Raises DataError."""
+    with Scratch(out or tempfile.gettempdir()) as scratch:
+        _print_listing(list_sources(sources, scratch, val_fraction, choices), val_fraction)
+
+
 def _print_listing(listing: Listing, val_fraction: float | None) -> None:
-    counts = ", ".join(f"{len(entries)} {split}" for split, entries in listing.splits.items())
-    print(f"found {len(listing)} images ({counts}) of {len(listing.classes)} classes")
-    if listing.ignored:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in listing.ignored.items())
-        print(f"ignored {sum(listing.ignored.values())} files that are no images: {kinds}")
-    if listing.left_out:
-        print(f"left out {listing.left_out} images of the test split")
+    print("\n".join(describe(listing)))
     if val_fraction is not None and "val" not in listing.splits:
         print("no image fell into the validation split: there are too few for this --val-fraction")
 

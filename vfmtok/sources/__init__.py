@@ -1,6 +1,8 @@
 """What folders, archives, shards and tables of images hold: found, understood and read, one file at a time.
 
-names          files (what may be an image; reading by place), folders (the one walk), archives (zips and tars)
-samples        webdataset, parquet
-all together   listing; scratch (where compressed tars are unpacked)
+files          folders (the one walk), archives (zips and tars), files (what may be an image; reading by place), scratch
+               (where compressed tars are unpacked)
+containers     given (what the user named), containers (the images of each), webdataset, parquet
+meaning        splits, class_folders, classes, label_files, imagenet
+all together   listing, table (the listing as text)
 """

@@ -1,12 +1,13 @@
 """The one walk over a folder's files, which all commands share."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from vfmtok.errors import DataError
-from vfmtok.sources.files import Found, image_by_name, is_hidden, suffix_of
+from vfmtok.sources.files import Found, image_by_name, is_hidden
 
 ARCHIVES = (".zip", ".parquet", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -86,7 +87,4 @@ def _look_at(entry: os.DirEntry) -> tuple[int, str]:
 def stem_of(path: Path) -> str:
     """A source's name, as it was given, without the extensions of archives."""
     name = os.path.basename(os.path.abspath(path))
-    if not path.is_dir():
-        while suffix_of(name) in (".zip", ".parquet", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst"):
-            name = name[: name.rfind(".")]
-    return name
+    return re.sub(r"(\.zip|\.parquet|\.t(ar|gz|bz2|xz)|\.tar\.\w+)$", "", name, flags=re.I)
