@@ -79,7 +79,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=SPLIT",
-        help="what becomes of a folder, source or split: test=val, extra=train, extra=test (left out); none: no name is a split",
+        help="what a folder, source or split becomes: test=val, x=train, x=test (left out); none: no name is a split",
     )
     group.add_argument("--label-key", metavar="KEY", help="member (cls), .json key or column that holds the labels")
     group.add_argument("--image-key", metavar="KEY", help="member (jpg) or column that holds the images")
