@@ -34,7 +34,7 @@ from vfmtok.layers import deformable_attention
 from vfmtok.losses import perceptual
 from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
 from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
-from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.ema import EMA
 from vfmtok.training.objective import (
     DiscriminatorPass,
     TokenizerObjective,
@@ -43,6 +43,7 @@ from vfmtok.training.objective import (
 )
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig
+from vfmtok.weights.name_maps import own_tensors
 
 PARTS = ("encoder", "sampler and decoders", "losses", "backward", "discriminator", "optimizer and EMA")
 KINDS = {"naive": "naive", "before": "ours before --disc-start", "after": "ours after it"}
@@ -63,7 +64,7 @@ class Bench:
         self.objective = TokenizerObjective(
             LossConfig(), self.adversarial, self.tokenizer, lpips, self.judge.discriminator
         )
-        self.ema = EMA(learned_tensors(self.tokenizer), 0.9999)
+        self.ema = EMA(own_tensors(self.tokenizer), 0.9999)
         self.images = torch.rand(arguments.batch, 3, config.image_size, config.image_size) * 2 - 1
         self.precision = precision
         self.steppers = [self.stepper(self.tokenizer), self.stepper(self.judge)]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from vfmtok.discriminators.build import build_discriminator
-from vfmtok.discriminators.released import load_released_discriminator, to_released_discriminator
 from vfmtok.discriminators.stylegan import Blur
 from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.weights.name_maps import load_released, to_released
 
 
 @pytest.fixture(autouse=True)
@@ -92,23 +92,19 @@ def test_blur_by_hand():
 
 @pytest.mark.parametrize("kind", ["patchgan", "stylegan"])
 def test_published_names_round_trip(kind):
-    published = {
-        name: tensor.clone() for name, tensor in to_released_discriminator(build_discriminator(kind, 64)).items()
-    }
+    published = {name: tensor.clone() for name, tensor in to_released(build_discriminator(kind, 64)).items()}
     torch.manual_seed(1)
-    model = load_released_discriminator(build_discriminator(kind, 64), published)
-    back = to_released_discriminator(model)
+    model = load_released(build_discriminator(kind, 64), published)
+    back = to_released(model)
     assert back.keys() == published.keys()
     assert all(torch.equal(back[name], published[name]) for name in back)
 
     name, before = next(iter(published)), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError, match=f"1 missing: {name}; 1 unexpected: extra"):
-        load_released_discriminator(
-            model, {k: v + 1 for k, v in published.items() if k != name} | {"extra": back[name]}
-        )
+        load_released(model, {k: v + 1 for k, v in published.items() if k != name} | {"extra": back[name]})
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 def test_something_else_has_no_published_names():
-    with pytest.raises(WeightsError, match="no names are published for a discriminator 'Linear'"):
-        to_released_discriminator(torch.nn.Linear(2, 2))
+    with pytest.raises(WeightsError, match="nothing like a Linear was published"):
+        to_released(torch.nn.Linear(2, 2))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, build_optimizer, learning_rate, load_moments, moments
 from vfmtok.training.recipe import OptimizerConfig
+from vfmtok.weights.name_maps import own_tensors
 
 
 def small_model() -> nn.Module:
@@ -96,7 +97,7 @@ def test_learning_rates():
 @pytest.mark.parametrize("warmup", [False, True])
 def test_average_matches_a_loop(warmup):
     model = small_model()
-    ema = EMA(learned_tensors(model), decay=0.9, warmup=warmup)
+    ema = EMA(own_tensors(model), decay=0.9, warmup=warmup)
     slow = {n: t.detach().double().clone() for n, t in model.state_dict().items()}
     for step in range(20):
         with torch.no_grad():
@@ -114,7 +115,7 @@ def test_average_matches_a_loop(warmup):
 def test_swapping_in_the_average_computes_with_it():
     model = small_model().eval()
     x = torch.randn(6, 3)
-    ema = EMA(learned_tensors(model), decay=0.5)
+    ema = EMA(own_tensors(model), decay=0.5)
     with torch.no_grad():
         model[0].weight.mul_(3)
     ema.update(0)

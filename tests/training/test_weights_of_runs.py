@@ -5,10 +5,10 @@ import torch
 
 import vfmtok
 from vfmtok import cli
-from vfmtok.discriminators.released import load_released_discriminator
 from vfmtok.errors import WeightsError
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.weights import checkpoint, reading
+from vfmtok.weights.name_maps import load_released
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_released_files(run, root, tmp_path):
     from vfmtok.discriminators.patchgan import PatchGAN
 
     judge = PatchGAN(32)
-    load_released_discriminator(judge, full["discriminator"])
+    load_released(judge, full["discriminator"])
     assert all(torch.equal(t, saved.parts["discriminator"][n]) for n, t in judge.state_dict().items())
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from vfmtok.config import config_from_dict
 from vfmtok.discriminators.build import build_discriminator
-from vfmtok.discriminators.released import to_released_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
 from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tree
@@ -22,7 +21,7 @@ from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer
 from vfmtok.weights import checkpoint
-from vfmtok.weights.name_maps import to_released
+from vfmtok.weights.name_maps import copy_strictly, to_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +64,7 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     model = _model(saved)
 
     def published(part: str) -> dict:
-        pretrained.copy_strictly(model, saved.parts[part], str(folder))
+        copy_strictly(model, saved.parts[part], str(folder))
         return {name: tensor.detach().clone() for name, tensor in to_released(model).items()}
 
     if kind == "inference":
@@ -74,7 +73,7 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     if "ema" in saved.parts:
         content["ema"] = published("ema")
     if "discriminator" in saved.parts:
-        content["discriminator"] = to_released_discriminator(_discriminator(saved, model.config.image_size))
+        content["discriminator"] = to_released(_discriminator(saved, model.config.image_size))
     return {**content, "steps": saved.step}
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.discriminators.batch_norm import LocalBatchNorm
+from vfmtok.discriminators.released import DINO
 from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.weights import reading
@@ -37,6 +38,8 @@ class DinoDiscriminator(nn.Module):
     Raises:
         WeightsError: the weights can't be found or are of another model.
     """
+
+    released = DINO
 
     def __init__(self, weights: str | Path = "hub"):
         super().__init__()

@@ -6,6 +6,7 @@ Shapes: B batch, H and W image sides, h and w sides of the logit map, about an e
 from torch import Tensor, nn
 
 from vfmtok.discriminators.batch_norm import GlobalBatchNorm2d
+from vfmtok.discriminators.released import PATCHGAN
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 
@@ -18,6 +19,8 @@ class PatchGAN(nn.Module):
     Raises:
         ConfigError: images of ``image_size`` leave no map.
     """
+
+    released = PATCHGAN
 
     def __init__(self, image_size: int):
         super().__init__()

@@ -1,19 +1,12 @@
-"""Names of the discriminators in published training checkpoints, and the way in and out for them.
+"""The names of the discriminators' tensors in published training checkpoints (see ``weights/name_maps.py``).
 
-The maps read as those of ``released.py``: (our name, published name), ``*`` standing for one number,
-strict both ways. The frozen DINO backbone is neither in the release nor in our state dicts.
+The frozen DINO backbone is neither in the release nor in our state dicts.
 """
 
-from collections.abc import Mapping
+from vfmtok.weights.name_maps import NameMap, load_released, to_released
 
-import torch
-from torch import Tensor, nn
-
-from vfmtok.errors import WeightsError
-from vfmtok.weights.name_maps import Names, check_tensors, rename
-
-DISCRIMINATOR_NAMES: dict[str, Names] = {
-    "DinoDiscriminator": (
+DINO = NameMap(
+    (
         ("heads.*.pointwise.conv.weight", "heads.*.0.0.weight_orig"),
         ("heads.*.pointwise.conv.u", "heads.*.0.0.weight_u"),
         ("heads.*.pointwise.conv.v", "heads.*.0.0.weight_v"),
@@ -28,9 +21,11 @@ DISCRIMINATOR_NAMES: dict[str, Names] = {
         ("heads.*.to_logit.u", "heads.*.2.weight_u"),
         ("heads.*.to_logit.v", "heads.*.2.weight_v"),
         ("heads.*.to_logit.bias", "heads.*.2.bias"),
-    ),
-    "PatchGAN": (("layers", "main"),),
-    "StyleGANDiscriminator": (
+    )
+)
+PATCHGAN = NameMap((("layers", "main"),))
+STYLEGAN = NameMap(
+    (
         ("blocks.*.skip", "blocks.*.conv_res"),
         ("blocks.*.convs.*", "blocks.*.net.*"),
         ("blocks.*.blur.filter", "blocks.*.downsample.0.f"),
@@ -38,31 +33,7 @@ DISCRIMINATOR_NAMES: dict[str, Names] = {
         ("blocks.0", "blocks.0"),
         ("last_conv", "final_conv.0"),
         ("to_logit.*", "final_linear.*"),
-    ),
-}
+    )
+)
 
-
-def load_released_discriminator(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """Copy a discriminator's published state (its names) into ``model``, strictly, and return ``model``.
-
-    Raises:
-        WeightsError: a tensor is missing, extra or mis-shaped; nothing is loaded then.
-    """
-    published = to_released_discriminator(model)
-    check_tensors(state_dict, {name: tuple(tensor.shape) for name, tensor in published.items()}, type(model).__name__)
-    with torch.no_grad():
-        for name, tensor in published.items():
-            tensor.copy_(state_dict[name])
-    return model
-
-
-def to_released_discriminator(model: nn.Module) -> dict[str, Tensor]:
-    """The published names and tensors of ``model``: the inverse. Like ``state_dict``, they share its memory.
-
-    Raises:
-        WeightsError: ``model`` is no discriminator that was published.
-    """
-    names = DISCRIMINATOR_NAMES.get(type(model).__name__)
-    if names is None:
-        raise WeightsError(f"no names are published for a discriminator '{type(model).__name__}'")
-    return {rename(name, names): tensor for name, tensor in model.state_dict().items()}
+load_released_discriminator, to_released_discriminator = load_released, to_released  # their names in version 0.1

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfmtok.discriminators.released import STYLEGAN
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 
@@ -22,6 +23,8 @@ class StyleGANDiscriminator(nn.Module):
     Raises:
         ConfigError: the image is smaller than 8x8.
     """
+
+    released = STYLEGAN
 
     def __init__(self, image_size: int):
         super().__init__()

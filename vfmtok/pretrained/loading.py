@@ -25,7 +25,7 @@ from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED, published_fi
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer, load_config, tokenizer_tree
 from vfmtok.weights import download, reading
 from vfmtok.weights.hashing import tokenizer_hash
-from vfmtok.weights.name_maps import check_tensors, load_released, name_map, rename
+from vfmtok.weights.name_maps import copy_strictly, load_released, name_map, own_tensors, rename
 
 # What config.yaml of a saved model (saving.py) holds besides the model's own section.
 FACTS = ("model_sha256", "classes", "tokenizer_hash")
@@ -186,15 +186,6 @@ def read_gpt_weights(path: str | Path, part: str | None = None) -> GPTWeights:
     return GPTWeights(reading.read(file), config, str(file), facts.get("classes"), facts.get("tokenizer_hash"))
 
 
-def copy_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy weights under our names, every one of them. Raises WeightsError if names or shapes differ."""
-    own = own_tensors(model)
-    check_tensors(tensors, {name: tuple(t.shape) for name, t in own.items()}, f"the configuration ({source})")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
 def read_tokenizer_weights(path: str | Path) -> TokenizerWeights:
     """What ``load_tokenizer`` reads. Raises WeightsError."""
     path = _published(path, "tokenizer")
@@ -294,12 +285,6 @@ def load_matching(model: nn.Module, weights: TokenizerWeights | GPTWeights) -> l
     lines = [f"fine-tuning from {weights.source}: {len(fitting)} of {len(own)} tensors loaded"]
     lines += [f"  begins anew: {name}" for name in new] + [f"  not used: {name}" for name in unused]
     return lines
-
-
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What is saved of a model, by our names: all but its ``frozen_parts``. The tensors share its memory."""
-    frozen = tuple(f"{part}." for part in getattr(model, "frozen_parts", ()))
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
 
 
 def _published_names(model: nn.Module) -> dict[str, str]:

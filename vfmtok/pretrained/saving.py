@@ -24,6 +24,7 @@ from vfmtok.pretrained.model_card import Metrics, read_metrics, write_card
 from vfmtok.pretrained.names import CONFIG_FILE, MODEL_FILE
 from vfmtok.weights import reading
 from vfmtok.weights.download import endpoint, reason
+from vfmtok.weights.name_maps import own_tensors
 
 CARD_FILE = "README.md"
 _SOURCES = ("none", "hub", "package", "auto")  # of an encoder's weights; anything else is a path on this machine
@@ -66,7 +67,7 @@ def save_pretrained(
         raise ConfigError(f"{len(classes)} names for the {model.config.num_classes} classes of the GPT")
     results = read_metrics(metrics)
     config = _shareable(model) if kind == "tokenizer" else model.config
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pretrained.own_tensors(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +160,7 @@ def _config_text(kind: str, config: Any, facts: dict[str, Any]) -> str:
 
 def _facts(model: nn.Module, kind: str, config: Any, facts: dict[str, Any]) -> dict[str, str]:
     """What the card says."""
-    own = pretrained.own_tensors(model)
+    own = own_tensors(model)
     count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in own)
     frozen = getattr(model, "frozen_parts", ())
     said = {"parameters": f"{count:,}" + (" without the frozen encoder" if frozen else "")}

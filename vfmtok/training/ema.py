@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmtok.training.sharding import is_sharded
 
@@ -15,7 +15,7 @@ class EMA:
     average = decay * average + (1 - decay) * weights; all tensors in a few kernels.
 
     Args:
-        tensors: name -> the model's own tensor (see ``learned_tensors``), float32.
+        tensors: name -> the model's own tensor (see ``weights.name_maps.own_tensors``), float32.
         decay: of the average.
         warmup: use min(decay, (1 + step) / (10 + step)), so that a short run's average forgets its beginning.
     """
@@ -52,9 +52,3 @@ class EMA:
                 self.average[name] = kept
             else:
                 tensor.data, self.average[name] = self.average[name], tensor.data
-
-
-def learned_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """name -> tensor (shared) of everything a checkpoint keeps: all but the module's ``frozen_parts``."""
-    frozen = tuple(f"{part}." for part in getattr(module, "frozen_parts", ()))
-    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(frozen)}

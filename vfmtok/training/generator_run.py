@@ -27,7 +27,7 @@ from vfmtok.training.code_source import (
     training_tokens,
 )
 from vfmtok.training.code_validation import HeldOutTokens, TokenAlarms, baselines
-from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.ema import EMA
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.health import SkippedSteps
 from vfmtok.training.optimizer import Stepper, build_optimizer
@@ -35,6 +35,7 @@ from vfmtok.training.recipe import Plan
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
+from vfmtok.weights.name_maps import own_tensors
 
 
 class GeneratorRun:
@@ -125,7 +126,7 @@ class GeneratorRun:
         vectors = [parameter for parameter in self.gpt.parameters() if parameter.ndim < 2]
         optimizer = build_optimizer(config, [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
         stepper = Stepper(optimizer, matrices + vectors, config.max_grad_norm, recipe.run.precision == "fp16")
-        ema = EMA(learned_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
+        ema = EMA(own_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
         skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
         numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
         return RunState(recipe, "generator", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from vfmtok import __version__, distributed
 from vfmtok.config import config_from_dict, config_to_dict, dump_config
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, load_moments, moments
 from vfmtok.training.recipe import changed_keys
 from vfmtok.training.sharding import gathered, spread_like
 from vfmtok.weights.checkpoint import Checkpoint
-from vfmtok.weights.name_maps import check_tensors
+from vfmtok.weights.name_maps import check_tensors, own_tensors
 
 
 @dataclass
@@ -47,7 +47,7 @@ class RunState:
 
     def checkpoint(self) -> Checkpoint:
         """All that is to be saved. Every process must call it; tensors are shared, not copied, unless sharded."""
-        parts: dict[str, dict[str, Tensor]] = {name: learned_tensors(module) for name, module in self.modules.items()}
+        parts: dict[str, dict[str, Tensor]] = {name: own_tensors(module) for name, module in self.modules.items()}
         for name, stepper in self.steppers.items():
             parts[f"{name}_optimizer"] = moments(stepper.optimizer, _parameter_names(self.modules[name]))
         if self.ema is not None:
@@ -77,13 +77,13 @@ class RunState:
         lines = self._check(checkpoint)
         for name, module in self.modules.items():
             if name in checkpoint.parts:
-                _copy(learned_tensors(module), checkpoint.parts[name])
+                _copy(own_tensors(module), checkpoint.parts[name])
         for name, stepper in self.steppers.items():
             if name in checkpoint.parts:
                 names = _parameter_names(self.modules[name])
                 load_moments(stepper.optimizer, names, checkpoint.parts[f"{name}_optimizer"])
         if self.ema is not None:
-            _copy(self.ema.average, checkpoint.parts.get("ema", learned_tensors(next(iter(self.modules.values())))))
+            _copy(self.ema.average, checkpoint.parts.get("ema", own_tensors(next(iter(self.modules.values())))))
         for name, part in self.tensors.items():
             if name in checkpoint.parts:
                 part.load_state_dict(checkpoint.parts[name], is_main)
@@ -111,7 +111,7 @@ class RunState:
             )
         for name, module in self.modules.items():
             if name in checkpoint.parts:
-                shapes = {key: tuple(tensor.shape) for key, tensor in learned_tensors(module).items()}
+                shapes = {key: tuple(tensor.shape) for key, tensor in own_tensors(module).items()}
                 check_tensors(checkpoint.parts[name], shapes, f"this run's {name}")
         lines = [f"changed since the checkpoint: {key} {old} -> {new}" for key, (old, new) in changes.items()]
         lines += [
@@ -121,7 +121,7 @@ class RunState:
 
 
 def _parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
-    return {tensor: name for name, tensor in learned_tensors(module).items() if isinstance(tensor, nn.Parameter)}
+    return {tensor: name for name, tensor in own_tensors(module).items() if isinstance(tensor, nn.Parameter)}
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
 from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer
 from vfmtok.training import codebook_care, passes, run_folder
 from vfmtok.training.codebook_care import CodebookCare
-from vfmtok.training.ema import EMA, learned_tensors
+from vfmtok.training.ema import EMA
 from vfmtok.training.health import SkippedSteps
 from vfmtok.training.objective import (
     DiscriminatorPass,
@@ -37,6 +37,7 @@ from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 from vfmtok.training.validation import HeldOut, read_images
 from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
+from vfmtok.weights.name_maps import own_tensors
 
 
 class TokenizerRun:
@@ -147,7 +148,7 @@ class TokenizerRun:
             steppers[name] = Stepper(optimizer, learned, recipe.optimizer.max_grad_norm, scaled)
         if self.lecam is not None:
             modules["lecam"] = self.lecam
-        ema = EMA(learned_tensors(self.tokenizer), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
+        ema = EMA(own_tensors(self.tokenizer), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
         care = CodebookCare(
             self.tokenizer.quantizer,
             [ema.average[name] for name in ("quantizer.codebook",) if ema is not None and name in ema.average],

@@ -1,4 +1,6 @@
-"""Names of tensors in published files: the strict way in and out, by a map that lies beside each model.
+"""Which tensors a model owns, under our names and under published ones: the strict ways in and out.
+
+Our names are those of the state dict. For published files a map lies beside each model.
 
 A ``NameMap`` says everything: each pair is (our name, published name) of a module or tensor, ``*`` standing for one
 number. Loading is strict both ways: every tensor of the model must come from the file, every tensor of the file must go
@@ -31,6 +33,21 @@ class NameMap:
     pairs: Names
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a model, by our names: all but its ``frozen_parts``. Tensors are shared, parameters as such."""
+    frozen = tuple(f"{part}." for part in getattr(model, "frozen_parts", ()))
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not name.startswith(frozen)}
+
+
+@torch.no_grad()
+def copy_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights under our names, every one of them. Raises WeightsError if names or shapes differ."""
+    own = own_tensors(model)
+    check_tensors(tensors, {name: tuple(t.shape) for name, t in own.items()}, f"the configuration ({source})")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
