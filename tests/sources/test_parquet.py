@@ -1,14 +1,15 @@
 """Sources in parquet: what is particular to them."""
 
+import json
 import time
 
 import numpy as np
 import pytest
-from image_makers import contents, encoded, make_parquet
+from image_makers import contents, encoded, make_parquet, write_tree
 
 from vfmtok.errors import DataError
 from vfmtok.sources import files as source_files
-from vfmtok.sources.listing import list_sources
+from vfmtok.sources.listing import Choices, list_sources
 from vfmtok.sources.scratch import Scratch
 
 
@@ -77,3 +78,84 @@ def test_one_row_group_of_a_parquet_file_is_kept(tmp_path):
     while pyarrow.total_allocated_bytes() - before >= 8 << 20:  # pyarrow's threads let go a little later
         assert time.monotonic() < deadline, "more than one row group is kept"
         time.sleep(0.01)
+
+
+def _table(path, columns, features=None, row_group_size=4):
+    """A parquet file of these columns, with what `datasets` writes of them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def _images(count):
+    return [{"bytes": encoded(i, fmt="PNG"), "path": None} for i in range(count)]
+
+
+def _names(*names):
+    return {"names": list(names), "_type": "ClassLabel"}
+
+
+IMAGE = {"_type": "Image"}
+
+
+def listed(tmp_path, *sources, **choices):
+    return list_sources(list(map(str, sources)), Scratch(tmp_path), None, Choices(**choices))
+
+
+def labels_by_content(listing):
+    return {content: label for part in contents(listing).values() for _, label, content in part}
+
+
+def test_cifar_10_and_imagenette(tmp_path):
+    """Columns `img` and `label`; `image` and `label` of several sizes: the same as class folders of the same images."""
+    images, labels = _images(10), [3, 1, 0, 2, 3, 1, 0, 2, 1, 1]
+    names = ["airplane", "bird", "cat", "deer"]  # as sorted as CIFAR's are
+    files = {f"{names[x]}/{i}.png": image["bytes"] for i, (image, x) in enumerate(zip(images, labels, strict=True))}
+    plain = listed(tmp_path, write_tree(tmp_path / "plain", files))
+    for column in ("img", "image", "jpg"):
+        features = {column: IMAGE, "label": _names(*names)}
+        file = _table(tmp_path / f"{column}.parquet", {column: images, "label": labels}, features)
+        listing = listed(tmp_path, file)
+        assert labels_by_content(listing) == labels_by_content(plain) and listing.classes == plain.classes
+
+
+def test_cifar_100_has_two_labels(tmp_path):
+    columns = {"img": _images(3), "fine_label": [2, 0, 1], "coarse_label": [1, 0, 1]}
+    features = {"img": IMAGE, "fine_label": _names("a", "b", "c"), "coarse_label": _names("x", "y")}
+    file = _table(tmp_path / "0.parquet", columns, features)
+    with pytest.raises(DataError, match="columns fine_label, coarse_label: choose one by --label-key"):
+        listed(tmp_path, file)
+    fine, coarse = (listed(tmp_path, file, label_key=key) for key in ("fine_label", "coarse_label"))
+    assert [e.label for e in fine.splits["train"]] == [2, 0, 1] and fine.classes == ["a", "b", "c"]
+    assert [e.label for e in coarse.splits["train"]] == [1, 0, 1] and coarse.classes == ["x", "y"]
+    with pytest.raises(DataError, match=r"has no column 'other' \(--label-key\), only img, fine_label, coarse_label"):
+        listed(tmp_path, file, label_key="other")
+
+
+def test_columns_of_other_kinds(tmp_path):
+    images = _images(4)
+    raw = [image["bytes"] for image in images]
+    shard = {"__key__": ["x/a", "b", "c", "d"], "jpg": images, "cls": [1, 0, 1, 0], "json": [{"w": 1}] * 4}
+    webdataset = _table(tmp_path / "w.parquet", shard, {"jpg": IMAGE, "cls": {"dtype": "int64", "_type": "Value"}})
+    assert [e.name for e in listed(tmp_path, webdataset).splits["train"]] == ["1/a", "0/b", "1/c", "0/d"]
+    bare = _table(tmp_path / "b.parquet", {"image": raw, "label": [1.0, 0.0, 1.0, 0.0]})
+    assert labels_by_content(listed(tmp_path, bare)) == dict(zip(raw, [1, 0, 1, 0], strict=True))
+    masks = {"image": images, "mask": images, "label": ["b", "a", "b", "a"]}
+    both = listed(tmp_path, _table(tmp_path / "m.parquet", masks, {"image": IMAGE, "mask": IMAGE}))
+    assert labels_by_content(both) == dict(zip(raw, [1, 0, 1, 0], strict=True)) and both.ignored == {"column 'mask'": 1}
+    views = _table(tmp_path / "v.parquet", {"left": images, "right": images, "label": [0] * 4})
+    with pytest.raises(DataError, match="columns left, right: choose one by --image-key"):
+        listed(tmp_path, views)
+    assert len(listed(tmp_path, views, image_key="right")) == 4
+    captions = _table(tmp_path / "c.parquet", {"image": images, "text": ["a cat"] * 4}, {"image": IMAGE})
+    with pytest.raises(DataError, match="no column of labels: choose one by --label-key, or --classes-from none"):
+        listed(tmp_path, captions)
+    assert listed(tmp_path, captions, classes_from="none").classes == ["c"]
+    for name, columns in (("t", {"text": ["x"]}), ("p", {"image": ["a.png"], "label": [0]})):
+        with pytest.raises(DataError, match="no column of images"):
+            listed(tmp_path, _table(tmp_path / f"{name}.parquet", columns))

@@ -150,22 +150,29 @@ def _from_folder_of(path: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
 
 
-def _linked(archive: Path, files: list[Found], links: dict[str, str]) -> Iterator[Found]:
+def _linked(archive: Path, files: list[Found], links: dict[str, str]) -> list[Found]:
     """The files that links lead to, under the links' paths; one that leads to none has a place that can't be read."""
     if not links:
-        return
+        return []
     by_path = {found.path: found for found in files}
     folders = {posixpath.dirname(path) for path in by_path}
     folders |= {above for folder in folders for above in _above(folder)}
+    added: list[Found] = []
+    to_folders: dict[str, str] = {}
     for path, target in links.items():
         end = _follow(target, links)
-        if end in by_path:
-            yield by_path[end]._replace(path=path)
-        elif end not in folders:
-            yield Found(path, 0, "", ("unusable", str(archive), f"a link to '{target}', which is not in the archive"))
-        elif not f"{path}/".startswith(f"{end}/"):  # else the link lies in the folder it leads to
-            below = (found for name, found in by_path.items() if name.startswith(f"{end}/"))
-            yield from (found._replace(path=path + found.path[len(end) :]) for found in below)
+        if end in folders and end not in by_path:
+            to_folders[path] = end
+        elif end in by_path:
+            added.append(by_path[end]._replace(path=path))
+        else:
+            reason = f"a link to '{target}', which is not in the archive"
+            added.append(Found(path, 0, "", ("unusable", str(archive), reason)))
+    for path, end in to_folders.items():
+        if not f"{path}/".startswith(f"{end}/"):  # else it lies in the folder that it leads to
+            below = [found for found in (*files, *added) if found.path.startswith(f"{end}/")]
+            added += [found._replace(path=path + found.path[len(end) :]) for found in below]
+    return added
 
 
 def _above(folder: str) -> Iterator[str]:

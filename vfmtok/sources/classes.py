@@ -6,7 +6,7 @@ the source's name where nothing else names a class, or not at all, which is an e
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Rules:
     word: str | None  # "sources" or "none"
     names: ClassNames | None = None
     labels: LabelTable | OrderedLabels | None = None
-    for_all: bool = False  # the user has named the labels: those of class folders do not count
+    named: bool = False  # the user has named the labels: they count more than class folders
 
 
 def read_rules(given: Given, scratch: Scratch, classes_from: str | None, label_key: str | None) -> Rules:
@@ -45,7 +45,7 @@ def read_rules(given: Given, scratch: Scratch, classes_from: str | None, label_k
         if not path.exists():
             raise DataError(f"--classes-from takes a file, imagenet, sources or none: there is no {classes_from}")
         _add(rules, label_files.read_label_file(path, scratch, label_key))
-        rules.for_all = rules.labels is not None
+        rules.named = rules.labels is not None
     for path in given.label_files if rules.labels is None else ():
         by_convention = label_files.BY_CONVENTION.search(path.name) is not None
         try:
@@ -55,6 +55,7 @@ def read_rules(given: Given, scratch: Scratch, classes_from: str | None, label_k
                 raise
             continue  # the metadata of these images is something else
         _add(rules, _below(found, path, given) if by_convention else found)
+        rules.named |= path in given.named
     return rules
 
 
@@ -91,13 +92,15 @@ def label_all(
     """
     if rules.word == "none":
         return _relabel(images, [_class_of(parts[0].container, True, len(parts))] * len(images))
-    flat = images if rules.for_all else [image for image in images if image.label is None]
+    flat = [image for image in images if image.label is None]
+    if rules.named and (isinstance(rules.labels, LabelTable) or not flat):
+        return _from_file(images, rules.labels, ignored)
     if not flat:
         return images
-    known = [] if rules.for_all else [image for image in images if image.label is not None]
+    known = [image for image in images if image.label is not None]
     labels = rules.labels or _labels_beside(flat, parts, scratch)
     if labels is not None:
-        return known + _from_file(flat, labels, known, ignored)
+        return _from_file(flat, labels, ignored, known)
     where, first = parts[flat[0].container].name, flat[0].found.path
     if imagenet.is_validation(image.found.path for image in flat):
         raise DataError(
@@ -130,21 +133,31 @@ def _labels_beside(flat: list[Image], parts: list[Part], scratch: Scratch) -> Or
 
 
 def _from_file(
-    flat: list[Image], labels: LabelTable | OrderedLabels, known: list[Image], ignored: Counter[str]
+    images: list[Image], labels: LabelTable | OrderedLabels, ignored: Counter[str], known: Sequence[Image] = ()
 ) -> list[Image]:
-    found = labels.labels([image.found.path for image in flat])
-    without = found.count(None)
-    if without == len(found):
-        raise DataError(f"{labels.name} has no label for any of {len(flat):,} images such as '{flat[0].found.path}'")
-    if without:
-        ignored[f"images without a label in {labels.name}"] += without
-    classes = {image.label for image in known}
-    if classes == set(imagenet.synsets()) and all(isinstance(label, int) for label in found):
-        found = [imagenet.synsets()[label] if 0 <= label < imagenet.COUNT else label for label in found]
-    odd = next((label for label in found if label is not None and label not in classes), None) if known else None
-    if odd is not None:
+    """The images with the labels of a file, after those whose class is ``known``.
+
+    Of images that the file does not have, those keep their folder's class whose folders name the file's classes too.
+    """
+    if isinstance(labels, OrderedLabels) and {image.label for image in images} >= set(labels.in_order):
+        return images  # ImageNet's devkit beside images that are in class folders already
+    found = labels.labels([image.found.path for image in images])
+    if not any(label is not None for label in found):
+        raise DataError(f"{labels.name} has no label for any of {len(images):,} images, '{images[0].found.path}', say")
+    pairs = [(image, label) for image, label in zip(images, found, strict=True) if label is not None]
+    rest = [image for image, label in zip(images, found, strict=True) if label is None]
+    sorted_in = [image for image in rest if image.label is not None]
+    classes = {image.label for image in (*known, *sorted_in)}
+    if classes == set(imagenet.synsets()) and all(isinstance(label, int) for _, label in pairs):
+        names = dict(enumerate(imagenet.synsets()))
+        pairs = [(image, names.get(label, label)) for image, label in pairs]
+    odd = next((label for _, label in pairs if label not in classes), None)
+    if known and odd is not None:
         raise DataError(f"{labels.name} has label {odd!r}, which is none of the classes that folders name")
-    return [image._replace(label=x) for image, x in zip(flat, found, strict=True) if x is not None]
+    kept = [*known, *(sorted_in if odd is None else ())]
+    if without := len(rest) + len(known) - len(kept):
+        ignored[f"images without a label in {labels.name}"] += without
+    return kept + [image._replace(label=label) for image, label in pairs]
 
 
 def _refuse_ambiguous(flat: list[Image], parts: list[Part], given: Given) -> None:

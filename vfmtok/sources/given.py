@@ -40,7 +40,8 @@ class Given:
     """Everything that a command's sources are."""
 
     containers: list[Container] = field(default_factory=list)
-    label_files: list[Path] = field(default_factory=list)  # found beside the images, or given among the sources
+    label_files: list[Path] = field(default_factory=list)  # found beside the images, or named
+    named: list[Path] = field(default_factory=list)  # those of them that are among the sources
     strays: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)  # files beside images of a folder that may hold their labels
 
@@ -56,6 +57,7 @@ def look_at(sources: Sequence[str]) -> Given:
     for path in paths:
         if imagenet.is_devkit(path) or (path.is_file() and path.suffix.lower() in (*label_files.TABLES, ".txt")):
             given.label_files.append(path)
+            given.named.append(path)
         elif path.is_dir():
             _look_into(_without_cache(path), path, given)
         else:

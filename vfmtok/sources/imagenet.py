@@ -94,7 +94,7 @@ def _synsets_of_meta(content: bytes, path: Path) -> dict[int, str]:
         raise DataError(f"reading meta.mat in {path} needs scipy: pip install scipy") from None
     try:
         rows = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
-        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
+        return {int(row[0]): str(row[1]) for row in rows if int(row[4]) == 0}  # id, WordNet id; number of children
     except Exception as error:  # scipy raises nearly anything
         raise DataError(f"meta.mat in {path} is not what a devkit holds: {error}") from None
 

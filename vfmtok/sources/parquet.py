@@ -38,26 +38,25 @@ class Table:
         """
         shard = f"{self.path.name}:{self.path.stat().st_size}"
         fields = _fields(self.opened.schema_arrow.field(self.image).type)
-        path_of = f"{self.image}.path" if "path" in fields else "__key__"
-        path_of = path_of if "path" in fields or path_of in self.opened.schema_arrow.names else None
         content = f"{self.image}.bytes" if fields else self.image
         label_of = self.label if labelled else None
-        columns = [column for column in (label_of, path_of) if column]
+        path_of = f"{self.image}.path" if "path" in fields else None
+        key_of = "__key__" if "__key__" in self.opened.schema_arrow.names else None  # webdataset's, as a table
+        columns = [column for column in (label_of, path_of, key_of) if column]
         number = 0
         for group in range(self.opened.num_row_groups):
             count = self.opened.metadata.row_group(group).num_rows
             table = _read(self.path, self.opened, group, columns) if columns else None
-            labels = table.column(label_of).to_pylist() if label_of else [None] * count
-            paths = _paths(table.column(path_of.split(".")[0]).to_pylist()) if path_of else [None] * count
-            for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
+            labels, paths, keys = (
+                table.column(column.split(".")[0]).to_pylist() if column else [None] * count
+                for column in (label_of, path_of, key_of)
+            )
+            for row, (label, path, key) in enumerate(zip(labels, paths, keys, strict=True)):
                 label = as_label(label, f"{self.path}: row {number}")
                 place = ("parquet", str(self.path), group, row, content)
-                yield Found(path or f"{self.path.stem}-{number:08d}", 0, shard, place, label)
+                name = (path and path["path"]) or key or f"{self.path.stem}-{number:08d}"  # no path: no image, maybe
+                yield Found(name, 0, shard, place, label)
                 number += 1
-
-
-def _paths(values: list) -> list[str | None]:
-    return [value["path"] if isinstance(value, dict) else value for value in values]  # a row without an image: None
 
 
 def open_table(file: Path, keys: Keys = NO_KEYS) -> Table:

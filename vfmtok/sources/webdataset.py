@@ -232,9 +232,8 @@ def _compare(where: str, label: int | str, document: dict, found: Shard, image: 
     """Raises DataError if a .json says another label than the .cls; keeps the file name that it knows."""
     other = document.get("label")
     if type(other) is type(label) and other != label:
-        raise DataError(
-            f"{where} has label {label} in its .cls, {other} in its .json: choose by --label-key cls or label"
-        )
+        own = found.labels_from
+        raise DataError(f"{where} has label {label} in its .{own}, {other} in its .json: --label-key {own} or label?")
     name = document.get("filename", document.get("file_name"))
     if isinstance(name, str):
         found.files[image.path] = name
