@@ -17,6 +17,8 @@ _PUBLIC = {
     "vfmtok.generators.drawing": ("generate",),
     "vfmtok.generators.gpt.config": ("GPTConfig", "gpt_config"),
     "vfmtok.generators.gpt.model": ("GPT", "GPTOutput"),
+    "vfmtok.generators.rar.config": ("RARConfig", "rar_config"),
+    "vfmtok.generators.rar.model": ("RAR",),
     "vfmtok.pretrained.names": ("from_pretrained",),
     "vfmtok.pretrained.saving": ("push_to_hub", "save_pretrained"),
     "vfmtok.tokenizers": ("build_tokenizer", "load_config"),
@@ -53,6 +55,9 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.generators.gpt.config import gpt_config as gpt_config
     from vfmtok.generators.gpt.model import GPT as GPT
     from vfmtok.generators.gpt.model import GPTOutput as GPTOutput
+    from vfmtok.generators.rar.config import RARConfig as RARConfig
+    from vfmtok.generators.rar.config import rar_config as rar_config
+    from vfmtok.generators.rar.model import RAR as RAR
     from vfmtok.pretrained.names import from_pretrained as from_pretrained
     from vfmtok.pretrained.saving import push_to_hub as push_to_hub
     from vfmtok.pretrained.saving import save_pretrained as save_pretrained

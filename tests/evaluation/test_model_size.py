@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 import vfmtok
 from vfmtok.evaluation.model_size import gpt_size, tokenizer_size, training_memory
-from vfmtok.generators.gpt.generate import _empty_cache
+from vfmtok.generators.autoregressive import _empty_cache
 
 
 class CountedByShapes(TorchFunctionMode):

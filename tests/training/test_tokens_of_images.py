@@ -28,8 +28,8 @@ from vfmtok.commands.sample import find_classes
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
+from vfmtok.generators.autoregressive import generate
 from vfmtok.generators.drawing import draw_codes
-from vfmtok.generators.gpt.generate import generate
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
 from vfmtok.training.generator_run import GeneratorRun

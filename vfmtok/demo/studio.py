@@ -18,7 +18,7 @@ from torch import Tensor
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.round_trip import round_trip
-from vfmtok.generators.gpt.generate import generate
+from vfmtok.generators.autoregressive import generate
 from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.reconstruction import COLOURS, draw_sampling_points

@@ -28,7 +28,7 @@ from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.files import read_json
-from vfmtok.generators.gpt.generate import generate
+from vfmtok.generators.autoregressive import generate
 from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import full_float32
 from vfmtok.tokenizers.vfmtok.model import VFMTok

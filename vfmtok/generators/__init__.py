@@ -2,8 +2,11 @@
 
 contract        what every generator offers; the rest of the package asks for nothing else
 drawing         codes and images of labels, by all processes of a run
-token_sampling  from logits to a token; counter_random: random numbers by (seed, sample, ...)
+autoregressive  sampling ids one after the other; token_sampling: from logits to a token
+kv_cache        keys and values of the tokens so far; causal_attention: the kernels over them and over sequences
+counter_random  random numbers by (seed, sample, ...)
 gpt/            next-token prediction (LlamaGen's GPT)
+rar/            permuted orders, annealed to the raster order
 """
 
 from collections.abc import Iterable
@@ -14,9 +17,11 @@ from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.gpt.config import GPTConfig
+from vfmtok.generators.rar.config import RARConfig
 
 GENERATORS = {
     "gpt": Family(GPTConfig, "vfmtok.generators.gpt.model:GPT"),
+    "rar": Family(RARConfig, "vfmtok.generators.rar.model:RAR"),
 }
 AnyGeneratorConfig = Union[tuple(family.config for family in GENERATORS.values())]  # noqa: UP007 - the first is the default
 

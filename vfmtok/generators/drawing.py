@@ -24,7 +24,7 @@ def generate(
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is. Sample n is the same for
             any batch, number of processes or resumed run, up to rounding.
         sampling: the family's own settings, such as ``cfg_scale``; for a GPT see
-            ``vfmtok.generators.gpt.generate.generate``.
+            ``vfmtok.generators.autoregressive.generate``.
 
     Raises:
         ConfigError: a label, seed or setting is out of its range.

@@ -19,18 +19,20 @@ class Guidance:
 
     ``interval`` >= 0 switches it off after the first ``interval`` + 2 tokens; -1 leaves it on. The
     schedules rise to ``scale`` with the share t = (n+1)/K of the tokens: "linear" as 1 + (scale - 1) t,
-    "cosine" as 1 + (scale - 1) (1 - cos(pi t)) / 2.
+    "cosine" as 1 + (scale - 1) (1 - cos(pi t)) / 2; "power-cosine" (RAR) likewise with (n/K)^power in the place of t.
     """
 
     scale: float = 1.0
     interval: int = -1
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
+    power: float = 1.0  # of "power-cosine"; at 0 the scale is constant
 
     def __post_init__(self):
         require(0 <= self.scale < math.inf, "cfg_scale", "must be a number from 0", self.scale)
         require(self.interval >= -1, "cfg_interval", "must be -1 (always on) or more", self.interval)
-        known = self.schedule in ("constant", "linear", "cosine")
-        require(known, "cfg_schedule", "must be constant, linear or cosine", self.schedule)
+        known = self.schedule in ("constant", "linear", "cosine", "power-cosine")
+        require(known, "cfg_schedule", "must be constant, linear, cosine or power-cosine", self.schedule)
+        require(0 <= self.power < math.inf, "cfg_power", "must be a number from 0", self.power)
 
     def guided_tokens(self, tokens: int) -> int:
         """How many of ``tokens`` are guided: the first so many."""
@@ -41,7 +43,13 @@ class Guidance:
     def scale_at(self, token: int, tokens: int) -> float:
         """The scale for ``token`` (from 0) of ``tokens``, if it is guided at all."""
         done = (token + 1) / tokens
-        rise = {"constant": 1.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}
+        begun = (token / tokens) ** self.power
+        rise = {
+            "constant": 1.0,
+            "linear": done,
+            "cosine": (1 - math.cos(math.pi * done)) / 2,
+            "power-cosine": (1 - math.cos(math.pi * begun)) / 2,
+        }
         return 1 + (self.scale - 1) * rise[self.schedule]
 
 

@@ -9,8 +9,8 @@ import torch
 
 from vfmtok import distributed
 from vfmtok.errors import DataError, VFMTokError
+from vfmtok.generators.causal_attention import attention_path
 from vfmtok.generators.drawing import draw_images
-from vfmtok.generators.gpt.causal_attention import attention_path
 from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import DTYPES, autocast
 from vfmtok.pictures.rows import draw_rows

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vfmtok.code import Ids
+from vfmtok.generators.autoregressive import computing_dtype, generate
+from vfmtok.generators.causal_attention import AttentionPath, cached_attention, causal_attention
 from vfmtok.generators.counter_random import Draws
-from vfmtok.generators.gpt.causal_attention import AttentionPath, cached_attention, causal_attention
 from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.gpt.generate import generate
-from vfmtok.generators.gpt.kv_cache import KVCache, LayerCache
 from vfmtok.generators.gpt.released import RELEASED
+from vfmtok.generators.kv_cache import KVCache, LayerCache
 from vfmtok.layers.precision import at_least_float32
 
 
@@ -43,6 +43,8 @@ class GPT(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
+    first_token_slot = 1  # behind the class
+    any_order = False
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -104,7 +106,7 @@ class GPT(nn.Module):
         return {"token": self(labels, code[:, :-1], targets=code, dropped=dropped).loss}
 
     def sample(self, labels: Tensor, **settings: Any) -> Tensor:
-        """labels (B,) -> ids (B,K): see ``vfmtok.generators.gpt.generate``."""
+        """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``."""
         return generate(self, labels, **settings)
 
     def forward(
@@ -134,6 +136,13 @@ class GPT(nn.Module):
         # Under autocast too, which computes cross entropy in float32.
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss)
+
+    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None = None) -> tuple[KVCache, Tensor]:
+        """labels (B,), the first tokens (B,P) -> a cache that holds [class, prefix], logits (B,V) of the next token."""
+        weight, config = self.output.weight, self.config
+        like = torch.empty(0, dtype=computing_dtype(weight), device=weight.device)
+        cache = KVCache(config.n_layer, len(labels), config.n_head, 1 + config.num_tokens, config.head_dim, like)
+        return cache, self.prefill(labels, prefix, cache)
 
     def prefill(self, labels: Tensor, ids: Tensor, cache: KVCache) -> Tensor:
         """Fill an empty cache with [class, ids]: labels (B,), ids (B,P) -> logits (B,V) float32 of token P."""

@@ -1,54 +1,91 @@
-"""Sampling images' tokens from a GPT, one at a time, through a cache.
+"""Sampling an image's tokens, one at a time, through a cache of keys and values: for every generator that offers
+``begin`` and ``decode_step``.
 
 Shapes: B batch, R rows (B, or 2B with the unguided copies after the others), K tokens, P prefix, V vocabulary.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
-from vfmtok.generators.gpt.kv_cache import KVCache
+from vfmtok.generators.kv_cache import LayerCache
 from vfmtok.generators.token_sampling import Guidance, Sampling, choose, guide
 
-if TYPE_CHECKING:  # the model imports this file
-    from vfmtok.generators.gpt.model import GPT
+
+class DecodeState(Protocol):
+    """What a model keeps between two tokens, such as a ``KVCache``."""
+
+    layers: list[LayerCache]
+
+    def reserve(self, slots: int) -> None:
+        """Bring the first ``slots`` slots into reach."""
+
+    def first(self, samples: int) -> "DecodeState":
+        """The state of the first samples of the batch."""
+
+
+class Autoregressive(Protocol):
+    """A generator of ids that this file can sample from.
+
+    Attributes:
+        config: with ``num_tokens``, ``vocab_size`` and ``num_classes``.
+        first_token_slot: the slot of the first token, behind what is there before it.
+        null_class: the label that stands for no class.
+        any_order: whether tokens may be drawn in another order than row by row.
+    """
+
+    config: Any
+    first_token_slot: int
+    null_class: int
+    any_order: bool
+
+    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None) -> tuple[DecodeState, Tensor]:
+        """labels (R,), the first tokens (R,P), order (R,K) -> the state, logits (R,V) float32 of the next token."""
+
+    def decode_step(self, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
+        """ids (R,), the tokens just chosen, at ``slot`` (1,) -> logits (R,V) float32 of the tokens after them."""
 
 
 def generate(
-    gpt: "GPT",
+    model: Autoregressive,
     labels: Tensor,
     *,
     cfg_scale: float = 1.5,
     cfg_interval: int = -1,
     cfg_schedule: str = "constant",
+    cfg_power: float = 1.0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     greedy: bool = False,
     prefix_ids: Tensor | None = None,
+    order: Tensor | None = None,
     sample_indices: Tensor | None = None,
     compile: bool = False,
 ) -> Tensor:
     """Token ids (B,K) int64 of new images of the classes ``labels`` (B,) int64.
 
-    Everything is computed in the dtype of the model's weights (``gpt.to(torch.bfloat16)`` halves what
+    Everything is computed in the dtype of the model's weights (``model.to(torch.bfloat16)`` halves what
     a step reads) or in autocast's, logits and probabilities in float32. Dropout is off meanwhile.
 
     Args:
         cfg_scale: logits are unconditional + cfg_scale * (conditional - unconditional); at 1 the
             unconditional half is not computed.
         cfg_interval: with n >= 0 guidance ends, and with it half of the work, after the first n + 2 tokens.
-        cfg_schedule: "constant", or "linear" or "cosine" from 1 up to cfg_scale (see ``Guidance``).
+        cfg_schedule: "constant", or "linear", "cosine" or "power-cosine" from 1 up to cfg_scale (see ``Guidance``).
+        cfg_power: of "power-cosine".
         temperature, top_k, top_p: applied in this order after guidance (see ``filter_logits``).
         seed: any integer in [0,2^64).
         greedy: the likeliest token every time; temperature, top_k and top_p are ignored.
         prefix_ids: (B,P) int64, a given prefix; the remaining tokens are sampled conditioned on it.
+        order: (B,K) int64, the position in the row of the k-th token to be drawn, for models that learned any order;
+            ``prefix_ids`` are then the tokens of its first P positions. Without it, row by row.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
 
@@ -65,57 +102,62 @@ def generate(
         ConfigError: a label, id, seed or setting is out of its range.
         VFMTokError: the model's logits are not finite.
     """
-    guidance = Guidance(cfg_scale, cfg_interval, cfg_schedule)
+    guidance = Guidance(cfg_scale, cfg_interval, cfg_schedule, cfg_power)
     sampling = Sampling(temperature, top_k, top_p, greedy)
-    _check_inputs(gpt, labels, prefix_ids, seed, sample_indices)
-    device = gpt.output.weight.device
+    _check_inputs(model, labels, prefix_ids, order, seed, sample_indices)
+    device = next(model.parameters()).device
     labels = labels.to(device)
     prefix = labels.new_empty(len(labels), 0) if prefix_ids is None else prefix_ids.to(device)
+    order = None if order is None else order.to(device)
     samples = torch.arange(len(labels)) if sample_indices is None else sample_indices
-    training = gpt.training
-    gpt.eval()
+    training = model.training
+    model.eval()
     try:
         with torch.no_grad():
-            ids = _decode(gpt, labels, prefix, guidance, sampling, seed, samples.to(device), compile)
+            drawn = _decode(model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile)
     finally:
-        gpt.train(training)
-    if ids.numel() and ids.max() >= gpt.config.vocab_size:
+        model.train(training)
+    ids = drawn if order is None else torch.empty_like(drawn).scatter_(1, order, drawn)
+    if ids.numel() and ids.max() >= model.config.vocab_size:
         causes = "damaged weights, float16 that overflows, or a temperature near 0"
         raise VFMTokError(f"the model's logits are not finite: {causes}")
     return ids
 
 
 def _decode(
-    gpt: "GPT",
+    model: Autoregressive,
     labels: Tensor,
     prefix: Tensor,
+    order: Tensor | None,
     guidance: Guidance,
     sampling: Sampling,
     seed: int,
     samples: Tensor,
     compile: bool,
 ) -> Tensor:
-    """The loop of ``generate``: labels (B,), prefix (B,P), samples (B,) -> ids (B,K)."""
+    """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K), samples (B,) -> ids (B,K) as drawn."""
     batch, given = prefix.shape
-    tokens = gpt.config.num_tokens
+    tokens, before = model.config.num_tokens, model.first_token_slot
     guided = guidance.guided_tokens(tokens)
-    numbers = torch.arange(tokens, device=labels.device)
-    numbers = numbers.split(1)  # on the device already, so that no step has to send its own there
+    numbers = torch.arange(tokens, device=labels.device).split(1)  # there already, so that no step has to send its own
+    slots = (torch.arange(tokens, device=labels.device) + before).split(1)
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - given)], dim=1)  # (B,K)
-    step = _compiled_step(type(gpt)) if compile else _eager_step
-    kv_cache, logits = None, None
+    step = _compiled_step(type(model)) if compile else _eager_step
+    state, logits = None, None
     for token in range(given, tokens):
         is_guided = token < guided
-        if kv_cache is None:
-            rows = torch.cat([labels, torch.full_like(labels, gpt.null_class)]) if is_guided else labels  # (R,)
-            kv_cache = _empty_cache(gpt, len(rows))
-            logits = gpt.prefill(rows, prefix.repeat(len(rows) // max(batch, 1), 1), kv_cache)  # (R,V)
+        if state is None:
+            copies = 2 if is_guided else 1
+            rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
+            orders = None if order is None else order.repeat(copies, 1)
+            state, logits = model.begin(rows, prefix.repeat(copies, 1), orders)  # (R,V)
         else:
             if token == guided:  # the unguided copies have done their work
-                kv_cache = kv_cache.first(batch)
-            chosen = ids[:, token - 1].clamp(max=gpt.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
-            kv_cache.reserve(1 + token)
-            logits = step(gpt, torch.cat([chosen, chosen]) if is_guided else chosen, numbers[token], kv_cache)  # (R,V)
+                state = state.first(batch)
+            chosen = ids[:, token - 1].clamp(max=model.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
+            state.reserve(before + token)
+            chosen = torch.cat([chosen, chosen]) if is_guided else chosen
+            logits = step(model, chosen, slots[token - 1], state)  # (R,V)
         if is_guided:
             logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
         draws = None if sampling.greedy else exponentials(seed, samples, numbers[token], logits.shape[1])  # (B,V)
@@ -123,37 +165,39 @@ def _decode(
     return ids
 
 
-def _empty_cache(gpt: "GPT", rows: int) -> KVCache:
-    """A cache for ``rows`` sequences, in the dtype that the projections will have."""
-    weight, config = gpt.output.weight, gpt.config
+def computing_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that projections by ``weight`` will have: autocast's where it is on."""
     kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    like = torch.empty(0, dtype=dtype, device=weight.device)
-    return KVCache(config.n_layer, rows, config.n_head, 1 + config.num_tokens, config.head_dim, like)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _eager_step(gpt: "GPT", ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
-    return gpt.decode_step(ids, slot, kv_cache)  # looked up in the instance, where FSDP puts its own around it
+def _eager_step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
+    return model.decode_step(ids, slot, state)  # looked up in the instance, where FSDP puts its own around it
 
 
 @cache
-def _compiled_step(kind: type) -> Callable[["GPT", Tensor, Tensor, KVCache], Tensor]:
-    """``GPT.decode_step`` compiled into one graph for caches of any reach."""
+def _compiled_step(kind: type) -> Callable[[Autoregressive, Tensor, Tensor, DecodeState], Tensor]:
+    """``decode_step`` of a class compiled into one graph for caches of any reach."""
     compiled = torch.compile(kind.decode_step, fullgraph=True)
 
-    def step(gpt: "GPT", ids: Tensor, slot: Tensor, kv_cache: KVCache) -> Tensor:
-        for layer in kv_cache.layers:
+    def step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
+        for layer in state.layers:
             torch._dynamo.mark_dynamic(layer.keys, 2)
             torch._dynamo.mark_dynamic(layer.values, 2)
-        return compiled(gpt, ids, slot, kv_cache)
+        return compiled(model, ids, slot, state)
 
     return step
 
 
 def _check_inputs(
-    gpt: "GPT", labels: Tensor, prefix_ids: Tensor | None, seed: int, sample_indices: Tensor | None
+    model: Autoregressive,
+    labels: Tensor,
+    prefix_ids: Tensor | None,
+    order: Tensor | None,
+    seed: int,
+    sample_indices: Tensor | None,
 ) -> None:
-    config = gpt.config
+    config = model.config
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be (B,) int64, got {tuple(labels.shape)} {labels.dtype}")
     _check_range("labels", labels, config.num_classes + 1)
@@ -163,6 +207,12 @@ def _check_inputs(
             wanted = f"({len(labels)},P) int64 with P <= {config.num_tokens}"
             raise ValueError(f"prefix_ids must be {wanted}, got {tuple(prefix_ids.shape)} {prefix_ids.dtype}")
         _check_range("prefix_ids", prefix_ids, config.vocab_size)
+    if order is not None:
+        if not model.any_order:
+            raise ConfigError(f"this {type(model).__name__} draws tokens row by row only: order can't be given")
+        whole = torch.arange(config.num_tokens, device=order.device).expand(len(labels), -1)
+        if order.shape != whole.shape or order.dtype != torch.int64 or not torch.equal(order.sort(1).values, whole):
+            raise ConfigError(f"order must be permutations ({len(labels)},{config.num_tokens}) int64")
     if sample_indices is not None:
         if sample_indices.shape != labels.shape or sample_indices.dtype != torch.int64:
             shape = tuple(sample_indices.shape)

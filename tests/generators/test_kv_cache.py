@@ -2,7 +2,7 @@
 
 import torch
 
-from vfmtok.generators.gpt.kv_cache import BLOCK, KVCache
+from vfmtok.generators.kv_cache import BLOCK, KVCache
 
 LAYERS, BATCH, HEADS, SLOTS, WIDTH = 2, 4, 3, 2 * BLOCK + 5, 8
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmtok.generators.gpt.causal_attention import attention_path, cached_attention, causal_attention
+from vfmtok.generators.causal_attention import attention_path, cached_attention, causal_attention
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])

@@ -6,8 +6,7 @@ from tiny_gpt import random_gpt, random_inputs
 from torch._dynamo.utils import counters
 
 import vfmtok
-from vfmtok.generators.gpt.generate import _empty_cache
-from vfmtok.generators.gpt.kv_cache import BLOCK
+from vfmtok.generators.kv_cache import BLOCK
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,8 @@ SETTINGS = {"cfg_scale": 1.5, "cfg_interval": 40, "top_k": 60, "top_p": 0.95, "t
 
 def cached_logits(gpt, labels, ids, given=0):
     """(B,K-given,V): logits of every token after a prefix of ``given``, fed one at a time."""
-    cache = _empty_cache(gpt, len(labels))
-    logits = [gpt.prefill(labels, ids[:, :given], cache)]
+    cache, first = gpt.begin(labels, ids[:, :given])
+    logits = [first]
     for token in range(given, gpt.config.num_tokens - 1):
         cache.reserve(token + 2)
         logits.append(gpt.decode_step(ids[:, token], torch.tensor([token + 1]), cache))

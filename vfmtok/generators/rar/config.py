@@ -1,0 +1,80 @@
+"""What can be set in a RAR, and the named sizes."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vfmtok.code import Ids, Segment
+from vfmtok.config import config_from_dict, require, require_positive, require_share
+from vfmtok.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RARConfig:
+    """Shape, regularisation and annealing of a RAR, by default RAR-L on VFMTok's tokens."""
+
+    kind: Literal["rar"] = "rar"
+    n_layer: int = 24
+    n_head: int = 16
+    dim: int = 1024
+    ffn_hidden: int = 4096
+    vocab_size: int = 16384
+    num_tokens: int = 256
+    num_classes: int = 1000  # one more row embeds "no class" (label dropout, guidance)
+    dropout_p: float = 0.1  # after the attention's output projection and in the feed-forward block
+    attention_dropout_p: float = 0.1  # on attention probabilities
+    label_dropout_p: float = 0.1  # share of the sequences trained without their class
+    anneal_start: int = 125_000  # the step at which the share of random orders begins to fall from 1
+    anneal_end: int = 187_500  # the step from which on all orders are raster
+
+    def __post_init__(self):
+        sizes = ("n_layer", "n_head", "dim", "ffn_hidden", "vocab_size", "num_tokens", "num_classes")
+        require_positive(self, "", *sizes)
+        require(self.dim % self.n_head == 0, "dim", f"must be a multiple of n_head = {self.n_head}", self.dim)
+        for name in ("dropout_p", "attention_dropout_p", "label_dropout_p"):
+            require_share(getattr(self, name), name)
+        ordered = 0 <= self.anneal_start <= self.anneal_end
+        require(ordered, "anneal_end", f"must not be before anneal_start = {self.anneal_start}", self.anneal_end)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_head
+
+    @property
+    def code(self) -> Ids:
+        """What it learns and samples."""
+        side = math.isqrt(self.num_tokens)
+        grid = (side, side) if side**2 == self.num_tokens else None
+        return Ids((Segment(self.num_tokens, self.vocab_size, grid),))
+
+    def random_share(self, step: int) -> float:
+        """The share of the sequences of a step, counted from 0, that train on a random order."""
+        if step < self.anneal_start:
+            return 1.0
+        if step >= self.anneal_end:
+            return 0.0
+        return 1.0 - (step - self.anneal_start) / (self.anneal_end - self.anneal_start)
+
+
+# --------------------------------------------------------------------------------------
+# Named sizes
+# --------------------------------------------------------------------------------------
+
+RAR_SIZES = {
+    "RAR-B": {"n_layer": 24, "n_head": 16, "dim": 768, "ffn_hidden": 3072},  # 285M parameters at 16384 ids
+    "RAR-L": {"n_layer": 24, "n_head": 16, "dim": 1024, "ffn_hidden": 4096},  # 493M
+    "RAR-XL": {"n_layer": 32, "n_head": 16, "dim": 1280, "ffn_hidden": 5120},  # 995M
+    "RAR-XXL": {"n_layer": 40, "n_head": 16, "dim": 1408, "ffn_hidden": 6144},  # 1.5B
+}
+
+
+def rar_config(name: str, **overrides: Any) -> RARConfig:
+    """The configuration of a named size, with fields of ``RARConfig`` overridden.
+
+    Raises ConfigError for an unknown name or field (with the closest match) or a value that can't be used.
+    """
+    if name not in RAR_SIZES:
+        closest = difflib.get_close_matches(name, RAR_SIZES, n=1, cutoff=0)[0]
+        raise ConfigError(f"no RAR is called '{name}' (closest match: '{closest}'); there are {', '.join(RAR_SIZES)}")
+    return config_from_dict(RAR_SIZES[name] | overrides, RARConfig, source=name)
