@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 import vfmtok
 from vfmtok.evaluation.model_size import gpt_size, tokenizer_size, training_memory
-from vfmtok.generators.autoregressive import _empty_cache
 
 
 class CountedByShapes(TorchFunctionMode):
@@ -113,7 +112,7 @@ def test_memory_is_what_pytorch_keeps():
     assert memory["gradients"] == sum(p.grad.numel() * p.grad.element_size() for p in gpt.parameters())
     assert memory["AdamW's two moments"] == sum(tensor.numel() * tensor.element_size() for tensor in kept)
     assert training_memory(size.parts, "bf16") == {name: count // 2 for name, count in memory.items()}
-    cache = _empty_cache(gpt, rows=1)
+    cache, _ = gpt.begin(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64))
     assert size.cache_values() == sum(keys.numel() + values.numel() for keys, values in cache._memory)
 
 
