@@ -103,6 +103,21 @@ def test_a_folder_of_pngs_without_a_reference(images, files, inception, inceptio
     assert "gFID and sFID are left out: no reference" in printed
 
 
+def test_a_dataset_is_cut_to_the_size_that_is_given(images, files, inception, inception_file, tmp_path, capsys):
+    dataset = tmp_path / "data"
+    assert cli.main(["prepare", str(files / "png"), str(dataset)]) == 0
+    network = ["--inception", str(inception_file)]
+    assert cli.main(["measure", str(dataset), *network]) == 2
+    assert "--size" in capsys.readouterr().err
+    assert cli.main(["measure", str(dataset), "--size", str(SIDE), *network]) == 0
+    score = InceptionScore(11)
+    for indices, features in inception_features(inception, open_images(images[0]), 64):
+        score.update(features.probabilities, indices)
+    printed = capsys.readouterr().out
+    assert f"IS  {score.compute().mean:>10.3f}" in printed and "one folder or class after the other" in printed
+    assert cli.main(["measure", str(files / "samples.npz"), "--size", "8", *network]) == 2
+
+
 def test_wrong_calls(files, inception_file, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "tall.png")
     network = ["--inception", inception_file]

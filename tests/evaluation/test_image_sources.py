@@ -1,10 +1,16 @@
 """Images from every kind of source, and every rank's share of them."""
 
+import io
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from image_makers import write_tree
 from PIL import Image
+from test_listing import make_tar
 
+from vfmtok.commands.prepare import prepare
 from vfmtok.data.records import Record, write_records
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError, EvaluationError
@@ -77,6 +83,53 @@ def test_files_and_records_are_cropped_for_evaluation(tmp_path):
             joined(open_images(tmp_path / "files"), **share)
     with pytest.raises(DataError, match="say the size"):
         open_images(tmp_path / "lmdb")
+
+
+def _contents(source):
+    """The images as a set of bytes; how many there are."""
+    found = [image.numpy().tobytes() for batch in batches(source, 4) for image in batch.images]
+    return set(found), len(found)
+
+
+def test_measured_are_the_images_that_prepare_sees(tmp_path, images):
+    """Linked class folders, any format, no shadows of systems and editors, archives and shards."""
+    encoded, buffer = {}, io.BytesIO()
+    for index, (folder, suffix) in enumerate(itertools.product(("a", "b", "c"), ("png", "tif", "bmp", "gif"))):
+        buffer = io.BytesIO()
+        Image.fromarray(images[index]).quantize(8).convert("RGB").save(buffer, {"tif": "TIFF"}.get(suffix, suffix))
+        encoded[f"{folder}/{index}.{suffix}"] = buffer.getvalue()
+    junk = {"a/._1.png": b"\0", ".ipynb_checkpoints/0.png": encoded["a/0.png"], "a/.ipynb_checkpoints/0.png": b"x"}
+    write_tree(tmp_path / "real", encoded)
+    folder = write_tree(tmp_path / "s", junk | {"LICENSE": b"BSD", "notes.txt": b"x"})
+    for name in ("b", "c"):
+        (folder / name).symlink_to(tmp_path / "real" / name)
+    write_tree(folder, {name: content for name, content in encoded.items() if name.startswith("a/")})
+    prepare([str(folder)], tmp_path / "out")
+    expected = _contents(open_images(tmp_path / "out/train_lmdb", 10))
+    assert expected[1] == 12 == len(expected[0])
+    make_tar(tmp_path / "s.tar.gz", encoded, "w:gz")
+    shard = {**encoded, **{f"{name[:-4]}.cls": b"1" for name in encoded}, "a/0.seg.png": encoded["a/0.png"]}
+    make_tar(tmp_path / "shard.tar", shard)
+    for source in (folder, tmp_path / "s.tar.gz", tmp_path / "shard.tar"):
+        assert _contents(open_images(source)) == _contents(open_images(source, 10)) == expected
+    assert open_images(folder).by_class and not open_images(folder / "a").by_class
+
+
+def test_splits_are_not_measured_together(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    folder = write_tree(tmp_path / "s", {f"{split}/a/1.png": buffer.getvalue() for split in ("train", "test")})
+    with pytest.raises(DataError, match="holds test and train: name the folder or file that is meant"):
+        open_images(folder)
+    assert len(open_images(folder / "test")) == 1
+
+
+def test_labels_in_order_are_noticed(tmp_path, images):
+    np.savez(tmp_path / "sorted.npz", images, np.repeat([0, 1], [6, 7]))
+    np.savez(tmp_path / "mixed.npz", images, np.arange(13) % 2)
+    np.savez(tmp_path / "none.npz", images)
+    found = [open_images(tmp_path / f"{name}.npz").by_class for name in ("sorted", "mixed", "none")]
+    assert found == [True, False, False]
 
 
 def test_bad_sources(tmp_path, images):

@@ -249,6 +249,21 @@ def test_names_may_be_numbers():
     assert find_classes("1,0", ["1", "0"], 2) == [0, 1]
     with pytest.raises(ConfigError, match="does not know names"):
         find_classes("cat", None, 2)
+    numbers = [str(number) for number in range(1, 10)]
+    assert find_classes("1, 9", numbers, 9) == [0, 8]
+    with pytest.raises(ConfigError, match=r"no class is called '0'.*label 0 is class '1'"):
+        find_classes("0", numbers, 9)
+
+
+def test_names_may_hold_commas_and_may_be_several():
+    names = ["tench, Tinca tinca", "crane", "goldfish, Carassius auratus", "crane", "a", "b", "a, b", "ice lolly,lolly"]
+    assert find_classes("tench, Tinca tinca", names, 8) == [0]
+    assert find_classes("goldfish,  Carassius auratus,7,tench,Tinca tinca", names, 8) == [2, 7, 0]
+    assert find_classes("tench, Carassius auratus, lolly", names, 8) == [0, 2, 7]
+    for word, message in (("crane", "2 classes are called 'crane': give a number, 1 or 3"), ("a,b", "its parts")):
+        with pytest.raises(ConfigError, match=message):
+            find_classes(word, names, 8)
+    assert find_classes("3,1", names, 8) == [3, 1]
 
 
 def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """`vfmtok measure SAMPLES --reference REF`: gFID, sFID, IS, precision, recall and KID of samples that are there.
 
-They may come from any program: an npz (arr_0, uint8 NHWC, as ADM's evaluation takes it) or a folder of PNGs. Under
-torchrun the processes share the work.
+They may come from any program: an npz (arr_0, uint8 NHWC, as ADM's evaluation takes it), a folder or archive of images,
+or a prepared dataset, which needs --size. Under torchrun the processes share the work.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from vfmtok.files import write_json
 if TYPE_CHECKING:
     from vfmtok.distributed import World
 
+BY_CLASS = (
+    "the images come one folder or class after the other: IS, over splits in order, differs from that of a mixture"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = " ".join(__doc__.split())
-    parser.add_argument("samples", help="an npz with arr_0, or a folder of images, all of one size")
+    parser.add_argument("samples", help="an npz with arr_0, or images as `vfmtok prepare` takes them")
+    parser.add_argument("--size", type=int, metavar="N", help="cut images to N px (default: they are of one size)")
     parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")
     network_flags.add_inception(parser)
     network_flags.add_spatial_tap(parser)
@@ -38,6 +43,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.batch_size < 1:
         raise ConfigError("--batch-size must be positive")
+    if args.size is not None and (args.size < 1 or args.samples.endswith(".npz")):
+        raise ConfigError(
+            "--size must be positive" if args.size < 1 else "--size: the images of an npz stay as they are"
+        )
     if args.fd_weights is not None and args.fd is None:
         raise ConfigError("--fd-weights belongs to --fd ENCODER")
     out = Path(args.out).expanduser() if args.out else None
@@ -57,7 +66,7 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
 
     path = Path(args.samples).expanduser()
     with distributed.together():
-        images = open_images(path)
+        images = open_images(path, args.size)
         width, _, height = size_of(images).partition("x")
         if width != height:
             raise EvaluationError(f"{path}: the images are {width}x{height}; FID is measured on squares")
@@ -78,7 +87,7 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
                 "reference": references.reference.identity if references is not None else None,
                 "numbers": as_tree(found.numbers),
                 "warnings": found.warnings + not_finite(found.numbers),
-                "notes": found.notes,
+                "notes": found.notes + ([BY_CLASS] if images.by_class else []),
             }
             if out is not None:
                 write_json(out, results)

@@ -34,6 +34,7 @@ from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.contact_sheet import draw_pair, draw_pairs
 from vfmtok.pictures.reconstruction import chosen_tokens, draw_sampling_points, parse_tokens
 from vfmtok.pretrained.loading import load_tokenizer
+from vfmtok.sources.scratch import Scratch
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.weights.download import reason
 from vfmtok.weights.hashing import tokenizer_hash
@@ -66,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
     inputs = [Path(path).expanduser() for path in args.images]
     for path in inputs:
         _check_apart(path, out)
-    with distributed.group() as world:
+    with distributed.group() as world, Scratch(out) as scratch:
         if world.size > 1:
             raise ConfigError("`vfmtok reconstruct` runs in one process; vqgan_test.py shares a dataset among many")
-        files = [] if decoding else find_image_files(inputs)
+        files = [] if decoding else find_image_files(inputs, scratch)
         tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
         size = args.image_size_eval or tokenizer.config.image_size
         try:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
     add_model_arguments(parser)
     parser.add_argument(
-        "--classes", required=True, metavar="A,B", help="numbers, names where the run knows them, or all"
+        "--classes", required=True, metavar="A,B", help="names where the run knows them, numbers, or all"
     )
     parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
     parser.add_argument("--out", default="samples.png", help="the picture (default samples.png)")
@@ -107,21 +107,53 @@ def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
 
 
 def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:
-    """Labels of "207,cat", or of "all". Raises ConfigError for what is neither a label nor a name."""
+    """Labels of "207,cat", or of "all". Names may hold commas, and one of a class's several names is enough.
+
+    Raises:
+        ConfigError: something is neither a label nor a name, or it could be more than one class.
+    """
     if text.strip() == "all" and "all" not in (names or ()):
         return list(range(num_classes))
-    labels = []
-    for word in filter(None, map(str.strip, text.split(","))):
-        if names is not None and word in names:
-            labels.append(names.index(word))
-        elif word.isdecimal() and int(word) < num_classes:
-            labels.append(int(word))
-        else:
-            known = f" or a name such as '{names[0]}'" if names else " (this generator does not know names of classes)"
-            raise ConfigError(f"--classes: '{word}' is no class: give a number in [0,{num_classes}){known}")
+    labels_of: dict[str, list[int]] = {}
+    for label, name in enumerate(names or ()):
+        labels_of.setdefault(_words(name), []).append(label)
+    parts = [part.strip() for part in text.split(",")]
+    labels, start = [], 0
+    while start < len(parts):
+        # The longest name that begins here: "tench, Tinca tinca" is one class.
+        ends = (end for end in range(len(parts), start, -1) if ", ".join(parts[start:end]) in labels_of)
+        end = next(ends, start + 1)
+        word = ", ".join(parts[start:end])
+        if end > start + 1 and all(part in labels_of for part in parts[start:end]):
+            raise ConfigError(f"--classes: '{word}' is a class, and so are its parts: give numbers")
+        if word:
+            labels.append(_find_class(word, labels_of, names, num_classes))
+        start = end
     if not labels:
         raise ConfigError("--classes names no class")
     return labels
+
+
+def _words(name: str) -> str:
+    return ", ".join(part.strip() for part in name.split(","))
+
+
+def _find_class(word: str, labels_of: dict[str, list[int]], names: list[str] | None, num_classes: int) -> int:
+    """The label of one name or number. Raises ConfigError."""
+    found = labels_of.get(word) or [x for name in labels_of if word in name.split(", ") for x in labels_of[name]]
+    if len(found) > 1:
+        numbers = " or ".join(map(str, found[:5]))
+        raise ConfigError(f"--classes: {len(found)} classes are called '{word}': give a number, {numbers}")
+    if found:
+        return found[0]
+    if word.isdecimal() and int(word) < num_classes:
+        if names and any(name.isdecimal() for name in names):
+            label = int(word)
+            called = f"label {label} is class '{names[label]}'" if label < len(names) else f"label {label} has no name"
+            raise ConfigError(f"--classes: no class is called '{word}', though classes are called by numbers: {called}")
+        return int(word)
+    known = f" or a name such as '{names[0]}'" if names else " (this generator does not know names of classes)"
+    raise ConfigError(f"--classes: '{word}' is no class: give a number in [0,{num_classes}){known}")
 
 
 def _write(picture: Image.Image, out: Path) -> None:

@@ -3,6 +3,7 @@
 Shapes: S crop side.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,9 @@ from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError
 from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.sources import files as source_files
-from vfmtok.sources.folders import walk_folder
+from vfmtok.sources.containers import find_images
+from vfmtok.sources.folders import is_archive
+from vfmtok.sources.scratch import Scratch
 
 
 class ImageFile(NamedTuple):
@@ -22,20 +25,21 @@ class ImageFile(NamedTuple):
     place: tuple  # argument of source_files.read
 
 
-def find_image_files(paths: Sequence[str | Path]) -> list[ImageFile]:
-    """Every image below the folders, by name, and the files themselves, in the order they were given.
+def find_image_files(paths: Sequence[str | Path], scratch: Scratch) -> list[ImageFile]:
+    """Every image of the folders and archives, by name, and the files themselves, in the order they were given.
+
+    Args:
+        scratch: where compressed tars are unpacked; it must outlive the reading.
 
     Raises:
         DataError: a path is missing, or a folder holds no image or is a prepared dataset.
     """
     found: dict[str, ImageFile] = {}
     for path in map(Path, paths):
-        if path.is_dir():
-            if is_dataset(path):
-                raise DataError(
-                    f"{path} is a prepared dataset, not a folder of images: `vfmtok prepare --export` first"
-                )
-            listed = (f for f in walk_folder(path) if source_files.is_image(f))
+        if path.is_dir() and is_dataset(path):
+            raise DataError(f"{path} is a prepared dataset, not a folder of images: `vfmtok prepare --export` first")
+        if path.is_dir() or is_archive(path.name):
+            listed, _ = find_images([os.path.join(".", path)], scratch)  # never the word "sample"
             below = sorted((file.path, file.place) for file in listed)
             if not below:
                 raise DataError(f"no image files in {path}")

@@ -6,6 +6,9 @@ nothing repeated, whatever the counts.
 Shapes: N images, B batch, S side.
 """
 
+import os
+import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,8 +23,9 @@ from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, decode_rgb, open_image
 from vfmtok.errors import DataError, EvaluationError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from vfmtok.sources import files as source_files
+from vfmtok.sources.containers import find_images
+from vfmtok.sources.scratch import Scratch
 
 
 class ImageBatch(NamedTuple):
@@ -30,10 +34,14 @@ class ImageBatch(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """N images in a fixed order. For the protocol ``crop`` says how they became squares, ``name`` whose they are."""
+    """N images in a fixed order. For the protocol ``crop`` says how they became squares, ``name`` whose they are.
+
+    ``by_class`` says whether the order is one class after the other, where that can be known.
+    """
 
     crop: str
     name: str
+    by_class: bool
 
     def __len__(self) -> int: ...
 
@@ -43,22 +51,23 @@ class ImageSource(Protocol):
 
 
 def open_images(source: str | Path | np.ndarray | Tensor, size: int | None = None) -> ImageSource:
-    """An npz with ``arr_0``, a folder of image files, a prepared dataset, or uint8 (N,S,S,3) in memory.
+    """An npz with ``arr_0``, a prepared dataset, uint8 (N,S,S,3) in memory, or what `vfmtok prepare` takes: a folder
+    of images, an archive, shards.
 
     Args:
         size: side of the evaluation crop of files and datasets; files may do without if they are equal squares.
 
     Raises:
-        DataError: nothing of these kinds is there, or it is empty.
+        DataError: nothing of these kinds is there, it is empty, or it holds several splits.
     """
     if isinstance(source, (np.ndarray, Tensor)):
         return ArrayImages(source)
     path = Path(source)
     if path.suffix == ".npz":
         return NpzImages(path)
-    if not path.is_dir():
-        raise DataError(f"no images at {path}: expected a .npz file or a folder")
-    if is_dataset(path):
+    if not path.exists():
+        raise DataError(f"no images at {path}: expected a .npz file, a folder or an archive")
+    if path.is_dir() and is_dataset(path):
         return RecordImages(open_split(path, "val"), size)
     return FolderImages(path, size)
 
@@ -112,7 +121,7 @@ def batches(source: ImageSource, batch: int, rank: int = 0, world_size: int = 1)
 class ArrayImages:
     """Images in memory, (N,S,S,3) uint8."""
 
-    crop, name = "as given", "memory"
+    crop, name, by_class = "as given", "memory", False
 
     def __init__(self, images: np.ndarray | Tensor):
         images = images.cpu().numpy() if isinstance(images, Tensor) else images
@@ -135,6 +144,7 @@ class NpzImages:
         self.path, self.name = path, path.name
         with self._open() as file:
             self._shape = _read_header(file, path)
+        self.by_class = _are_sorted_labels(path)
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -163,14 +173,20 @@ class NpzImages:
 
 
 class FolderImages:
-    """Image files of a folder and its subfolders, in the order of their paths."""
+    """The image files of a folder and its subfolders, or of an archive, in the order of their paths."""
 
     def __init__(self, path: Path, size: int | None):
-        self._files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        scratch = Scratch(tempfile.gettempdir())
+        weakref.finalize(self, scratch.__exit__)  # what was unpacked is there as long as its images are
+        found, splits = find_images([os.path.join(".", path)], scratch)  # never the word "sample"
+        if len(splits) > 1:
+            raise DataError(f"{path} holds {' and '.join(sorted(splits))}: name the folder or file that is meant")
+        self._files = sorted(found, key=lambda file: file.path.split("/"))
         if not self._files:
             raise DataError(f"no image files in {path}")
-        self._size = size
+        self._path, self._size = path, size
         self.crop, self.name = _crop_name(size), path.resolve().name
+        self.by_class = len({file.path.rpartition("/")[0] for file in self._files}) > 1
 
     def __len__(self) -> int:
         return len(self._files)
@@ -178,9 +194,9 @@ class FolderImages:
     def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
         for file in self._files[start:stop]:
             try:
-                yield _cut(file.read_bytes(), self._size)
-            except (OSError, DataError) as error:
-                raise DataError(f"{file}: {error}") from None
+                yield _cut(source_files.read(file.place), self._size)
+            except (source_files.CorruptFile, DataError) as error:
+                raise DataError(f"{self._path / file.path}: {error}") from None
 
 
 class RecordImages:
@@ -188,10 +204,10 @@ class RecordImages:
 
     def __init__(self, records: RecordDataset, size: int | None):
         if size is None:
-            raise DataError(f"{records.path}: say the size of the evaluation crop")
+            raise DataError(f"{records.path}: say the size of the evaluation crop (--size)")
         self._records, self._size = records, size
         path = Path(records.path).resolve()  # of a split also the dataset's name
-        self.crop = _crop_name(size)
+        self.crop, self.by_class = _crop_name(size), True
         self.name = "/".join(path.parts[-2:] if path.name.endswith("_lmdb") else path.parts[-1:])
 
     def __len__(self) -> int:
@@ -214,6 +230,16 @@ def _cut(content: bytes, size: int | None) -> np.ndarray:
     if size is None:
         return np.array(decode_rgb(open_image(content)))
     return EvaluationCrop(size)(content).permute(1, 2, 0).numpy()
+
+
+def _are_sorted_labels(path: Path) -> bool:
+    """Whether an npz holds labels beside its images, in ADM's arr_1, and these are in order."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            labels = archive["arr_1"] if "arr_1" in archive.files else np.empty(0)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+    return labels.ndim == 1 and len(labels) > 1 and labels[0] != labels[-1] and bool((labels[1:] >= labels[:-1]).all())
 
 
 def _check_layout(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:

@@ -55,6 +55,13 @@ def sort_in(
     return _without_strays(where, found)
 
 
+def split_folders(images: list[Found], names: SplitNames) -> dict[str, str] | None:
+    """The folders that sort all images into splits, or None. Raises DataError if it is not clear."""
+    start, _ = _unwrap(images, True, names)
+    top = {_part(found.path, start) for found in images}
+    return names.of_folders(top, "the images") if top and None not in top else None
+
+
 def _image(found: Found, prefix: str, start: int, split: str | None, container: int) -> Image:
     return Image(prefix, found.path[start:], split, _part(found.path, start), found, container)
 

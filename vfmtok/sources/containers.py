@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from vfmtok.errors import DataError
 from vfmtok.sources import parquet, webdataset
 from vfmtok.sources.archives import walk_tar, walk_zip
-from vfmtok.sources.class_folders import Image, sort_in
+from vfmtok.sources.class_folders import Image, sort_in, split_folders
 from vfmtok.sources.files import Found, is_image, kind_of_ignored
 from vfmtok.sources.folders import stem_of
 from vfmtok.sources.given import Container, Given, look_at
@@ -61,20 +61,27 @@ def read_parts(given: Given, scratch: Scratch, keys: Keys, names: SplitNames, la
     return parts
 
 
-def find_images(sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO_KEYS) -> list[Found]:
-    """Every image of the sources, whatever its label and split, in the order of containers and of names in them.
+def find_images(sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO_KEYS) -> tuple[list[Found], set[str]]:
+    """Every image of the sources, whatever its label, by container and name; and the splits that they are in.
 
-    Of samples it is the one image of each. Raises DataError: a source is missing, unreadable or ambiguous.
+    Of samples it is the one image of each.
+
+    Raises:
+        DataError: a source is missing, unreadable or ambiguous.
     """
+    given = look_at(sources)
     found: list[Found] = []
-    for container in look_at(sources).containers:
+    for container in given.containers:
         if container.kind == "table":
             found += parquet.open_table(container.path, keys).rows(labelled=False)
             continue
         files, images = _files(container, scratch)
         shard = webdataset.read_shard(str(container.path), files, keys, False, container.kind == "folder")
         found += sorted(images if shard is None else shard.images, key=lambda image: image.path)
-    return found
+    names = SplitNames()
+    if len(given.containers) > 1:
+        return found, {split for split in _splits(given, names) if split}
+    return found, set((split_folders(found, names) or {}).values())
 
 
 def _read(
