@@ -28,7 +28,7 @@ from tokenizer import matrix_rate, seconds, synchronise
 from torch import Tensor, nn
 
 import vfmtok
-from vfmtok.generators.gpt.model import rotate
+from vfmtok.generators.gpt.rotary import rotate
 
 
 def main() -> None:

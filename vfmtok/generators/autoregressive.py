@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vfmtok.code import Ids
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
 from vfmtok.generators.kv_cache import LayerCache
@@ -33,19 +34,24 @@ class Autoregressive(Protocol):
     """A generator of ids that this file can sample from.
 
     Attributes:
-        config: with ``num_tokens``, ``vocab_size`` and ``num_classes``.
+        config: with ``vocab_size`` and ``num_classes``.
+        code: the ids of an image.
         first_token_slot: the slot of the first token, behind what is there before it.
         null_class: the label that stands for no class.
         any_order: whether tokens may be drawn in another order than row by row.
     """
 
     config: Any
+    code: Ids
     first_token_slot: int
     null_class: int
     any_order: bool
 
-    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None) -> tuple[DecodeState, Tensor]:
-        """labels (R,), the first tokens (R,P), order (R,K) -> the state, logits (R,V) float32 of the next token."""
+    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None, **options: Any) -> tuple[DecodeState, Tensor]:
+        """labels (R,), the first tokens (R,P), order (R,K) -> the state, logits (R,V) float32 of the next token.
+
+        ``options`` are the model's own, as ``generate`` was given them.
+        """
 
     def decode_step(self, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
         """ids (R,), the tokens just chosen, at ``slot`` (1,) -> logits (R,V) float32 of the tokens after them."""
@@ -68,6 +74,7 @@ def generate(
     order: Tensor | None = None,
     sample_indices: Tensor | None = None,
     compile: bool = False,
+    **options: Any,
 ) -> Tensor:
     """Token ids (B,K) int64 of new images of the classes ``labels`` (B,) int64.
 
@@ -88,6 +95,7 @@ def generate(
             ``prefix_ids`` are then the tokens of its first P positions. Without it, row by row.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
+        options: of the model's ``begin``.
 
     The random numbers of a token depend on (seed, sample index, token index) only. So sample n is the
     same image whatever batch, process or resumed run draws it, as long as its logits are the same.
@@ -114,7 +122,9 @@ def generate(
     model.eval()
     try:
         with torch.no_grad():
-            drawn = _decode(model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile)
+            drawn = _decode(
+                model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile, options
+            )
     finally:
         model.train(training)
     ids = drawn if order is None else torch.empty_like(drawn).scatter_(1, order, drawn)
@@ -134,10 +144,11 @@ def _decode(
     seed: int,
     samples: Tensor,
     compile: bool,
+    options: dict[str, Any],
 ) -> Tensor:
     """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K), samples (B,) -> ids (B,K) as drawn."""
     batch, given = prefix.shape
-    tokens, before = model.config.num_tokens, model.first_token_slot
+    tokens, before = model.code.num_tokens, model.first_token_slot
     guided = guidance.guided_tokens(tokens)
     numbers = torch.arange(tokens, device=labels.device).split(1)  # there already, so that no step has to send its own
     slots = (torch.arange(tokens, device=labels.device) + before).split(1)
@@ -150,7 +161,7 @@ def _decode(
             copies = 2 if is_guided else 1
             rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
             orders = None if order is None else order.repeat(copies, 1)
-            state, logits = model.begin(rows, prefix.repeat(copies, 1), orders)  # (R,V)
+            state, logits = model.begin(rows, prefix.repeat(copies, 1), orders, **options)  # (R,V)
         else:
             if token == guided:  # the unguided copies have done their work
                 state = state.first(batch)
@@ -197,22 +208,22 @@ def _check_inputs(
     seed: int,
     sample_indices: Tensor | None,
 ) -> None:
-    config = model.config
+    config, tokens = model.config, model.code.num_tokens
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be (B,) int64, got {tuple(labels.shape)} {labels.dtype}")
     _check_range("labels", labels, config.num_classes + 1)
     if prefix_ids is not None:
-        fits = prefix_ids.ndim == 2 and len(prefix_ids) == len(labels) and prefix_ids.shape[1] <= config.num_tokens
+        fits = prefix_ids.ndim == 2 and len(prefix_ids) == len(labels) and prefix_ids.shape[1] <= tokens
         if not fits or prefix_ids.dtype != torch.int64:
-            wanted = f"({len(labels)},P) int64 with P <= {config.num_tokens}"
+            wanted = f"({len(labels)},P) int64 with P <= {tokens}"
             raise ValueError(f"prefix_ids must be {wanted}, got {tuple(prefix_ids.shape)} {prefix_ids.dtype}")
         _check_range("prefix_ids", prefix_ids, config.vocab_size)
     if order is not None:
         if not model.any_order:
             raise ConfigError(f"this {type(model).__name__} draws tokens row by row only: order can't be given")
-        whole = torch.arange(config.num_tokens, device=order.device).expand(len(labels), -1)
+        whole = torch.arange(tokens, device=order.device).expand(len(labels), -1)
         if order.shape != whole.shape or order.dtype != torch.int64 or not torch.equal(order.sort(1).values, whole):
-            raise ConfigError(f"order must be permutations ({len(labels)},{config.num_tokens}) int64")
+            raise ConfigError(f"order must be permutations ({len(labels)},{tokens}) int64")
     if sample_indices is not None:
         if sample_indices.shape != labels.shape or sample_indices.dtype != torch.int64:
             shape = tuple(sample_indices.shape)

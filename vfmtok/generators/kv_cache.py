@@ -3,6 +3,7 @@
 Shapes: B batch, H heads, E dimensions of a head, K tokens, n filled slots, c slots in reach.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -63,10 +64,11 @@ class KVCache:
 
     def first(self, samples: int) -> "KVCache":
         """The cache of the first samples of the batch, in the same memory."""
-        part = KVCache(0, samples, self.heads, self.slots, self.head_dim, self._memory[0][0])
+        part = copy.copy(self)
         size = samples * self.heads * self.slots * self.head_dim
         part._memory = [(keys[:size], values[:size]) for keys, values in self._memory]
-        part.reach, part.layers = self.reach, part._views(self.reach)
+        part.batch = samples
+        part.layers = part._views(self.reach)
         return part
 
     def _views(self, reach: int) -> list[LayerCache]:

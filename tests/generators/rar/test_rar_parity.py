@@ -89,7 +89,7 @@ def test_probabilities_of_every_step(rar, golden, monkeypatch):
     labels = long(golden["cls"])
     with torch.no_grad():
         guidance = Guidance(6.5, -1, "power-cosine", 1.0)
-        _decode(rar, labels, labels.new_empty(3, 0), None, guidance, Sampling(greedy=True), 0, labels, False)
+        _decode(rar, labels, labels.new_empty(3, 0), None, guidance, Sampling(greedy=True), 0, labels, False, {})
     assert relative(torch.stack(seen, 1), golden["probs_6.5_1_t1.02"]) < 1e-4
 
 

@@ -21,6 +21,9 @@ class GPTConfig:
     ffn_hidden: int | None = None  # None: 2/3 of 4 * dim, rounded up to a multiple of 256
     vocab_size: int = 16384
     num_tokens: int = 256  # a square number: the tokens sit on a grid, row by row
+    num_holistic: int = (
+        0  # tokens before them that have no place in the image (Hita): an own codebook of vocab_size ids
+    )
     num_classes: int = 1000  # one more row, the last, embeds "no class" (label dropout, guidance)
     dropout_p: float = 0.1  # after the attention's and the feed-forward block's output projection
     token_dropout_p: float = 0.1  # on the input embeddings, the class token's included
@@ -45,9 +48,11 @@ class GPTConfig:
         "qk_norm": False,
         "rope_base": 10000.0,
         "norm_eps": 1e-5,
+        "num_holistic": 0,
     }
 
     def __post_init__(self):
+        require(self.num_holistic >= 0, "num_holistic", "must be 0 or more", self.num_holistic)
         sizes = ("n_layer", "n_head", "dim", "vocab_size", "num_tokens", "num_classes")
         require_positive(self, "", *sizes, "rope_base", "norm_eps")
         require(self.ffn_hidden is None or self.ffn_hidden > 0, "ffn_hidden", "must be positive", self.ffn_hidden)
@@ -75,7 +80,8 @@ class GPTConfig:
     @property
     def code(self) -> Ids:
         """What it learns and samples."""
-        return Ids((Segment(self.num_tokens, self.vocab_size, (self.side, self.side)),))
+        grid = Segment(self.num_tokens, self.vocab_size, (self.side, self.side))
+        return Ids((Segment(self.num_holistic, self.vocab_size), grid) if self.num_holistic else (grid,))
 
 
 # --------------------------------------------------------------------------------------

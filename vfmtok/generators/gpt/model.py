@@ -3,11 +3,15 @@
 The sequence is [class, t0, t1, ...]; the state at slot n predicts token n. Token n sits at cell
 (n // side, n % side) of a square grid, which rotary positions tell the attention.
 
-Shapes: B batch, K tokens of an image, T slots of this call (up to 1+K), D width, H heads,
+With ``num_holistic`` = G > 0 (Hita, arXiv 2507.02358) the first G tokens have no place in the image. They have an
+embedding and an output head of their own; slots 0...G-1 have learned positions instead of rotary ones, and the grid's
+rotary rows begin at slot G.
+
+Shapes: B batch, K tokens of an image (the holistic ones included), T slots of this call (up to 1+K), D width, H heads,
 E = D/H dimensions of a head, V vocabulary, F hidden width of the feed-forward block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ from vfmtok.generators.causal_attention import AttentionPath, cached_attention, 
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.gpt.released import RELEASED
+from vfmtok.generators.gpt.rotary import rotary_table, rotate
+from vfmtok.generators.gpt.segments import SegmentedCache
 from vfmtok.generators.kv_cache import KVCache, LayerCache
 from vfmtok.layers.precision import at_least_float32
 
@@ -29,10 +35,11 @@ from vfmtok.layers.precision import at_least_float32
 @dataclass
 class GPTOutput:
     """logits (B,T,V) float32, the logits of slot n being those of token n; loss: float32 scalar, in nats per
-    token, or None without targets."""
+    token (the sum over segments of each one's mean), or None without targets; losses: the means by segment."""
 
     logits: Tensor
     loss: Tensor | None
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
 
 class GPT(nn.Module):
@@ -57,7 +64,10 @@ class GPT(nn.Module):
         rates = [config.drop_path_rate * index / last for index in range(config.n_layer)]
         self.layers = nn.ModuleList(Layer(config, rate) for rate in rates)
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        holistic = config.num_holistic
+        self.output = nn.Linear(config.dim, config.vocab_size * (2 if holistic else 1), bias=False)
+        self.holistic_embedding = nn.Embedding(config.vocab_size, config.dim) if holistic else None
+        self.holistic_positions = nn.Embedding(holistic, config.dim) if holistic else None
         self.rotary = rotary_table(config)  # no buffer: a bfloat16 model rotates by float32 angles
         self.reset_parameters()
 
@@ -98,15 +108,17 @@ class GPT(nn.Module):
     def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """code (B,K) int64, labels (B,) int64 -> {"token": the mean of -log p over all tokens, in nats}.
 
+        With holistic tokens, "holistic" and "patch": the means over each part.
+
         In training mode ``draws`` decide which labels are dropped; without them PyTorch's generator does.
         """
         dropped = None
         if draws is not None and self.training:
             dropped = draws.uniform("label dropout", 1)[:, 0] < self.config.label_dropout_p  # (B,)
-        return {"token": self(labels, code[:, :-1], targets=code, dropped=dropped).loss}
+        return self(labels, code[:, :-1], targets=code, dropped=dropped).losses
 
     def sample(self, labels: Tensor, **settings: Any) -> Tensor:
-        """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``."""
+        """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``; ``published_boundary``: see ``begin``."""
         return generate(self, labels, **settings)
 
     def forward(
@@ -115,38 +127,58 @@ class GPT(nn.Module):
         """labels (B,) in [0,num_classes], ids (B,K-1) in [0,V), both int64 -> GPTOutput for t0..t(K-1).
 
         Fewer ids give the logits of fewer tokens. targets (B,K) are the tokens to predict; the loss is the mean of
-        -log softmax(logits)[target] over all of them. In training mode the labels that ``dropped`` (B,) bool marks are
+        -log softmax(logits)[target] over all of them, or with holistic tokens the sum of both parts' means. In
+        training mode the labels that ``dropped`` (B,) bool marks are
         replaced by the null class; without it, a random share ``label_dropout_p``.
         """
-        if ids.shape[1] >= self.config.num_tokens:
-            raise ValueError(f"ids must be (B,{self.config.num_tokens - 1}) or shorter, got {tuple(ids.shape)}")
+        tokens = self.code.num_tokens
+        if ids.shape[1] >= tokens:
+            raise ValueError(f"ids must be (B,{tokens - 1}) or shorter, got {tuple(ids.shape)}")
         if self.training and self.config.label_dropout_p > 0:
             if dropped is None:
                 dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout_p
             labels = torch.where(dropped, self.null_class, labels)
-        x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)  # (B,T,D)
-        x = self.token_dropout(x)
-        rotary = self.rotary[:, : x.shape[1]]  # (2,T,1,E)
+        x = self.token_dropout(self._embed(labels, ids))  # (B,T,D)
+        rotary, added = self._positions(torch.arange(x.shape[1], device=x.device))  # (2,T,1,E), (T,1,H,E)
         for layer in self.layers:
             if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, rotary, use_reentrant=False)  # (B,T,D)
+                x = checkpoint(layer, x, rotary, added=added, use_reentrant=False)  # (B,T,D)
             else:
-                x = layer(x, rotary)  # (B,T,D)
-        logits = at_least_float32(self.output(self.norm(x)))  # (B,T,V)
+                x = layer(x, rotary, added=added)  # (B,T,D)
+        x, boundary = self.norm(x), self.config.num_holistic
+        parts = {"token": self._logits(x, 0)}
+        if boundary:
+            parts = {"holistic": self._logits(x[:, :boundary], 0), "patch": self._logits(x[:, boundary:], 1)}
+        logits = torch.cat(list(parts.values()), dim=1)  # (B,T,V)
+        if targets is None:
+            return GPTOutput(logits, None)
         # Under autocast too, which computes cross entropy in float32.
-        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return GPTOutput(logits, loss)
+        targets = targets.split([part.shape[1] for part in parts.values()], dim=1)
+        losses = {
+            name: F.cross_entropy(part.flatten(0, 1), target.flatten())
+            for (name, part), target in zip(parts.items(), targets, strict=True)
+        }
+        return GPTOutput(logits, sum(losses.values()), losses)
 
-    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None = None) -> tuple[KVCache, Tensor]:
-        """labels (B,), the first tokens (B,P) -> a cache that holds [class, prefix], logits (B,V) of the next token."""
+    def begin(
+        self, labels: Tensor, prefix: Tensor, order: Tensor | None = None, published_boundary: bool = False
+    ) -> tuple[KVCache, Tensor]:
+        """labels (B,), the first tokens (B,P) -> a cache that holds [class, prefix], logits (B,V) of the next token.
+
+        Args:
+            published_boundary: embed the last holistic token by the table of the patches, as Hita's published sampler
+                does, though training does not.
+        """
         weight, config = self.output.weight, self.config
         like = torch.empty(0, dtype=computing_dtype(weight), device=weight.device)
-        cache = KVCache(config.n_layer, len(labels), config.n_head, 1 + config.num_tokens, config.head_dim, like)
+        size = (config.n_layer, len(labels), config.n_head, 1 + self.code.num_tokens, config.head_dim, like)
+        holistic = config.num_holistic
+        cache = SegmentedCache(holistic, published_boundary, *size) if holistic else KVCache(*size)
         return cache, self.prefill(labels, prefix, cache)
 
     def prefill(self, labels: Tensor, ids: Tensor, cache: KVCache) -> Tensor:
         """Fill an empty cache with [class, ids]: labels (B,), ids (B,P) -> logits (B,V) float32 of token P."""
-        x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)  # (B,1+P,D)
+        x = self._embed(labels, ids, getattr(cache, "published", False))  # (B,1+P,D)
         cache.reserve(x.shape[1])
         return self._through_cache(x, torch.arange(x.shape[1], device=x.device), cache)  # (B,V)
 
@@ -155,15 +187,44 @@ class GPT(nn.Module):
 
         ``slot`` (1,) int64 is theirs in the cache, which must be in its reach: the class has slot 0, token n slot n+1.
         """
-        return self._through_cache(self.token_embedding(ids)[:, None], slot, cache)  # (B,V)
+        table = self.token_embedding
+        if self.config.num_holistic and not cache.embeds_grid:
+            table = self.holistic_embedding
+        return self._through_cache(table(ids)[:, None], slot, cache)  # (B,V)
+
+    def _embed(self, labels: Tensor, ids: Tensor, published_boundary: bool = False) -> Tensor:
+        """labels (B,), ids (B,P) -> the input of slots 0...P: (B,1+P,D)."""
+        classes, split = self.class_embedding(labels)[:, None], self.config.num_holistic - published_boundary
+        if self.config.num_holistic:
+            tokens = [self.holistic_embedding(ids[:, :split]), self.token_embedding(ids[:, split:])]
+        else:
+            tokens = [self.token_embedding(ids)]
+        return torch.cat([classes, *tokens], dim=1)
+
+    def _positions(self, slots: Tensor) -> tuple[Tensor, Tensor | None]:
+        """slots (T,) -> their rotary rows (2,T,1,E), and what is added to q and k before (T,1,H,E), if anything."""
+        rotary = self.rotary.index_select(1, slots)  # (2,T,1,E)
+        if self.holistic_positions is None:
+            return rotary, None
+        last = self.config.num_holistic - 1
+        added = self.holistic_positions(slots.clamp(max=last)) * (slots <= last)[:, None]  # (T,D)
+        return rotary, added.unflatten(-1, (1, self.config.n_head, -1))
+
+    def _logits(self, x: Tensor, segment: int) -> Tensor:
+        """x (...,D) after the last norm -> (...,V) float32 by the head of a segment."""
+        size = self.config.vocab_size
+        if not self.config.num_holistic:
+            return at_least_float32(self.output(x))
+        return at_least_float32(F.linear(x, self.output.weight[segment * size : (segment + 1) * size]))
 
     def _through_cache(self, x: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
         """x (B,T,D) at ``slots`` (T,), whose predecessors the cache holds -> logits (B,V) float32 after the last."""
-        rotary = self.rotary.index_select(1, slots)  # (2,T,1,E)
+        rotary, added = self._positions(slots)  # (2,T,1,E), (T,1,H,E)
         mask = cache.mask(slots[-1:])  # (c,)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, rotary, layer_cache, slots, mask)  # (B,T,D)
-        return at_least_float32(self.output(self.norm(x[:, -1])))  # (B,V)
+            x = layer(x, rotary, layer_cache, slots, mask, added)  # (B,T,D)
+        segment = int(cache.predicts_grid) if self.config.num_holistic else 0
+        return self._logits(self.norm(x[:, -1]), segment)  # (B,V)
 
 
 class Layer(nn.Module):
@@ -184,9 +245,10 @@ class Layer(nn.Module):
         cache: LayerCache | None = None,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         """x (B,T,D), rotary (2,T,1,E) -> (B,T,D); with a cache, x is at its ``slots`` (see ``Attention``)."""
-        x = x + self.drop_path(self.attention(self.attention_norm(x), rotary, cache, slots, mask))  # (B,T,D)
+        x = x + self.drop_path(self.attention(self.attention_norm(x), rotary, cache, slots, mask, added))  # (B,T,D)
         return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))  # (B,T,D)
 
 
@@ -210,8 +272,9 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
-        """x (B,T,D) -> (B,T,D), its slots attending among themselves.
+        """x (B,T,D) -> (B,T,D), its slots attending among themselves; ``added`` (T,1,H,E) to q and k before rotation.
 
         With a cache the keys and values are left in its ``slots`` (T,); a single slot then attends to
         all of the cache that ``mask`` (c,) lets it see.
@@ -220,6 +283,8 @@ class Attention(nn.Module):
         qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B,T,2,H,E), (B,T,H,E)
         if self.q_norm is not None:
             qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)  # (B,T,2,H,E)
+        if added is not None:
+            qk = qk + added  # (B,T,2,H,E)
         q, k = rotate(qk, rotary).to(v.dtype).unbind(2)  # 2 x (B,T,H,E)
         if cache is not None:
             cache.write(slots, k, v)
@@ -254,30 +319,3 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(at_least_float32(x), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight  # as x
-
-
-def rotary_table(config: GPTConfig) -> Tensor:
-    """Cosines and signed sines for ``rotate``: (2,1+K,1,E) float32, on the CPU.
-
-    In each half of a head (the first turns with the row, the second with the column) the pair of
-    dimensions (2i, 2i+1) turns by position * base^(-2i/(E/2)). Row 0, the class token's, is all
-    zeros, which zeroes its query and key: released weights were trained so.
-    """
-    half = config.head_dim // 2
-    with torch.device("cpu"):  # also where the model is being built on the meta device
-        frequencies = config.rope_base ** (-torch.arange(0, half, 2).float() / half)  # (E/4,)
-        cell = torch.arange(config.num_tokens)
-        positions = torch.stack([cell // config.side, cell % config.side], dim=1)  # (K,2)
-        angles = (positions[:, :, None] * frequencies).flatten(1)  # (K,E/2), row half first
-        cosine, sine = angles.cos(), angles.sin()
-        cosine = torch.stack([cosine, cosine], dim=-1).flatten(1)  # (K,E)
-        sine = torch.stack([-sine, sine], dim=-1).flatten(1)  # (K,E)
-        return F.pad(torch.stack([cosine, sine]), (0, 0, 1, 0))[:, :, None]  # (2,1+K,1,E)
-
-
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """x (B,T,2,H,E), rotary (2,T,1,E) -> (B,T,2,H,E) float32: (a,b) -> (a cos - b sin, b cos + a sin) in pairs."""
-    x = at_least_float32(x)
-    cosine, sine = rotary[:, :, None]  # 2 x (T,1,1,E)
-    swapped = x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)  # (a,b) -> (b,a)
-    return torch.addcmul(x * cosine, swapped, sine)

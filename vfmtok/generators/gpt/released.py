@@ -12,6 +12,8 @@ GPT_NAMES: Names = (
     ("layers.*.feed_forward", "layers.*.feed_forward"),
     ("norm", "norm"),
     ("output", "output"),
+    ("holistic_embedding", "slot_embeddings"),  # Hita's
+    ("holistic_positions", "slot_pos"),
 )
 
 RELEASED = NameMap(GPT_NAMES)

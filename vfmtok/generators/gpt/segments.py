@@ -1,0 +1,25 @@
+"""Decoding across the boundary between holistic tokens and those of the grid."""
+
+from torch import Tensor
+
+from vfmtok.generators.kv_cache import KVCache
+
+
+class SegmentedCache(KVCache):
+    """A cache that knows on which side of the boundary the next step is.
+
+    Attributes:
+        embeds_grid: the token that enters next is embedded by the table of the grid's tokens.
+        predicts_grid: the token after it is one of the grid's.
+    """
+
+    def __init__(self, boundary: int, published: bool, *args: int | Tensor):
+        """``boundary``: the number of holistic tokens; ``published``: see ``GPT.begin``; the rest as ``KVCache``."""
+        super().__init__(*args)
+        self.boundary, self.published = boundary, published
+        self.embeds_grid = self.predicts_grid = False
+
+    def reserve(self, slots: int) -> None:
+        super().reserve(slots)
+        self.embeds_grid = slots - 1 > self.boundary - self.published  # slot n + 1 holds token n
+        self.predicts_grid = slots > self.boundary
