@@ -30,13 +30,18 @@ def open_splits(path: Path) -> dict[str, RecordDataset]:
 
 
 def open_split(path: Path, split: str) -> RecordDataset:
-    """A split of a prepared folder or, where there is none of this name, what is there: the other one, or one LMDB.
+    """A split of a prepared folder, or the one LMDB that ``path`` names, whatever split that is.
 
     Raises:
-        DataError: nothing complete is there.
+        DataError: nothing complete is there, the folder lacks this split, or the split is empty. Another split never
+            takes its place: numbers on training images would pass for those on held-out ones.
     """
     splits = open_splits(path)
-    return splits.get(split) or next(iter(splits.values()))
+    if "" in splits:
+        return _with_records(splits[""])
+    if split not in splits:
+        raise DataError(_lacks(path, split) + f"; name {path / next(iter(splits))}_lmdb if you mean that one")
+    return _with_records(splits[split])
 
 
 def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordDataset, RecordDataset | None]:
@@ -48,17 +53,28 @@ def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordD
             training one, if there is one.
 
     Raises:
-        DataError: nothing complete is there.
+        DataError: nothing complete is there, the folder has no training split, or one of the two is empty.
     """
     if path.name == "train_lmdb" and (path.parent / "val_lmdb").is_dir():
         path = path.parent
     splits = open_splits(path)
     train = splits.get("train", splits.get(""))
     if train is None:
-        raise DataError(f"{path} has no training split (train_lmdb)")
-    if held_out is None:
-        return train, splits.get("val")
-    return train, open_split(held_out, "val")
+        raise DataError(_lacks(path, "train"))
+    if held_out is not None:
+        return _with_records(train), open_split(held_out, "val")
+    return _with_records(train), _with_records(splits["val"]) if "val" in splits else None
+
+
+def _lacks(path: Path, split: str) -> str:
+    name = {"train": "training", "val": "validation"}[split]
+    return f"{path} has no {name} split ({split}_lmdb)"
+
+
+def _with_records(records: RecordDataset) -> RecordDataset:
+    if not len(records):
+        raise DataError(f"{records.path} is empty")
+    return records
 
 
 def verify(path: Path, workers: int | None = None) -> None:
