@@ -73,7 +73,7 @@ def test_a_generator_s_training(command, name, tmp_path):
     assert script == "train_c2i.py"
     args = gpt_flags.gpt_parser().parse_args(arguments)
     assert args.gpt_model == SIZES[name]
-    epochs = {path: published.file.rpartition("-")[2] for path, published in PUBLISHED[VFMTOK].items()}
+    epochs = {path: published.file.rpartition("-")[2] for path, published in PUBLISHED[VFMTOK].parts.items()}
     small_caches.write_cache(tmp_path / "codes")
     recipe = gpt_flags.gpt_recipe(args)
     assert f"{recipe.optimizer.epochs:g}e.pt" == epochs[SIZES[name]]

@@ -1,7 +1,9 @@
 """A family of models: the class of its configuration, and where its model is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,10 +13,12 @@ class Family:
     Attributes:
         config: the dataclass of its configuration; its field ``kind`` has the family's name as default.
         home: "module:class" of the model, imported when it is first built.
+        sizes: name -> fields of ``config``, of the sizes that have a name ("GPT-B").
     """
 
     config: type
     home: str
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def model(self) -> type:

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from vfmtok import cli
-from vfmtok.pretrained.published import ENCODERS, VFMTOK
+from vfmtok.pretrained.published import PUBLISHED, VFMTOK
 
 TOKENIZER = "DINOv2/tokenizer/vfmtok-tokenizer.pt"
 
@@ -13,7 +13,7 @@ TOKENIZER = "DINOv2/tokenizer/vfmtok-tokenizer.pt"
 @pytest.fixture
 def published(hub):
     hub.repositories[VFMTOK] = {TOKENIZER: b"tokenizer", "DINOv2/GPT-B/GPT-B-300e.pt": b"gpt" * 1000}
-    repository, file = ENCODERS[VFMTOK]
+    repository, file = PUBLISHED[VFMTOK].encoder
     hub.repositories[repository] = {file: b"encoder"}
     return hub
 

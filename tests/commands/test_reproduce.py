@@ -34,7 +34,7 @@ def test_every_published_row_has_its_manifest(name):
     manifest = find_manifest(name)
     assert [number.value for number in manifest.expected] == [float(text) for text in EXPECTED[name].split()]
     assert manifest.count == 50_000 and "arXiv 2507.08441, Table" in manifest.source and manifest.band_reason
-    parts = PUBLISHED[manifest.tokenizer]
+    parts = PUBLISHED[manifest.tokenizer].parts
     assert "tokenizer" in parts
     if manifest.task == "generation":
         assert manifest.gpt_model in parts and manifest.gpt_model.lower() == name.removesuffix("-cfg").removesuffix(

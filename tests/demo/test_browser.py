@@ -18,9 +18,10 @@ import torch
 from image_makers import encoded, environment, write_tree
 from PIL import Image
 
+import vfmtok
 from vfmtok.demo import studio as room
 from vfmtok.demo.studio import Studio
-from vfmtok.pretrained.loading import load_gpt, load_tokenizer
+from vfmtok.pretrained.loading import load_tokenizer
 
 pytestmark = pytest.mark.browser
 WAIT = 60  # seconds for an answer of the page
@@ -35,7 +36,7 @@ def runs(tmp_path_factory):
 def studio(runs):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the server has: sums are taken in the same order
-    yield Studio(load_tokenizer(runs[0]), load_gpt(runs[1]), ["apple", "bird", "cup"])
+    yield Studio(load_tokenizer(runs[0]), vfmtok.from_pretrained(runs[1], "generator"), ["apple", "bird", "cup"])
     torch.set_num_threads(threads)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -10,7 +11,6 @@ import tiny_models
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
 from tiny_models import GPT_SHAPE, ROOT, WORLD, run_script, samples_in, values
 
 import vfmtok
@@ -24,6 +24,7 @@ from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.reference import inception_features, measure_reference
 from vfmtok.evaluation.samples import Samples, warnings_about, write_checked_samples
 from vfmtok.metrics.precision_recall import precision_recall
+from vfmtok.weights.checkpoint import Checkpoint, CheckpointFolder
 from vfmtok.weights.hashing import tokenizer_hash
 
 COUNT, SIZE = 11, 40  # divisible by nothing
@@ -130,7 +131,7 @@ def test_low_precision_is_continued_at_its_batch_size_only(models, plain, tmp_pa
 
 
 def test_models_that_do_not_belong_together(models, tmp_path):
-    with pytest.raises(ConfigError, match="16 tokens of 65 codes, the tokenizer reads 16 of 64"):
+    with pytest.raises(ConfigError, match="16 tokens of 65 codes, the tokenizer has 16 tokens of 64 codes"):
         evaluate((tiny_models.gpt(vocab_size=65), models[1]), tmp_path)
 
 
@@ -224,13 +225,13 @@ def test_a_run_says_what_it_is(models, tmp_path, monkeypatch, capsys):
     """Its size, tokenizer and class names; flags that contradict them are errors, not ignored."""
     gpt, tokenizer = models
     run = tmp_path / "flags_of_the_world"
-    run.mkdir()
-    save_file(dict(gpt.state_dict()), run / "model.safetensors")
-    (run / "config.yaml").write_text(yaml.safe_dump({"gpt": config_to_dict(gpt.config)}))
 
     def learned_from(digest):
         facts = {"classes": ["ant", "bee", "cat"], "tokenizer_hash": digest}
-        (run / "state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": facts}}}))
+        config = yaml.safe_dump({"gpt": config_to_dict(gpt.config)})  # as version 0.1 wrote it
+        saved = Checkpoint(1, {"model": dict(gpt.state_dict())}, {"parts": {"tokens": facts}}, config)
+        shutil.rmtree(run, ignore_errors=True)
+        CheckpointFolder(tmp_path).save(saved).rename(run)
 
     def opened(*more):
         given = [*flags, "--gpt-ckpt", run, "--no-fid", *more]

@@ -1,6 +1,5 @@
 """What the entry points are tested on: a tiny tokenizer and GPT in released files, and a dataset with a bad record."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,11 +14,12 @@ from tiny_gpt import random_gpt
 
 import vfmtok
 from vfmtok import distributed
-from vfmtok.config import save_config, with_overrides
+from vfmtok.config import dump_config, save_config, with_overrides
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.weights.checkpoint import Checkpoint, CheckpointFolder
 from vfmtok.weights.hashing import tokenizer_hash
 
 CONFIG = ROOT / "configs/tiny.yaml"
@@ -65,10 +65,11 @@ def write_runs(folder: Path) -> tuple[Path, Path]:
     own = {name: t.contiguous() for name, t in model.state_dict().items() if not name.startswith("encoder.")}
     safetensors.torch.save_file(own, folder / "tok/model.safetensors")
     generator = gpt()
-    save_config(GeneratorRecipe(gpt=generator.config), folder / "gpt/config.yaml")
-    safetensors.torch.save_file(generator.state_dict(), folder / "gpt/model.safetensors")
+    recipe = GeneratorRecipe(generator=generator.config)
     tokens = {"classes": ["apple", "bird", "cup"], "tokenizer_hash": tokenizer_hash(model)}
-    (folder / "gpt/state.json").write_text(json.dumps({"numbers": {"parts": {"tokens": tokens}}}))
+    saved = Checkpoint(1, {"model": generator.state_dict()}, {"parts": {"tokens": tokens}}, dump_config(recipe))
+    (folder / "gpt").rmdir()
+    CheckpointFolder(folder).save(saved).rename(folder / "gpt")
     return recipes
 
 

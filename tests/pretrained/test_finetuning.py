@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_caches import write_cache
 
-from vfmtok.pretrained import loading as pretrained
+import vfmtok
 from vfmtok.pretrained.published import VFMTOK
 
 
@@ -33,7 +33,7 @@ def test_a_generator_of_the_size_that_is_named(train_c2i, gpt, tmp_path, capsys)
     train_c2i("--gpt-model", "GPT-B")
     count = len(gpt.state_dict())
     assert f"{count} of {count} tensors loaded" in capsys.readouterr().out
-    trained = pretrained.load_gpt(tmp_path / "run")
+    trained = vfmtok.from_pretrained(tmp_path / "run", "generator")
     for name, tensor in gpt.state_dict().items():
         assert torch.equal(trained.state_dict()[name], tensor), name
 

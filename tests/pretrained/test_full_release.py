@@ -19,7 +19,7 @@ def test_from_a_name_to_a_picture(hub, tmp_path, monkeypatch):
     parts = {"tokenizer": golden_rule.tokenizer_weights(), "GPT-B": golden_rule.weights("gpt_b_keys.json")}
     args = argparse.Namespace(cloud_save_path=None, lr=1e-4)
     hub.repositories[VFMTOK] = {
-        PUBLISHED[VFMTOK][part].file: torch_file({"model": {}, "ema": weights, "steps": 1, "args": args})
+        PUBLISHED[VFMTOK].parts[part].file: torch_file({"model": {}, "ema": weights, "steps": 1, "args": args})
         for part, weights in parts.items()
     }
     tokenizer = vfmtok.from_pretrained(VFMTOK)

@@ -1,5 +1,6 @@
 """From a name to a model: the published repository, our own, folders and files; what is wrong is said in one line."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -16,7 +17,7 @@ import vfmtok
 from vfmtok.config import config_to_dict
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.pretrained import loading as pretrained
-from vfmtok.pretrained.published import PUBLISHED, VFMTOK, PublishedFile
+from vfmtok.pretrained.published import PUBLISHED, VFMTOK
 from vfmtok.weights import download
 
 GPT_SHAPE = ("n_layer=3", "n_head=4", "dim=64", "num_tokens=16")
@@ -56,21 +57,18 @@ def test_a_release_that_was_laid_into_a_folder(released, tokenizer, gpt, open_to
 
 
 def test_every_published_part_has_a_size(root):
-    sizes = {part for parts in PUBLISHED.values() for part in parts} - {"tokenizer"}
+    sizes = {part for repository in PUBLISHED.values() for part in repository.parts} - {"tokenizer"}
     assert sizes == {"GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-2B", "GPT-3B"}
     for size in sizes:
+        assert PUBLISHED[VFMTOK].parts[size].config == vfmtok.gpt_config(size)
         assert vfmtok.gpt_config(size).num_tokens == 256
 
 
 def test_the_published_tokenizer_is_the_paper_s(root):
-    from vfmtok.pretrained.published import PAPER_TOKENIZER
-
-    assert vfmtok.load_config(root / "configs/vit_transformer.yaml", ["encoder.weights=auto"]).decoder == (
-        PAPER_TOKENIZER.decoder
-    )
-    tokenizer_part = vfmtok.load_config(root / "configs/vit_transformer.yaml")
-    assert PAPER_TOKENIZER.sampler == tokenizer_part.sampler and PAPER_TOKENIZER.quantizer == tokenizer_part.quantizer
-    assert PAPER_TOKENIZER.encoder.weights == "auto"
+    published = PUBLISHED[VFMTOK].parts["tokenizer"].config
+    paper = vfmtok.load_config(root / "configs/vit_transformer.yaml")  # it writes out what the encoder fills in
+    assert published == dataclasses.replace(paper, encoder=published.encoder)
+    assert (published.encoder.name, published.encoder.weights) == (paper.encoder.name, "auto")
 
 
 # --------------------------------------------------------------------------------------
@@ -82,7 +80,8 @@ def test_a_wrong_hash_and_a_pinned_one(hub, released, open_tokenizer, monkeypatc
     hub.repositories[VFMTOK] = released
     with pytest.raises(WeightsError, match="0000 is asked for"):
         open_tokenizer(sha256="0" * 64)
-    monkeypatch.setitem(PUBLISHED[VFMTOK], "tokenizer", PublishedFile(PUBLISHED[VFMTOK]["tokenizer"].file, "1" * 64))
+    parts = PUBLISHED[VFMTOK].parts
+    monkeypatch.setitem(parts, "tokenizer", dataclasses.replace(parts["tokenizer"], sha256="1" * 64))
     with pytest.raises(WeightsError, match="1111 is asked for"):
         open_tokenizer()
     hub.corrupt = True
@@ -124,15 +123,15 @@ def test_what_is_not_there(hub, name, part, message):
 
 def test_a_published_name_goes_wherever_a_path_of_weights_does(hub, released, gpt, tokenizer, root, encoder_file):
     hub.repositories[VFMTOK] = released
-    weights = pretrained.read_gpt_weights(VFMTOK, "GPT-B")
-    config = pretrained.gpt_config_of(weights, "GPT-B", {"n_layer": 3, "n_head": 4, "dim": 64, "num_tokens": 16})
-    assert_same(pretrained.build_gpt(weights, config), gpt)
+    weights = pretrained.read_weights(VFMTOK, "generator", "GPT-B")
+    config = pretrained.generator_config(weights, "GPT-B", {"n_layer": 3, "n_head": 4, "dim": 64, "num_tokens": 16})
+    assert_same(pretrained.build(weights, config), gpt)
     assert "('ema')" in weights.source
     encoder = f"encoder.weights={encoder_file}"
     assert_same(pretrained.load_tokenizer(VFMTOK, root / "configs/tiny.yaml", [encoder]), tokenizer)
     assert pretrained.read_config(VFMTOK).quantizer.codebook_size == 16384
     with pytest.raises(WeightsError, match=r"holds generators of several sizes: name one, such as GPT-B"):
-        pretrained.read_gpt_weights(VFMTOK)
+        pretrained.read_weights(VFMTOK, "generator")
 
 
 def test_a_generator_s_file_must_be_named(gpt, tmp_path):
@@ -163,10 +162,10 @@ def test_the_hash_is_of_what_is_loaded(gpt, tmp_path):
 
 def test_a_size_is_not_taken_for_another(gpt, tmp_path, hub):
     folder = vfmtok.save_pretrained(gpt, tmp_path / "saved")
-    with pytest.raises(ConfigError, match=r"the GPT of .* has n_layer 3, not 24"):
+    with pytest.raises(ConfigError, match=r"the generator of .* has n_layer 3, not 24"):
         vfmtok.from_pretrained(folder, "GPT-L")
     for name in (folder, "me/it"):
-        with pytest.raises(ConfigError, match="no GPT is called 'tokeniser'"):
+        with pytest.raises(ConfigError, match="no generator is called 'tokeniser'"):
             vfmtok.from_pretrained(name, "tokeniser")
 
 
@@ -238,3 +237,33 @@ def test_official_names_of_encoders():
 
     assert OFFICIAL_FILES.keys() <= ENCODERS.keys()
     assert OFFICIAL_FILES["dinov2_vitl14_reg"] == "dinov2_vitl14_reg4_pretrain.pth"
+
+
+# --------------------------------------------------------------------------------------
+# The average, or the last weights
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["published", "run"])
+def test_which_weights_are_taken_may_be_chosen_and_is_logged(gpt, tmp_path, caplog, kind):
+    last = {name: tensor + 1 for name, tensor in vfmtok.to_released(gpt).items()}
+    path, part, overrides = tmp_path / "gpt.pt", "GPT-B", GPT_SHAPE
+    torch.save({"model": last, "ema": vfmtok.to_released(gpt)}, path)
+    if kind == "run":
+        path, part, overrides = vfmtok.save_pretrained(gpt, tmp_path / "saved"), "generator", ()
+        (path / "model.safetensors").rename(path / "ema.safetensors")
+        save_file({name: tensor + 1 for name, tensor in gpt.state_dict().items()}, path / "model.safetensors")
+        (path / "config.yaml").write_text(yaml.safe_dump({"generator": config_to_dict(gpt.config)}))
+    taken = {}
+    for prefer in ("ema", "model"):
+        with caplog.at_level("INFO", logger="vfmtok"):
+            taken[prefer] = vfmtok.from_pretrained(path, part, overrides=overrides, prefer=prefer).output.weight
+        assert prefer in caplog.messages[-1] and str(path) in caplog.messages[-1]
+    assert torch.equal(taken["ema"], gpt.output.weight) and torch.equal(taken["model"], gpt.output.weight + 1)
+
+
+def test_without_the_weights_that_are_preferred_the_others_are_taken(gpt, tmp_path):
+    torch.save({"model": vfmtok.to_released(gpt)}, tmp_path / "gpt.pt")
+    assert_same(vfmtok.from_pretrained(tmp_path / "gpt.pt", "GPT-B", overrides=GPT_SHAPE), gpt)
+    torch.save({"ema": vfmtok.to_released(gpt)}, tmp_path / "gpt.pt")
+    assert_same(vfmtok.from_pretrained(tmp_path / "gpt.pt", "GPT-B", overrides=GPT_SHAPE, prefer="model"), gpt)

@@ -30,7 +30,6 @@ from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.generators.autoregressive import generate
 from vfmtok.generators.drawing import draw_codes
-from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
 from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.run_log import RunLog
@@ -120,7 +119,7 @@ def test_labels_beyond_the_classes_are_one_line(place, tmp_path):
 def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
     """The average's, of classes 0 and 2: sample 4 of the seed is the second image of the second row."""
     picture = np.asarray(Image.open(run / "pictures/ema_samples_0000003.png"))
-    gpt = pretrained.load_gpt(run)
+    gpt = vfmtok.from_pretrained(run, "generator")
     ids = generate(gpt, torch.tensor([0, 0, 0, 2, 2, 2]), cfg_scale=2.0, seed=0)
     pixels = place.tokenizer.decode_to_uint8(ids, 32)[4].numpy().repeat(4, 0).repeat(4, 1)
     top, left = 36 + (128 + 22) + 22, 16 + 132

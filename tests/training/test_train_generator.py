@@ -51,7 +51,7 @@ def test_validation_is_the_mean_of_minus_log_p(caches):
     held_out, train = CodeCache(caches / "val"), CodeCache(caches / "train")
     saved = final(folder)
     for part, name in (("model", "validation/loss"), ("ema", "validation/ema_loss")):
-        gpt = pretrained.load_gpt(folder).double()
+        gpt = vfmtok.from_pretrained(folder, "generator").double()
         gpt.load_state_dict(saved.parts[part])
         losses, hits = [], []
         for row in range(len(held_out)):
@@ -173,16 +173,16 @@ def test_the_rate_is_that_of_a_batch_of_256(caches):
 def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
     """Its average is loaded, with what it knows; released names lead to the same model; fine-tuning begins there."""
     folder = trained(caches)
-    weights = pretrained.read_gpt_weights(folder)
+    weights = pretrained.read_weights(folder, "generator")
     assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
-    gpt = pretrained.load_gpt(folder)
+    gpt = vfmtok.from_pretrained(folder, "generator")
     assert torch.equal(gpt.output.weight, final(folder).parts["ema"]["output.weight"])
     torch.save(vfmtok.to_released(gpt), tmp_path / "released.pt")
-    again = pretrained.load_gpt(tmp_path / "released.pt", gpt.config)
+    again = vfmtok.from_pretrained(tmp_path / "released.pt", "generator", config=gpt.config)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in gpt.state_dict().items())
-    with pytest.raises(ConfigError, match="does not bring its configuration"):
-        pretrained.load_gpt(tmp_path / "released.pt")
-    weights = pretrained.read_gpt_weights(save_run(folder, tmp_path / "model"))
+    with pytest.raises(ConfigError, match="does not say which size it is"):
+        vfmtok.from_pretrained(tmp_path / "released.pt", "generator")
+    weights = pretrained.read_weights(save_run(folder, tmp_path / "model"), "generator")
     assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in gpt.state_dict().items())
     tuned = GeneratorRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
@@ -197,17 +197,17 @@ def test_a_run_leaves_as_one_file(caches, tmp_path, capsys):
     assert cli.main(["export", str(folder), str(tmp_path / "gpt.pt")]) == 0
     assert cli.main(["export", str(folder), str(tmp_path / "full.pt"), "--kind", "full"]) == 0
     assert "full checkpoint" in capsys.readouterr().out
-    ours = pretrained.load_gpt(folder)
+    ours = vfmtok.from_pretrained(folder, "generator")
     size = {"n_layer": 2, "n_head": 2, "dim": 32, "ffn_hidden": 64, "num_tokens": 16}
-    weights = pretrained.read_gpt_weights(tmp_path / "gpt.pt")
-    theirs = pretrained.build_gpt(weights, pretrained.gpt_config_of(weights, "GPT-B", size))
+    weights = pretrained.read_weights(tmp_path / "gpt.pt", "generator")
+    theirs = pretrained.build(weights, pretrained.generator_config(weights, "GPT-B", size))
     content = torch.load(tmp_path / "gpt.pt", weights_only=True)
     loaded = vfmtok.load_released(vfmtok.GPT(ours.config), content["model"])
     for name, tensor in final(folder).parts["ema"].items():
         for gpt in (ours, theirs, loaded):
             assert torch.equal(gpt.state_dict()[name], tensor), name
     with pytest.raises(ConfigError, match="has num_classes 3, not 4"):  # --num-classes of test_net.py, for a run
-        pretrained.gpt_config_of(pretrained.read_gpt_weights(folder), None, {"num_classes": 4})
+        pretrained.generator_config(pretrained.read_weights(folder, "generator"), None, {"num_classes": 4})
     full = torch.load(tmp_path / "full.pt", weights_only=True)
     assert full.keys() == {"model", "ema", "steps"} and full["steps"] == 12
     assert full["ema"].keys() == full["model"].keys() == content["model"].keys() == vfmtok.to_released(ours).keys()

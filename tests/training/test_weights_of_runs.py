@@ -34,11 +34,11 @@ def test_a_run_is_a_tokenizer(run):
 def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
     for step in (9_999_999, 10_000_000):
         (tmp_path / f"checkpoints/step_{step:07d}").mkdir(parents=True)
-    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000"
+    assert checkpoint.newest_checkpoint(tmp_path).name == "step_10000000"
     (tmp_path / "checkpoints/step_10000000.old").mkdir()
-    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000"
+    assert checkpoint.newest_checkpoint(tmp_path).name == "step_10000000"
     (tmp_path / "checkpoints/step_10000000").rmdir()  # killed between making way and taking its name
-    assert pretrained.newest_checkpoint(tmp_path).name == "step_10000000.old"
+    assert checkpoint.newest_checkpoint(tmp_path).name == "step_10000000.old"
 
 
 def test_released_files(run, root, tmp_path):
@@ -81,13 +81,13 @@ def test_finetuning_says_what_is_new(run, released, tiny_recipe, train, capsys, 
     recipe = tiny_recipe("optimizer.steps=1", "tokenizer.quantizer.codebook_size=32", name="tuned")
     train(recipe, finetune_from=source)
     told = capsys.readouterr().out
-    count = len(pretrained.read_tokenizer_weights(run).tensors)
+    count = len(pretrained.read_weights(run).tensors)
     assert f"{count - 1} of {count} tensors loaded" in told
     assert told.count("begins anew") == 1 and "quantizer.codebook (its shape is (32, 8), the file's (64, 8))" in told
     unused = told.count("not used")
     assert unused == (1 if released else 0)  # the release's usage buffer
     weights = checkpoint.load(tmp_path / "tuned/checkpoints/step_0000001").parts["model"]
-    start = pretrained.read_tokenizer_weights(run).tensors
+    start = pretrained.read_weights(run).tensors
     moved = (weights["to_latents.weight"] - start["to_latents.weight"]).abs().max()
     assert moved < 1e-3  # one step of warm-up away from where it began
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vfmtok.errors import WeightsError
 from vfmtok.pretrained.names import MODEL_FILE, download_part
-from vfmtok.pretrained.published import ENCODERS, PUBLISHED
+from vfmtok.pretrained.published import PUBLISHED
 from vfmtok.weights import reading
 from vfmtok.weights.download import AbsentError, fetch, hub_access, sha256_stated
 
@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _fetch(name: str, part: str, revision: str | None, sha256: str | None) -> Path:
     if part == "encoder":
-        if name not in ENCODERS:
-            raise WeightsError(f"'encoder' is a part of {', '.join(ENCODERS)} only: {name} does not say its own")
-        return fetch(*ENCODERS[name], sha256=sha256)
+        if name not in PUBLISHED or PUBLISHED[name].encoder is None:
+            known = ", ".join(name for name, repository in PUBLISHED.items() if repository.encoder)
+            raise WeightsError(f"'encoder' is a part of {known} only: {name} does not say its own")
+        return fetch(*PUBLISHED[name].encoder, sha256=sha256)
     try:
         path = download_part(name, part, revision, sha256)
     except AbsentError as error:
@@ -58,7 +59,7 @@ def _fetch(name: str, part: str, revision: str | None, sha256: str | None) -> Pa
 def _tell_parts(name: str) -> None:
     if name not in PUBLISHED:
         raise WeightsError(f"{name} is none of the published repositories: {', '.join(PUBLISHED)}")
-    for part, published in PUBLISHED[name].items():
+    for part, published in PUBLISHED[name].parts.items():
         print(f"{part:<10} {published.file}  SHA-256 {published.sha256 or 'as the Hub states, none is pinned'}")
-    if name in ENCODERS:
-        print(f"{'encoder':<10} {'/'.join(ENCODERS[name])}")
+    if PUBLISHED[name].encoder:
+        print(f"{'encoder':<10} {'/'.join(PUBLISHED[name].encoder)}")

@@ -163,6 +163,12 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, dest="tokenizer_config", metavar="YAML", help="its configuration, for weights without their own"
         )
+    parser.add_argument(
+        "--prefer",
+        choices=("ema", "model"),
+        default="ema",
+        help="where weights have an average, it (default) or the last ones; of both models",
+    )
     for flag, key in TOKENIZER_FLAGS:
         parser.add_argument(flag, dest=key, type=_positive, metavar="N", help=f"[{key}]")
     parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
@@ -201,7 +207,7 @@ def open_tokenizer(args: argparse.Namespace, world: distributed.World) -> VFMTok
     changes = [f"{key}={getattr(args, key)}" for _, key in TOKENIZER_FLAGS if getattr(args, key) is not None]
     if args.vq_model:
         changes.append(f"pixel_decoder.multipliers={VQ_MODELS[args.vq_model]}")
-    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, [*changes, *args.set])
+    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, [*changes, *args.set], args.prefer)
     return tokenizer.to(world.device)
 
 
@@ -225,7 +231,7 @@ def open_gpt(
             raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
         given[name] = yaml.safe_load(value)
     path = path_of(args.gpt_ckpt)
-    gpt, weights = load_generator(path, tokenizer, args.gpt_model, given, DEFAULT_GPT)
+    gpt, weights = load_generator(path, tokenizer, args.gpt_model, given, DEFAULT_GPT, args.prefer)
     name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
     return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
 

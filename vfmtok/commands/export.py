@@ -17,7 +17,6 @@ from vfmtok.discriminators.build import build_discriminator
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
 from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tree
-from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer
 from vfmtok.weights import checkpoint
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--metrics go into the card that --kind pretrained writes")
     folder = Path(args.run).expanduser()
     if (folder / "checkpoints").is_dir():
-        folder = pretrained.newest_checkpoint(folder)
+        folder = checkpoint.newest_checkpoint(folder)
     content = released_checkpoint(folder, args.kind)
     out = Path(args.out).expanduser()
     try:
@@ -81,8 +80,8 @@ def _model(saved: checkpoint.Checkpoint) -> nn.Module:
     """What the run trained, with weights to be replaced."""
     recipe, source = saved.numbers["recipe"], str(saved.path)
     if "tokenizer" in recipe:
-        return build_tokenizer(config_from_dict(recipe["tokenizer"], AnyTokenizerConfig, source))
-    return build_generator(config_from_dict(generator_tree(recipe), AnyGeneratorConfig, source))
+        return build_tokenizer(config_from_dict(recipe["tokenizer"], AnyTokenizerConfig, source, saved=True))
+    return build_generator(config_from_dict(generator_tree(recipe), AnyGeneratorConfig, source, saved=True))
 
 
 def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:

@@ -28,10 +28,11 @@ from vfmtok.evaluation.model_size import (
 )
 from vfmtok.generators import AnyGeneratorConfig, generator_tree
 from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig, gpt_config
-from vfmtok.pretrained.loading import FACTS, newest_checkpoint
-from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED
+from vfmtok.pretrained.loading import FACTS
+from vfmtok.pretrained.published import PUBLISHED
 from vfmtok.tokenizers import AnyTokenizerConfig, tokenizer_tree
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+from vfmtok.weights.checkpoint import newest_checkpoint
 
 SEEN_IN_DATA = ("vocab_size", "num_tokens", "num_classes")  # what a generator's training takes from its tokens
 
@@ -71,8 +72,11 @@ def read_model_config(source: str, overrides: list[str]) -> tuple[VFMTokConfig |
     if source in GPT_SIZES or (source.upper().startswith("GPT-") and not path.exists()):
         return with_overrides(gpt_config(source), overrides), []
     if source in PUBLISHED and not path.exists():
-        others = ", ".join(part for part in PUBLISHED[source] if part != "tokenizer")
-        return with_overrides(PAPER_TOKENIZER, overrides), [f"this is its tokenizer; its generators: {others}"]
+        parts = PUBLISHED[source].parts
+        others = ", ".join(part for part in parts if part != "tokenizer")
+        return with_overrides(parts["tokenizer"].config, overrides), [
+            f"this is its tokenizer; its generators: {others}"
+        ]
     if path.is_dir():
         path = _config_in(path)
     elif not path.exists():

@@ -83,6 +83,7 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
     common += [word for change in args.set for word in ("--set", change)]
     common += ["--inception", args.inception] if args.inception else []
     common += ["--no-fid"] if args.no_fid else []
+    common += ["--prefer", manifest.prefer]
     if manifest.task == "reconstruction":
         own = ["--anno-file", args.data or "DATA", "--output_dir", folder, "--batch-size", str(args.batch_size)]
         lpips = any(number.name == "LPIPS" for number in manifest.expected)

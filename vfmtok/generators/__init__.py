@@ -12,16 +12,16 @@ rar/            permuted orders, annealed to the raster order
 from collections.abc import Iterable
 from typing import Any, Union
 
-from vfmtok.config import override_tree
+from vfmtok.config import closest_match, config_from_dict, override_tree
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.generators.contract import Generator
-from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.rar.config import RARConfig
+from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
+from vfmtok.generators.rar.config import RAR_SIZES, RARConfig
 
 GENERATORS = {
-    "gpt": Family(GPTConfig, "vfmtok.generators.gpt.model:GPT"),
-    "rar": Family(RARConfig, "vfmtok.generators.rar.model:RAR"),
+    "gpt": Family(GPTConfig, "vfmtok.generators.gpt.model:GPT", GPT_SIZES),
+    "rar": Family(RARConfig, "vfmtok.generators.rar.model:RAR", RAR_SIZES),
 }
 AnyGeneratorConfig = Union[tuple(family.config for family in GENERATORS.values())]  # noqa: UP007 - the first is the default
 
@@ -29,6 +29,21 @@ AnyGeneratorConfig = Union[tuple(family.config for family in GENERATORS.values()
 def build_generator(config: Any) -> Generator:
     """The generator of a configuration, of whatever kind. Raises ConfigError."""
     return GENERATORS[config.kind].model(config)
+
+
+def family_of_size(size: str) -> Family:
+    """The family in which a size has this name. Raises ConfigError naming the sizes that there are."""
+    sizes = [name for family in GENERATORS.values() for name in family.sizes]
+    if size not in sizes:
+        hint = closest_match(size, sizes)
+        raise ConfigError(f"no generator is called '{size}'{hint}; there are {', '.join(sizes)}")
+    return next(family for family in GENERATORS.values() if size in family.sizes)
+
+
+def generator_config(size: str, **fields: Any) -> Any:
+    """The configuration of a named size of any family, with other fields of it. Raises ConfigError."""
+    family = family_of_size(size)
+    return config_from_dict({**family.sizes[size], **fields}, family.config, source=size)
 
 
 def generator_tree(tree: dict[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> dict:

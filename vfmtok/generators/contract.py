@@ -16,11 +16,13 @@ class Generator(Protocol):
     """An ``nn.Module`` with these attributes.
 
     Attributes:
-        config: the configuration, a dataclass with ``kind`` and ``num_classes``.
+        config: the configuration, a dataclass with ``kind``, ``num_classes``, ``code``, and the class method
+            ``fields_of_code(code)``: its fields that a tokenizer's code fixes.
         code: what it learns and samples.
         num_classes: labels are in [0,num_classes).
         null_class: the label that stands for no class.
         released: a ``NameMap``, where weights of this family were published.
+        fields_of_released: where that is so, fields of the configuration that published tensors tell.
     """
 
     config: Any

@@ -1,4 +1,4 @@
-"""Manifests: a published number and everything it takes to measure it again, one YAML file each (hub/manifests).
+"""Manifests: a published number and everything it takes to measure it again, one YAML file each (pretrained/manifests).
 
 The numbers of one row of a published table that one run gives share a file.
 """
@@ -58,6 +58,7 @@ class Manifest:
     assumptions: tuple[str, ...] = ()  # what the source leaves open, and what is taken for it
     gpt: str | None = None
     gpt_model: str | None = None  # its size; None: ``gpt`` is a run or folder of ours, which knows it
+    prefer: Literal["ema", "model"] = "ema"  # the weights to take where a file has both: their average, or the last
     sampling: Sampling | None = None
 
     def __post_init__(self):

@@ -51,7 +51,7 @@ def write_card(name: str, kind: str, facts: Mapping[str, str], results: Sequence
 
     Args:
         name: of the model, its title.
-        kind: "tokenizer" or "gpt".
+        kind: "tokenizer" or "generator".
         facts: what is said of it, label -> text.
         results: of ``read_metrics``.
     """
@@ -88,9 +88,9 @@ def _cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-_TAGS = {"tokenizer": "image-tokenizer", "gpt": "class-conditional-image-generation"}
+_TAGS = {"tokenizer": "image-tokenizer", "generator": "class-conditional-image-generation"}
 _ABOUT = {
-    "tokenizer": "An image tokenizer on a frozen vision foundation model (VFMTok, arXiv 2507.08441). The frozen "
-    "encoder's weights are not part of it: they come from their publisher.",
-    "gpt": "A class-conditional autoregressive generator on the tokens of a VFMTok tokenizer (arXiv 2507.08441).",
+    "tokenizer": "An image tokenizer on a frozen vision foundation model. The frozen encoder's weights are not part of "
+    "it: they come from their publisher.",
+    "generator": "A class-conditional generator of the code of an image tokenizer.",
 }

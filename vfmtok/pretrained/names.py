@@ -1,4 +1,4 @@
-"""From a name to a model: a Hub repository, a folder or a file.
+"""From a name to a model: ``from_pretrained``. The weights are located here and loaded in ``loading.py``.
 
 from_pretrained("yexiguafu/VFMTok")               the published tokenizer
 from_pretrained("yexiguafu/VFMTok", "GPT-L")      a published generator
@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import nn
 
-from vfmtok.config import load_config, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.generators import AnyGeneratorConfig
-from vfmtok.generators.gpt.config import gpt_config
-from vfmtok.pretrained import loading as pretrained
-from vfmtok.pretrained.published import PAPER_TOKENIZER, PUBLISHED, published_file
-from vfmtok.weights import reading
+from vfmtok.generators import family_of_size
+from vfmtok.pretrained import loading
+from vfmtok.pretrained.published import PUBLISHED, VFMTOK, Section, published_file
+from vfmtok.weights import checkpoint, reading
 from vfmtok.weights.download import AbsentError, UnreachedError, asked_sha256, fetch, hub_access
+from vfmtok.weights.reading import Preference
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.safetensors"
+FOLDERS = {"tokenizer": ("tokenizer",), "generator": ("generator", "gpt")}  # of parts; the last is version 0.1's
 
 
 def from_pretrained(
@@ -32,42 +32,65 @@ def from_pretrained(
     *,
     config: Any = None,
     overrides: Iterable[str] = (),
+    prefer: Preference = "ema",
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     sha256: str | None = None,
 ) -> nn.Module:
-    """A VFMTok or a GPT on the CPU, in eval mode and without gradients.
+    """A tokenizer or a generator, of whatever kind, on the CPU, in eval mode and without gradients.
 
     Args:
         name: see the top of the file. What exists here as a file or folder is taken before the Hub is asked.
-        part: "tokenizer" or "gpt"; of published weights a generator is named by its size, "GPT-B" to "GPT-3B".
-        config: the configuration, for files that do not bring it: its file, a TokenizerConfig or a GPTConfig. Without
-            it a file is taken for the published tokenizer, or the published generator named by ``part``.
+        part: "tokenizer" or "generator" ("gpt" is the same); of published weights a generator is named by its size,
+            "GPT-B" to "GPT-3B".
+        config: the configuration or its file, for weights that do not bring it. Without it a file is taken for VFMTok's
+            published tokenizer, or the generator of the size that ``part`` names.
         overrides: "a.b=value" changes of the configuration, such as "encoder.weights=dinov2_vitl14_reg4_pretrain.pth".
             Unless this or the configuration names a file, the published tokenizer's DINOv2 is looked for in
             ``init_models/`` and then on the Hub.
+        prefer: which weights to take where there are both: their average ("ema") or the last ones ("model").
         revision: branch, tag or commit of the Hub repository.
         cache_dir: instead of huggingface_hub's cache.
         local_files_only: ask nobody: what is not in the cache is an error. HF_HUB_OFFLINE=1 does the same.
         sha256: what the weights' file must have, besides what the Hub states.
 
-    Where a file holds an average of the weights (EMA), it is taken.
-
     Raises:
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
         ConfigError: the configuration is missing or can't be used.
     """
-    if part not in ("tokenizer", "gpt") and str(name) not in PUBLISHED:
-        gpt_config(part)  # an unknown one ends here, before anything is downloaded
+    section, size = _meaning(str(name), part)
     with hub_access(cache_dir, True if local_files_only else None):
-        path = locate(name, part, revision, sha256)
-        if part == "tokenizer":
-            return pretrained.load_tokenizer(path, config or (None if path.is_dir() else PAPER_TOKENIZER), overrides)
-        return _load_gpt(path, part, config, overrides)
+        path = locate(name, part, revision, sha256, prefer)
+        weights = loading.read_weights(path, section, prefer=prefer)
+        if config is None and section == "tokenizer" and weights.config is None:
+            config = published_file(str(name) if str(name) in PUBLISHED else VFMTOK, "tokenizer").config
+        if size is not None and (config is None or weights.config is not None):
+            own = loading.generator_config(weights, size, {})  # raises for a run of another size
+            config = config or own
+        if config is None and weights.config is None:
+            raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")
+        return loading.build(weights, config, overrides)
 
 
-def locate(name: str | Path, part: str = "tokenizer", revision: str | None = None, sha256: str | None = None) -> Path:
+def _meaning(name: str, part: str) -> tuple[Section, str | None]:
+    """What a part is, and the size that it names. Raises VFMTokError for one that is none."""
+    section = next((section for section, names in FOLDERS.items() if part in names), None)
+    if section is not None:
+        return section, None
+    if name in PUBLISHED:
+        return published_file(name, part).section, part
+    family_of_size(part)
+    return "generator", part
+
+
+def locate(
+    name: str | Path,
+    part: str = "tokenizer",
+    revision: str | None = None,
+    sha256: str | None = None,
+    prefer: Preference = "ema",
+) -> Path:
     """The folder or file on this machine that holds a part, downloaded if ``name`` is a Hub repository.
 
     Raises WeightsError.
@@ -75,10 +98,7 @@ def locate(name: str | Path, part: str = "tokenizer", revision: str | None = Non
     here = Path(name).expanduser()
     if here.exists():
         path = _part_of_folder(here, part) if here.is_dir() else here
-        sha256 = asked_sha256(sha256)
-        file = pretrained.checkpoint_files(path, part)[0] if sha256 is not None and path.is_dir() else path
-        if sha256 is not None and reading.sha256(file) != sha256:
-            raise WeightsError(f"{file} does not have the SHA-256 {sha256}")
+        _check_asked(path, part, asked_sha256(sha256), prefer)
         return path
     repository = str(name)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repository):
@@ -95,45 +115,63 @@ def download_part(repository: str, part: str, revision: str | None = None, sha25
     Raises WeightsError.
     """
     if repository not in PUBLISHED:
-        return _fetch_saved(repository, part, revision, sha256)
+        return _fetch_saved(repository, _folders(part), revision, sha256)
     published = published_file(repository, part)
     return fetch(repository, published.file, revision, sha256 or published.sha256)
 
 
+def _check_asked(path: Path, part: str, sha256: str | None, prefer: Preference) -> None:
+    """Raise WeightsError unless the file that is loaded from ``path`` has this hash, if one is asked for."""
+    if sha256 is None:
+        return
+    file = path
+    if path.is_dir():
+        folder, taken = loading.checkpoint_part(path, part, prefer)
+        file = checkpoint.part_file(folder, taken)
+    if reading.sha256(file) != sha256:
+        raise WeightsError(f"{file} does not have the SHA-256 {sha256}")
+
+
+def _folders(part: str) -> tuple[str, ...]:
+    """The folders that may hold a part."""
+    names = next((names for names in FOLDERS.values() if part in names), ())
+    return part, *(name for name in names if name != part)
+
+
 def _part_of_folder(folder: Path, part: str) -> Path:
     """A subfolder named after the part, or the part's file where published repositories have it, or the folder."""
-    if (folder / part / CONFIG_FILE).is_file():
-        return folder / part
-    files = [folder / parts[part].file for parts in PUBLISHED.values() if part in parts]
+    for name in _folders(part):
+        if (folder / name / CONFIG_FILE).is_file():
+            return folder / name
+    files = [folder / repository.parts[part].file for repository in PUBLISHED.values() if part in repository.parts]
     return next((file for file in files if file.is_file()), folder)
 
 
-def _fetch_saved(repository: str, part: str, revision: str | None, sha256: str | None) -> Path:
+def _fetch_saved(repository: str, folders: tuple[str, ...], revision: str | None, sha256: str | None) -> Path:
     """What ``push_to_hub`` wrote: the part in a subfolder of its name, or alone at the top."""
-    try:
-        config, depth = fetch(repository, f"{part}/{CONFIG_FILE}", revision), 1
-    except AbsentError:
-        config, depth = fetch(repository, CONFIG_FILE, revision), 0
-    except UnreachedError as error:  # but the cache may have one that is alone at the top
+    for folder in (*folders, ""):
+        place = f"{folder}/" if folder else ""
         try:
-            with hub_access(offline=True):
-                config, depth = fetch(repository, CONFIG_FILE, revision), 0
-        except UnreachedError:
-            raise error from None
-    folder = f"{part}/" if depth else ""
-    commit = config.parents[depth].name  # the cache keeps every commit in a folder: both files are of one
-    fetch(repository, folder + MODEL_FILE, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision, sha256)
+            config = fetch(repository, place + CONFIG_FILE, revision)
+            break
+        except AbsentError:
+            if not folder:
+                raise
+        except UnreachedError as error:  # but the cache may have one elsewhere
+            if (found := _cached_config(repository, folders, revision)) is None:
+                raise error from None
+            place, config = found
+            break
+    commit = config.parents[place.count("/")].name  # the cache keeps every commit in a folder: both files are of one
+    fetch(repository, place + MODEL_FILE, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision, sha256)
     return config.parent
 
 
-def _load_gpt(path: Path, part: str, config: Any, overrides: Iterable[str]) -> nn.Module:
-    weights = pretrained.read_gpt_weights(path)
-    if weights.config is not None and part != "gpt":
-        pretrained.gpt_config_of(weights, part, {})  # raises for one of another size
-    if isinstance(config, str | Path):
-        return pretrained.build_gpt(weights, load_config(config, overrides, kind=AnyGeneratorConfig))
-    config = config or weights.config
-    if config is None and part == "gpt":
-        raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")
-    config = config or pretrained.gpt_config_of(weights, part, {})
-    return pretrained.build_gpt(weights, with_overrides(config, overrides))
+def _cached_config(repository: str, folders: tuple[str, ...], revision: str | None) -> tuple[str, Path] | None:
+    for place in (*(f"{folder}/" for folder in folders), ""):
+        try:
+            with hub_access(offline=True):
+                return place, fetch(repository, place + CONFIG_FILE, revision)
+        except UnreachedError:
+            continue
+    return None

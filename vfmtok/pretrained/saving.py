@@ -1,7 +1,8 @@
 """Models to folders and to the Hub, in the form that ``from_pretrained`` opens.
 
 model.safetensors   the weights under our names, without a frozen encoder's
-config.yaml         the resolved configuration, the weights' SHA-256; of a GPT the classes, the tokenizer's hash
+config.yaml         the resolved configuration in a section tokenizer: or generator:; the weights' SHA-256;
+                    of a generator the classes, the tokenizer's hash
 README.md           the model card: what it is, and its numbers with their protocols
 """
 
@@ -16,18 +17,25 @@ import safetensors.torch
 import yaml
 from torch import nn
 
-from vfmtok.config import config_to_dict, dump_config
+from vfmtok.config import dump_config
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
-from vfmtok.pretrained import loading as pretrained
+from vfmtok.pretrained.loading import build, read_weights
 from vfmtok.pretrained.model_card import Metrics, read_metrics, write_card
-from vfmtok.pretrained.names import CONFIG_FILE, MODEL_FILE
+from vfmtok.pretrained.names import CONFIG_FILE, FOLDERS, MODEL_FILE
+from vfmtok.pretrained.published import Section
 from vfmtok.weights import reading
 from vfmtok.weights.download import endpoint, reason
 from vfmtok.weights.name_maps import own_tensors
 
 CARD_FILE = "README.md"
-_SOURCES = ("none", "hub", "package", "auto")  # of an encoder's weights; anything else is a path on this machine
+_SOURCES = (
+    "none",
+    "random",
+    "hub",
+    "package",
+    "auto",
+)  # of an encoder's weights; anything else is a path on this machine
 
 
 def save_pretrained(
@@ -39,15 +47,15 @@ def save_pretrained(
     tokenizer_hash: str | None = None,
     name: str | None = None,
 ) -> Path:
-    """Write a VFMTok or a GPT; ``from_pretrained(folder)`` gives back exactly this model.
+    """Write a tokenizer or a generator; ``from_pretrained(folder)`` gives back exactly this model.
 
     A frozen encoder is left out: its configuration says where it comes from and which hash its file has. A path of this
     machine is written as "auto" (``init_models/``, else the Hub), the hash kept.
 
     Args:
         metrics: the results.json of vqgan_test.py or test_net.py, their content, or several of either, for the card.
-        classes: of a GPT, the names by label.
-        tokenizer_hash: of a GPT, of the tokenizer whose ids it makes (``vfmtok.weights.hashing.tokenizer_hash``).
+        classes: of a generator, the names by label.
+        tokenizer_hash: of a generator: ``vfmtok.weights.hashing.tokenizer_hash`` of the tokenizer whose code it makes.
         name: the title of the card and what it is opened by (default: the folder's name).
 
     Returns:
@@ -58,15 +66,13 @@ def save_pretrained(
             complete or not at all.
     """
     folder = Path(folder).expanduser()
-    kind = "tokenizer" if hasattr(model, "encode") else "gpt" if hasattr(model, "null_class") else None
-    if kind is None:
-        raise ConfigError(f"a {type(model).__name__} is neither a VFMTok nor a GPT: it can't be saved like one")
-    if kind == "tokenizer" and (classes is not None or tokenizer_hash is not None):
-        raise ConfigError("classes and tokenizer_hash belong to a GPT, not to a tokenizer")
-    if classes is not None and len(classes) != model.config.num_classes:
-        raise ConfigError(f"{len(classes)} names for the {model.config.num_classes} classes of the GPT")
+    section = _section(model)
+    if section == "tokenizer" and (classes is not None or tokenizer_hash is not None):
+        raise ConfigError("classes and tokenizer_hash belong to a generator, not to a tokenizer")
+    if classes is not None and len(classes) != model.num_classes:
+        raise ConfigError(f"{len(classes)} names for the {model.num_classes} classes of the generator")
     results = read_metrics(metrics)
-    config = _shareable(model) if kind == "tokenizer" else model.config
+    config = _shareable(model.config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +81,11 @@ def save_pretrained(
     _replace(folder / MODEL_FILE, lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"}))
     digest = reading.sha256(folder / MODEL_FILE)
     facts = {"model_sha256": digest}
-    if kind == "gpt":
+    if section == "generator":
         facts |= {"classes": list(classes) if classes is not None else None, "tokenizer_hash": tokenizer_hash}
-    text = _config_text(kind, config, facts)
+    text = _config_text(section, config, facts)
     _replace(folder / CONFIG_FILE, lambda part: part.write_text(text, encoding="utf-8"))
-    card = write_card(name or folder.resolve().name, kind, _facts(model, kind, config, facts), results)
+    card = write_card(name or folder.resolve().name, section, _facts(model, section, config, facts), results)
     _replace(folder / CARD_FILE, lambda part: part.write_text(card, encoding="utf-8"))
     return folder
 
@@ -90,11 +96,9 @@ def save_run(run: str | Path, folder: str | Path, metrics: Metrics | Sequence[Me
 
     Raises VFMTokError.
     """
-    weights = pretrained.read_weights(run)
-    if isinstance(weights, pretrained.TokenizerWeights):
-        return save_pretrained(pretrained.load_tokenizer(run), folder, metrics=metrics)
-    facts = {"classes": weights.classes, "tokenizer_hash": weights.tokenizer_hash}
-    return save_pretrained(pretrained.build_gpt(weights), folder, metrics=metrics, **facts)
+    weights = read_weights(run)
+    known = {"classes": weights.classes, "tokenizer_hash": weights.tokenizer_hash}
+    return save_pretrained(build(weights), folder, metrics=metrics, **known)
 
 
 def push_to_hub(
@@ -113,8 +117,8 @@ def push_to_hub(
 
     Args:
         repository: "owner/name".
-        part: None puts the model at the top; "tokenizer" or "gpt" into a folder of that name, so that one repository
-            holds both.
+        part: None puts the model at the top; "tokenizer" or "generator" into a folder of that name, so that one
+            repository holds both ("gpt" is version 0.1's name of the latter).
 
     Returns:
         the address of the commit.
@@ -124,8 +128,8 @@ def push_to_hub(
     """
     import huggingface_hub
 
-    if part not in (None, "tokenizer", "gpt"):
-        raise ConfigError(f"part must be 'tokenizer', 'gpt' or None, not '{part}'")
+    if part not in (None, *FOLDERS["tokenizer"], *FOLDERS["generator"]):
+        raise ConfigError(f"part must be 'tokenizer', 'generator' or None, not '{part}'")
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, metrics=metrics, classes=classes, tokenizer_hash=tokenizer_hash, name=repository)
         hub = huggingface_hub.HfApi(endpoint=endpoint())
@@ -139,42 +143,55 @@ def push_to_hub(
     return str(done.commit_url)
 
 
-def _shareable(tokenizer: nn.Module) -> Any:
+def _section(model: nn.Module) -> Section:
+    """Which of the two a model is, by its contract. Raises ConfigError."""
+    if hasattr(model, "encode") and hasattr(model, "decode"):
+        return "tokenizer"
+    if hasattr(model, "null_class"):
+        return "generator"
+    raise ConfigError(f"a {type(model).__name__} is neither a tokenizer nor a generator: it can't be saved like one")
+
+
+def _shareable(config: Any) -> Any:
     """The resolved configuration, with no path of this machine in it."""
-    config = tokenizer.config
-    if config.encoder.frozen and config.encoder.weights == "none":
+    encoder = getattr(config, "encoder", None)
+    if not hasattr(encoder, "weights"):  # it has none, or one that is trained and saved with the rest
+        return config
+    if encoder.frozen and encoder.weights in ("none", "random"):
         warnings.warn(
             "the frozen encoder is not saved, and its configuration does not say where its weights come from: who "
             "opens this model must set encoder.weights",
             stacklevel=3,
         )
-    if config.encoder.weights in _SOURCES:
+    if encoder.weights in _SOURCES:
         return config
-    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights="auto"))
+    return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights="auto"))
 
 
-def _config_text(kind: str, config: Any, facts: dict[str, Any]) -> str:
+def _config_text(section: Section, config: Any, facts: dict[str, Any]) -> str:
     body = "".join(f"  {line}\n" for line in dump_config(config).splitlines())
-    return f"{kind}:\n{body}" + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    return f"{section}:\n{body}" + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
 
-def _facts(model: nn.Module, kind: str, config: Any, facts: dict[str, Any]) -> dict[str, str]:
+def _facts(model: nn.Module, section: Section, config: Any, facts: dict[str, Any]) -> dict[str, str]:
     """What the card says."""
     own = own_tensors(model)
     count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in own)
-    frozen = getattr(model, "frozen_parts", ())
-    said = {"parameters": f"{count:,}" + (" without the frozen encoder" if frozen else "")}
-    tree = config_to_dict(config)
-    if kind == "tokenizer":
-        encoder = tree["encoder"]
-        said["encoder"] = f"{encoder['name']} at {encoder['image_size']} px, levels {encoder['levels']}"
-        said["encoder's weights"] = f"{encoder['weights']}, SHA-256 {encoder['weights_sha256'] or 'not recorded'}"
-        said["image"] = f"{config.image_size} px, {config.code.num_tokens} tokens"
-        said["codebook"] = f"{config.code.largest_codebook:,} codes of {config.quantizer.code_dim} dimensions"
+    left_out = " and ".join(model.frozen_parts) if section == "tokenizer" else ""
+    said = {"kind": config.kind, "parameters": f"{count:,}" + (f" without the frozen {left_out}" if left_out else "")}
+    if section == "tokenizer":
+        encoder = getattr(config, "encoder", None)
+        if hasattr(encoder, "weights"):
+            levels = list(encoder.levels or ())
+            said["encoder"] = f"{encoder.name} at {encoder.image_size} px, levels {levels}"
+            said["encoder's weights"] = f"{encoder.weights}, SHA-256 {encoder.weights_sha256 or 'not recorded'}"
+        said["image"] = f"{config.image_size} px"
+        said["code"] = str(model.code)
     else:
-        said["shape"] = f"{config.n_layer} layers, {config.n_head} heads, width {config.dim}"
-        said["tokens"] = f"{config.num_tokens} of {config.vocab_size:,} codes"
-        said["classes"] = f"{config.num_classes:,}" + ("" if facts["classes"] is None else ", by name in config.yaml")
+        sizes = ((name, getattr(config, name)) for name in (field.name for field in dataclasses.fields(config)))
+        said["shape"] = ", ".join(f"{name} {value}" for name, value in sizes if type(value) is int)
+        said["code"] = str(model.code)
+        said["classes"] = f"{model.num_classes:,}" + ("" if facts["classes"] is None else ", by name in config.yaml")
         said["tokenizer"] = f"hash {facts['tokenizer_hash'] or 'not recorded'}"
     return {**said, MODEL_FILE: f"SHA-256 {facts['model_sha256']}"}
 

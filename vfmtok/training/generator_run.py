@@ -74,7 +74,9 @@ class GeneratorRun:
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
         with distributed.together():
             if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-                self.notes += pretrained.load_matching(self.gpt, pretrained.read_gpt_weights(finetune_from, size))
+                self.notes += pretrained.load_matching(
+                    self.gpt, pretrained.read_weights(finetune_from, "generator", size)
+                )
         self.gpt.to(world.device).train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")

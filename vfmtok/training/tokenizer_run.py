@@ -87,7 +87,7 @@ class TokenizerRun:
         best = "ema_psnr" if recipe.ema.enabled else "psnr"  # of the weights that are taken from a checkpoint
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best)
         if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-            self.notes += pretrained.load_matching(self.tokenizer, pretrained.read_tokenizer_weights(finetune_from))
+            self.notes += pretrained.load_matching(self.tokenizer, pretrained.read_weights(finetune_from, "tokenizer"))
         self.tokenizer.to(world.device).train()
         self._synchronise_batch_norm()
         self.perceptual = build_perceptual(recipe.loss, self.tokenizer)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vfmtok.errors import WeightsError
-from vfmtok.weights.reading import sha256
+from vfmtok.weights.reading import read, sha256
 
 NAME = re.compile(r"step_(\d{7,})(\.old)?")
 LEFTOVER = re.compile(r"step_(\d{7,})\.(tmp|old)")  # of a process that was killed while it saved
@@ -125,6 +125,11 @@ class CheckpointFolder:
             )
         return None
 
+    def newest(self) -> Path | None:
+        """The folder of the newest complete-looking checkpoint, or None."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
     def best_step(self) -> int | None:
         """The step of the checkpoint with the highest metric, the first of several.
 
@@ -155,18 +160,32 @@ class CheckpointFolder:
                 shutil.rmtree(self.folder / entry, ignore_errors=True)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint folder.
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of the newest checkpoint in a run's folder. Raises WeightsError if there is none."""
+    found = CheckpointFolder(run / "checkpoints").newest()
+    if found is None:
+        raise WeightsError(f"{run} has no finished checkpoint yet")
+    return found
 
-    Raises:
-        WeightsError: it is not there, or a file is missing, cut or changed.
-    """
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint folder says: step, numbers, files (name -> SHA-256). Raises WeightsError."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: no readable state.json ({type(error).__name__})") from None
     if not isinstance(state, dict) or state != _sealed({key: state[key] for key in state if key != "sha256"}):
         raise WeightsError(f"{path}/state.json was cut or changed")
+    return state
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        WeightsError: it is not there, or a file is missing, cut or changed.
+    """
+    state = read_state(path)
     for name, digest in state["files"].items():
         file = path / name
         if not file.is_file() or sha256(file) != digest:
@@ -178,6 +197,27 @@ def load(path: Path) -> Checkpoint:
     }
     config = (path / "config.yaml").read_text(encoding="utf-8")
     return Checkpoint(state["step"], parts, state["numbers"], config, path)
+
+
+def part_file(path: Path, part: str) -> Path:
+    """The file of a part in a checkpoint folder, or a saved model's."""
+    return path / f"{part}.safetensors"
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a checkpoint folder, or a saved model's, holds tensors of this name ("model", "ema", ...)."""
+    return part_file(path, part).is_file()
+
+
+def read_part(path: Path, part: str) -> dict[str, Tensor]:
+    """One part, without the others; checked where there is a state.json, which weights that were moved may lack.
+
+    Raises WeightsError.
+    """
+    file = path / f"{part}.safetensors"
+    if (path / "state.json").exists() and read_state(path)["files"].get(file.name) != sha256(file):
+        raise WeightsError(f"{file} was cut or changed: take the checkpoint before it")
+    return read(file)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from vfmtok.errors import WeightsError
 from vfmtok.weights import download
 
-# Where a torch file keeps its state dict, the best first: the average of the weights is what the numbers are made with.
-CONTAINERS = ("ema", "state_dict", "model", "module")
+# Which weights are taken where there are several: their average, which numbers are made with, or the last ones.
+Preference = Literal["ema", "model"]
+CONTAINERS = ("state_dict", "model", "module")  # names under which a torch file keeps its state dict; "ema" besides
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -27,12 +29,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return read_named(path)[0]
 
 
-def read_named(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
+def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a ``.safetensors`` or torch file, on the CPU, and under which name the file keeps them.
 
-    A torch file may hold the state dict itself (None) or keep it under one of CONTAINERS, of which the first is taken.
-    It is opened with ``weights_only=True``, which admits tensors, numbers, text and, besides, the namespace of
-    command-line arguments that published checkpoints carry.
+    A torch file may hold the state dict itself (None) or keep it under "ema" or one of CONTAINERS. With several the
+    average is taken first, or with ``prefer`` "model" last. It is opened with ``weights_only=True``, which admits
+    tensors, numbers, text and, besides, the namespace of command-line arguments that published checkpoints carry.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds something other than tensors.
@@ -51,11 +53,11 @@ def read_named(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling damaged bytes raises nearly anything
         raise WeightsError(f"cannot read weights from {path}: {_why(error)}") from None
-    taken = None
-    for _ in CONTAINERS:  # one may lie in another
+    taken, names = None, ("ema", *CONTAINERS) if prefer == "ema" else (*CONTAINERS, "ema")
+    for _ in names:  # one may lie in another
         if not isinstance(content, dict):
             break
-        key = next((key for key in CONTAINERS if isinstance(content.get(key), dict) and content[key]), None)
+        key = next((key for key in names if isinstance(content.get(key), dict) and content[key]), None)
         if key is None:
             break
         content, taken = content[key], taken or key

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vfmtok.code import Ids, Segment
+from vfmtok.code import Code, Ids, Segment
 from vfmtok.config import config_from_dict, require, require_positive, require_share
 from vfmtok.errors import ConfigError
 
@@ -62,6 +62,14 @@ class GPTConfig:
         require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
         for name in ("dropout_p", "token_dropout_p", "label_dropout_p", "drop_path_rate"):
             require_share(getattr(self, name), name)
+
+    @classmethod
+    def fields_of_code(cls, code: Code) -> dict[str, int]:
+        """What a GPT must have to learn this code. Raises ConfigError where none can."""
+        require(isinstance(code, Ids), "generator.kind gpt", "learns ids", code)
+        *holistic, grid = code.segments
+        count = sum(segment.count for segment in holistic)
+        return {"vocab_size": code.largest_codebook, "num_tokens": grid.count, "num_holistic": count}
 
     @property
     def side(self) -> int:

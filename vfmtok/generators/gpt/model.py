@@ -25,7 +25,7 @@ from vfmtok.generators.autoregressive import computing_dtype, generate
 from vfmtok.generators.causal_attention import AttentionPath, cached_attention, causal_attention
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.gpt.released import RELEASED
+from vfmtok.generators.gpt.released import RELEASED, fields_of_released
 from vfmtok.generators.gpt.rotary import rotary_table, rotate
 from vfmtok.generators.gpt.segments import SegmentedCache
 from vfmtok.generators.kv_cache import KVCache, LayerCache
@@ -50,6 +50,7 @@ class GPT(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
+    fields_of_released = staticmethod(fields_of_released)
     first_token_slot = 1  # behind the class
     any_order = False
 

@@ -1,5 +1,9 @@
 """The names of the GPT's tensors in the published files (see ``weights/name_maps.py``)."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from vfmtok.weights.name_maps import NameMap, Names
 
 GPT_NAMES: Names = (
@@ -17,3 +21,11 @@ GPT_NAMES: Names = (
 )
 
 RELEASED = NameMap(GPT_NAMES)
+
+
+def fields_of_released(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Fields of ``GPTConfig`` that published tensors tell: how many codes and classes there are."""
+    ids, classes = tensors.get("tok_embeddings.weight"), tensors.get("cls_embedding.embedding_table.weight")
+    if ids is None or classes is None:
+        return {}
+    return {"vocab_size": len(ids), "num_classes": len(classes) - 1}

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vfmtok.code import Ids, Segment
+from vfmtok.code import Code, Ids, Segment
 from vfmtok.config import config_from_dict, require, require_positive, require_share
 from vfmtok.errors import ConfigError
 
@@ -36,6 +36,12 @@ class RARConfig:
             require_share(getattr(self, name), name)
         ordered = 0 <= self.anneal_start <= self.anneal_end
         require(ordered, "anneal_end", f"must not be before anneal_start = {self.anneal_start}", self.anneal_end)
+
+    @classmethod
+    def fields_of_code(cls, code: Code) -> dict[str, int]:
+        """What a RAR must have to learn this code. Raises ConfigError where none can."""
+        require(isinstance(code, Ids), "generator.kind rar", "learns ids", code)
+        return {"vocab_size": code.largest_codebook, "num_tokens": code.num_tokens}
 
     @property
     def head_dim(self) -> int:
