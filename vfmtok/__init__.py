@@ -22,6 +22,8 @@ _PUBLIC = {
     "vfmtok.pretrained.names": ("from_pretrained",),
     "vfmtok.pretrained.saving": ("push_to_hub", "save_pretrained"),
     "vfmtok.tokenizers": ("build_tokenizer", "load_config"),
+    "vfmtok.tokenizers.hita.config": ("HitaConfig",),
+    "vfmtok.tokenizers.hita.model": ("Hita",),
     "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
     "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
     "vfmtok.tokenizers.vqgan.config": ("VQGANConfig",),
@@ -63,6 +65,8 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.pretrained.saving import save_pretrained as save_pretrained
     from vfmtok.tokenizers import build_tokenizer as build_tokenizer
     from vfmtok.tokenizers import load_config as load_config
+    from vfmtok.tokenizers.hita.config import HitaConfig as HitaConfig
+    from vfmtok.tokenizers.hita.model import Hita as Hita
     from vfmtok.tokenizers.vfmtok.config import TokenizerConfig as TokenizerConfig
     from vfmtok.tokenizers.vfmtok.config import VFMTokConfig as VFMTokConfig
     from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from vfmtok.encoders.released import dinov2_official_shapes, efficientnet_from_p
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.positions import resample_by_scale
 from vfmtok.layers.precision import at_least_float32
+from vfmtok.layers.resize import Resize, resize_square
 from vfmtok.weights import reading
 from vfmtok.weights.name_maps import check_tensors
 
@@ -52,6 +52,7 @@ class EncoderConfig:
     position_resampling: Literal["size", "scale"] | None = None  # see encoders/named.py
     mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
     std: tuple[float, ...] | None = None
+    resize: Resize = "antialias"  # of images to image_size, see layers/resize.py
     frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
     PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
         "kind": "vfm",
@@ -62,6 +63,7 @@ class EncoderConfig:
         "mean": None,
         "std": None,
         "frozen": True,
+        "resize": "antialias",
     }
     UNHASHED: ClassVar[tuple[str, ...]] = ("weights", "weights_sha256")  # the tensors themselves are hashed
 
@@ -146,11 +148,18 @@ class Encoder(nn.Module):
         """``forward`` with the graph to the images kept even if frozen: for losses measured in these features."""
         return self._read_levels(self._normalise(images))
 
+    def with_class_token(self, images: Tensor) -> list[Tensor]:
+        """``forward`` of a ViT with a class token, which comes first: one (B,1+N,C) per level."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            levels = self._read_maps(self.backbone, self._normalise(images), return_prefix_tokens=True)
+            tokens = [torch.cat([prefix[:, :1], cells.flatten(2).transpose(1, 2)], dim=1) for cells, prefix in levels]
+            if self._ends_with_norm:
+                tokens[-1] = self.backbone.norm(tokens[-1])
+            return tokens
+
     def _normalise(self, images: Tensor) -> Tensor:
         size, images = self.config.image_size, at_least_float32(images)  # antialiasing has no bfloat16 on CPUs
-        if images.shape[-2:] != (size, size):
-            shrinks = max(images.shape[-2:]) > size
-            images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
+        images = resize_square(images, size, self.config.resize)  # (B,3,S,S)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
         images = (images - self.mean) / self.std
         weights = [*self.backbone.parameters(), self.mean]  # torch 2.4 can't trace next() with a default
@@ -163,13 +172,14 @@ class Encoder(nn.Module):
             features[-1] = self.backbone.norm(features[-1])
         return features
 
-    def _read_maps(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    def _read_maps(self, backbone: nn.Module, images: Tensor, **options: bool) -> list[Tensor]:
         return backbone.forward_intermediates(
             images,
             indices=[level - 1 for level in self.levels],
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
+            **options,
         )
 
     def train(self, mode: bool = True) -> "Encoder":

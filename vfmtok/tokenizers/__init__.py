@@ -2,6 +2,7 @@
 
 contract       what every tokenizer offers; the rest of the package asks for nothing else
 vfmtok/        region tokens on a frozen vision foundation model (arXiv 2507.08441)
+hita/          holistic and patch tokens with two codebooks (arXiv 2507.02358)
 vqgan/         LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
@@ -14,11 +15,13 @@ from vfmtok.config import config_from_dict, override_tree, read_tree
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.hita.config import HitaConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 
 TOKENIZERS = {
     "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
+    "hita": Family(HitaConfig, "vfmtok.tokenizers.hita.model:Hita"),
     "vqgan": Family(VQGANConfig, "vfmtok.tokenizers.vqgan.model:VQGAN"),
 }
 AnyTokenizerConfig = Union[tuple(family.config for family in TOKENIZERS.values())]  # noqa: UP007 - the first is the default

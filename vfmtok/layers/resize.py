@@ -1,0 +1,44 @@
+"""Bicubic resizing of images to a square, by the conventions of different publications.
+
+Shapes: B batch, H and W sides of the image, S of the wanted square.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Resize = Literal["antialias", "blur"]
+
+
+def resize_square(images: Tensor, size: int, how: Resize = "antialias") -> Tensor:
+    """images (B,3,H,W) -> (B,3,size,size), bicubic with aligned corners; images of that size are returned as they are.
+
+    "antialias" widens PyTorch's kernel where it shrinks (VFMTok); "blur" blurs first instead (Hita, VFMAE; kornia's
+    way): by the factor f = side / size > 1 of each axis with sigma max((f - 1) / 2, 0.001).
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    if how == "antialias":
+        shrinks = max(height, width) > size
+        return F.interpolate(images, (size, size), mode="bicubic", align_corners=True, antialias=shrinks)
+    if max(height, width) > size:
+        images = _blurred(images, height / size, -2)
+        images = _blurred(images, width / size, -1)
+    return F.interpolate(images, (size, size), mode="bicubic", align_corners=True)
+
+
+def _blurred(images: Tensor, factor: float, axis: int) -> Tensor:
+    """A Gaussian along one axis (-2 or -1) with reflected borders."""
+    sigma = max((factor - 1) / 2, 0.001)
+    taps = int(max(4 * sigma, 3))
+    taps += taps % 2 == 0
+    places = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2
+    kernel = (-(places**2) / (2 * sigma**2)).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1) if axis == -2 else (kernel / kernel.sum()).view(1, 1, 1, -1)
+    margin = (0, 0, taps // 2, taps // 2) if axis == -2 else (taps // 2, taps // 2, 0, 0)
+    channels = images.shape[1]
+    padded = F.pad(images, margin, mode="reflect")
+    return F.conv2d(padded, kernel.expand(channels, 1, -1, -1), groups=channels)

@@ -1,0 +1,26 @@
+"""A pre-norm transformer layer: attention, then SwiGLU.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+from torch import Tensor, nn
+
+from vfmtok.layers.attention import Attention
+from vfmtok.layers.feed_forward import SwiGLU
+
+
+class TransformerLayer(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float = 0.0):
+        """``dropout`` is that of attention weights, in training."""
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, dropout)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = SwiGLU(dim, mlp_dim)
+
+    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """x (B,N,D) -> (B,N,D). ``mask`` (N,N) is True where a token (row) may look."""
+        x = x + self.attention(self.attention_norm(x), causal=causal, mask=mask)  # (B,N,D)
+        return x + self.mlp(self.mlp_norm(x))  # (B,N,D)
