@@ -29,6 +29,7 @@ SHARED_FLAGS: Flags = (
     ("--global-batch-size", "run.global_batch", int, "images per step, over all processes"),
     ("--gradient-accumulation-steps", "run.accumulation", int, "passes per step"),
     ("--global-seed", "run.seed", int, ""),
+    ("--new-data", "run.new_data", bool, "continue a run though its data are not those of the checkpoint"),
     ("--num-workers", "data.num_workers", int, "loading processes per training process"),
     ("--log-every", "run.log_every", int, "steps"),
     ("--ckpt-every", "run.save_every", int, "steps"),

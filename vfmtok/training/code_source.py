@@ -63,6 +63,11 @@ class TokenData:
     def __len__(self) -> int:
         return len(self.cache if self.cache is not None else self.records)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the images, whether they come encoded or not."""
+        return self.cache.metadata["dataset_fingerprint"] if self.cache is not None else self.records.fingerprint
+
 
 def open_tokens(recipe: GeneratorRecipe, world: distributed.World) -> TokenData:
     """Open what the recipe names.

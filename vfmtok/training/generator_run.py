@@ -83,9 +83,7 @@ class GeneratorRun:
         self.alarms = TokenAlarms()
         self.state = self._build_state()
         self.skipped = self.state.numbers["skipped"]
-        self.notes += run_folder.resume(
-            self.state, self.checkpoints, start_from, len(self.data), self.plan.steps, world
-        )
+        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
         if recipe.pictures.every and self.data.tokenizer is None:
             self.notes.append("no pictures: they need the tokenizer (--vq-ckpt)")
         self.gpt.checkpoint_activations = run.checkpoint_activations
@@ -131,7 +129,8 @@ class GeneratorRun:
         ema = EMA(own_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
         skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
         numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
-        return RunState(recipe, "generator", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers)
+        data = {"samples": len(self.data), "fingerprint": self.data.fingerprint}
+        return RunState(recipe, "generator", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers, data=data)
 
     # ---- what the loop asks for ------------------------------------------------------------
 

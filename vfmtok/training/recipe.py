@@ -131,6 +131,7 @@ class RunConfig:
     accumulation: int = 1  # forward and backward passes per step
     precision: Literal["bf16", "fp16", "none"] = "bf16"
     seed: int = 0
+    new_data: bool = False  # continue from a checkpoint though the training data are not those it was trained on
     compile: bool = False
     checkpoint_activations: bool = False  # compute activations again in the backward pass instead of keeping them
     tf32: bool = False  # let float32 products and convolutions round to TF32 on GPUs that have it

@@ -105,37 +105,35 @@ def resume(
     state: RunState,
     checkpoints: CheckpointFolder,
     start_from: Path | None,
-    num_samples: int,
     total_steps: int,
     world: distributed.World,
 ) -> list[str]:
     """Continue from the newest checkpoint, or from ``start_from`` where there is none.
 
-    Args:
-        num_samples: of the data, as this process found them.
-
     Returns:
         lines for people.
 
     Raises:
-        VFMTokError: in all: no checkpoint is whole, it is of another model, or they would begin at different places.
+        VFMTokError: in all: no checkpoint is whole, it is of another model or of other data, or the processes would
+            begin at different places or with different data.
     """
     with distributed.together():  # all have read it before any restores: sharded weights are spread by all
         saved = checkpoints.load_newest()
         if saved is None and start_from is not None:
             saved = _load_other(start_from)
     with distributed.together():
-        _check_agreement(saved, num_samples)
+        _check_agreement(saved, state.data)
         if saved is None:
             return []
         lines = state.restore(saved, world.is_main)
     return [f"continuing from {saved.path}, step {state.step} of {total_steps}", *lines]
 
 
-def _check_agreement(saved: checkpoint.Checkpoint | None, num_samples: int) -> None:
+def _check_agreement(saved: checkpoint.Checkpoint | None, data: dict[str, Any]) -> None:
     """All processes found the same, which folders of single machines and late listings of shared ones need not be."""
     step, seen = (0, 0) if saved is None else (saved.step, saved.numbers["samples_seen"])
-    found = distributed.gather(f"step {step}, {seen} samples seen of a dataset of {num_samples}")
+    dataset = f"a dataset of {data['samples']} (fingerprint {data['fingerprint'][:12]})"
+    found = distributed.gather(f"step {step}, {seen} samples seen of {dataset}")
     other = next((rank for rank, place in enumerate(found) if place != found[0]), None)
     if other is not None:
         raise ConfigError(

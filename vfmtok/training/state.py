@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vfmtok import __version__, distributed
 from vfmtok.config import config_from_dict, config_to_dict, dump_config
-from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.errors import ConfigError, DataError, WeightsError
 from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, load_moments, moments
 from vfmtok.training.recipe import changed_keys
@@ -30,6 +30,7 @@ class RunState:
         numbers: further parts with ``state_dict()`` of plain values and ``load_state_dict(state)``.
         step, samples_seen: finished, over all processes.
         metrics: of the last validation.
+        data: "samples" and "fingerprint" of the training data; empty: they are not compared on resuming.
         commit: of the code that runs.
     """
 
@@ -43,6 +44,7 @@ class RunState:
     step: int = 0
     samples_seen: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     commit: str | None = field(default_factory=lambda: _commit())  # at the start: the checkout may move on meanwhile
 
     def checkpoint(self) -> Checkpoint:
@@ -58,6 +60,7 @@ class RunState:
         numbers = {
             "samples_seen": self.samples_seen,
             "metrics": self.metrics,
+            "data": self.data,
             "world_size": distributed.world_size(),
             "versions": {"vfmtok": __version__, "commit": self.commit, "torch": torch.__version__},
             "recipe": config_to_dict(self.recipe),
@@ -73,8 +76,9 @@ class RunState:
 
         Raises:
             WeightsError: the checkpoint is of another model; nothing is changed then.
+            DataError: it was trained on other data, and ``run.new_data`` is not set; nothing is changed.
         """
-        lines = self._check(checkpoint)
+        lines = self._check(checkpoint) + self._check_data(checkpoint)
         for name, module in self.modules.items():
             if name in checkpoint.parts:
                 _copy(own_tensors(module), checkpoint.parts[name])
@@ -118,6 +122,19 @@ class RunState:
             f"not in the checkpoint, begins anew: {name}" for name in self.modules if name not in checkpoint.parts
         ]
         return lines
+
+    def _check_data(self, checkpoint: Checkpoint) -> list[str]:
+        """The training data are those of the checkpoint, whatever their path. Version 0.1 did not save which."""
+        before, now = checkpoint.numbers.get("data") or {}, self.data
+        if not before or not now or before["fingerprint"] == now["fingerprint"]:
+            return []
+        was, are = (f"{data['samples']} samples, fingerprint {data['fingerprint'][:12]}" for data in (before, now))
+        if not self.recipe.run.new_data:
+            raise DataError(
+                f"{checkpoint.path} was trained on other data ({was}) than these ({are}): give the same data, "
+                "--new-data to continue on these, or another --results-dir"
+            )
+        return [f"other data than the checkpoint's: {was} -> {are}"]
 
 
 def _parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:

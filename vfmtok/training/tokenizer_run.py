@@ -62,9 +62,7 @@ class TokenizerRun:
         self.folder = Path(recipe.run.results_dir).expanduser()
         with distributed.together():  # what one process alone may fail at ends before all do something together
             self._build(finetune_from)
-        self.notes += run_folder.resume(
-            self.state, self.checkpoints, start_from, len(self.records), self.plan.steps, world
-        )
+        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
         if recipe.run.checkpoint_activations:
             checkpoint_activations(self.tokenizer, (SamplerLayer, DecoderLayer, ResBlock))
         if recipe.run.compile:
@@ -161,7 +159,14 @@ class TokenizerRun:
         resolved = TokenizerRecipe(**{**vars(recipe), "tokenizer": self.tokenizer.config})
         skipped = SkippedSteps(self.world.device)
         return RunState(
-            resolved, "tokenizer", modules, steppers, ema, tensors={"codebook": care}, numbers={"skipped": skipped}
+            resolved,
+            "tokenizer",
+            modules,
+            steppers,
+            ema,
+            tensors={"codebook": care},
+            numbers={"skipped": skipped},
+            data={"samples": len(self.records), "fingerprint": self.records.fingerprint},
         )
 
     # ---- what the loop asks for ------------------------------------------------------------
