@@ -33,6 +33,8 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=14"],
+        "imagenet": ["scipy>=1.9"],  # reads the devkit's meta.mat
+        "heic": ["pillow-heif>=0.16"],
         "train": ["lpips>=0.1.4", "matplotlib>=3.7", "tensorboard>=2.14"],
         "eval": ["lpips>=0.1.4", "matplotlib>=3.7", "torch-fidelity>=0.4"],  # the last: the Inception network of FID
         "flash": ["flash-attn>=2.6"],
@@ -44,6 +46,7 @@ setup(
             "gradio>=6,<7",
             "hypothesis>=6",
             "lpips>=0.1.4",
+            "pillow-heif>=0.16",
             "pyarrow>=14",
             "pytest>=8.0",
             "pytest-xdist>=3.8",
@@ -51,6 +54,7 @@ setup(
             "simplejpeg>=1.7",
             "scikit-image>=0.22",
             "scikit-learn>=1.3",
+            "scipy>=1.9",
             "selenium>=4.20",  # pytest -m browser, with Debian's packages chromium and chromium-driver
             "torch-fidelity>=0.4",
             "webdataset>=0.2",

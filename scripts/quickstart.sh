@@ -6,8 +6,9 @@
 #   scripts/quickstart.sh --encoder dinov2     DINOv2-S as the frozen encoder, where its weights can be reached
 #   scripts/quickstart.sh --preset gpu         the second stage: 256 px, 256 tokens, GPT-B, hours on one consumer GPU
 #   scripts/quickstart.sh --out FOLDER         instead of quickstart/
-# TOKENIZER_FLAGS and GENERATOR_FLAGS are added to the training commands ('--set optimizer.steps=9600'); VENV names the
-# environment (.venv here by default), PYTHON the interpreter that makes it.
+# PREPARE_FLAGS is added to `vfmtok prepare` ('--split test=val'), TOKENIZER_FLAGS and GENERATOR_FLAGS to the training
+# commands ('--set optimizer.steps=9600'); VENV names the environment (.venv here by default), PYTHON the interpreter that
+# makes it.
 set -euo pipefail
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
@@ -82,18 +83,14 @@ if [ "$preset" = gpu ] &&
     echo "going on without rFID, whose Inception network is not to be had: ${reason##*Error: }"
 fi
 # A tenth of the images is held out unless they bring a validation split, which may lie inside an archive.
-brings_split() {
-    python -c "import sys; from vfmtok.sources.scratch import Scratch; from vfmtok.sources.listing import list_sources
-with Scratch(sys.argv[2]) as scratch: sys.exit('val' not in list_sources([sys.argv[1]], scratch).splits)" \
-        "$source" "$out/data" 2> /dev/null
-}
 split=()
 if [ "$source" != sample ]; then
     echo "looking whether $source brings a validation split"
-    brings_split || split=(--val-fraction 0.1)
+    understood=$(vfmtok prepare --dry-run "$source" "$out/data" ${PREPARE_FLAGS:-}) || exit
+    grep -Eq "^found .*[( ][0-9,]+ val[,)]" <<< "$understood" || split=(--val-fraction 0.1)
 fi
 
-stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"}
+stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"} ${PREPARE_FLAGS:-}
 [ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"
 stage data vfmtok stats "$out/data" --out "$out/data.png"
 stage tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \

@@ -78,17 +78,20 @@ def test_the_same_command_again_changes_nothing(photos, tmp_path):
 
 @pytest.mark.parametrize("source", ["folder", "zip"])
 def test_a_part_is_held_out_unless_the_images_bring_it(photos, source, tmp_path):
-    """Also where the split lies inside an archive, or is called "valid". (Training then ends at an unknown setting.)"""
-    place, split = photos, ["--val-fraction", "0.1"]
+    """Also where it lies inside an archive, or is called "valid"; what is ambiguous is asked, and a flag decides it.
+    (Training then ends at an unknown setting.)"""
+    place, split, flags = photos, ["--val-fraction", "0.1"], ""
     if source == "zip":
-        place, split = tmp_path / "photos.zip", []
+        place, split, flags = tmp_path / "photos.zip", [], "--split others=test"
         with zipfile.ZipFile(place, "w") as archive:
             for number, file in enumerate(sorted(photos.rglob("*.png"))):
-                name = f"{'train' if number % 4 else 'valid'}/{file.relative_to(photos)}"
+                name = f"{('valid', 'others', 'train', 'train')[number % 4]}/{file.relative_to(photos)}"
                 archive.writestr(name, file.read_bytes())
-    done = run("--data", place, "--out", tmp_path / "out", TOKENIZER_FLAGS="--set no.such=1")
+        done = run("--data", place, "--out", tmp_path / "out")
+        assert done.returncode == 2 and "Say --split others=train" in done.stderr and not commands(done)
+    done = run("--data", place, "--out", tmp_path / "out", PREPARE_FLAGS=flags, TOKENIZER_FLAGS="--set no.such=1")
     assert done.returncode == 2 and "unknown key 'no'" in done.stderr
-    assert commands(done)[0] == ["vfmtok", "prepare", str(place), str(tmp_path / "out/data"), *split]
+    assert commands(done)[0] == ["vfmtok", "prepare", str(place), str(tmp_path / "out/data"), *split, *flags.split()]
     assert open_splits(tmp_path / "out/data").keys() == {"train", "val"}
     assert "python" not in (tmp_path / "out/timings.tsv").read_text()  # what failed was not done
 

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 
 import numpy as np
@@ -59,3 +60,26 @@ def test_there_is_one_way_to_open_an_image():
         with pytest.raises(DataError) as caught:  # what the loader counts and prepare reports
             open_image(content, decode=False)
         assert type(caught.value) is NotAnImage
+
+
+def test_what_is_no_image_is_said_in_words():
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    if importlib.util.find_spec("pillow_heif") is None:
+        with pytest.raises(NotAnImage, match="pip install pillow-heif"):
+            open_image(heic)
+    for content, words in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"\xff\x0a" + bytes(9), "JPEG XL"),
+        (b"whatever", "not an image, or of an unsupported format"),
+    ):
+        with pytest.raises(NotAnImage, match=words):
+            open_image(content)
+
+
+def test_heic_is_read_where_pillow_heif_is_there():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heif, buffer = pillow_heif.from_pillow(RED), io.BytesIO()
+    heif.save(buffer, quality=90)
+    pixels = np.asarray(decode_rgb(open_image(buffer.getvalue())), float)
+    assert pixels.shape == (32, 48, 3) and np.abs(pixels - (200, 0, 0)).mean() < 8

@@ -21,6 +21,19 @@ SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}  
 QUALITY = 95  # of JPEG and WebP written by --resize and --format
 
 
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_KNOWN = {  # what files that Pillow can't open begin with, and what to do about them
+    b"version https://git-lfs": "a pointer of Git LFS, not the image: `git lfs pull` fetches it",
+    b"/annex/objects/": "a pointer of git-annex, not the image: `git annex get` fetches it",
+    b"<!DOCTYPE html": "a web page, not an image",
+    b"<html": "a web page, not an image",
+    b"<svg": "an SVG drawing, which has no pixels",
+    b"\xff\x0a": "a JPEG XL image, which Pillow can't read",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image, which Pillow can't read",
+    b"8BPS": "a Photoshop document",
+}
+
+
 class NotAnImage(DataError):
     """Bytes that don't decode; the text is the reason."""
 
@@ -45,10 +58,28 @@ def open_image(content: bytes, decode: bool = True) -> Image.Image:
         raise NotAnImage("empty file")
     with reasons("does not decode"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF and very large images are no news here
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            image = _open_other(content)
         if decode:
             image.load()
     return image
+
+
+def _open_other(content: bytes) -> Image.Image:
+    """A HEIC image, which pillow-heif opens where it is installed. Raises NotAnImage in words for what is known."""
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise NotAnImage("a HEIC image, which needs pillow-heif: pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+        return Image.open(io.BytesIO(content), formats=["HEIF"])
+    if content[4:12] == b"ftypavif":
+        raise NotAnImage("an AVIF image, which needs a newer Pillow: pip install -U 'pillow>=11.3'")
+    known = next((words for start, words in _KNOWN.items() if content.startswith(start)), None)
+    raise NotAnImage(known or "not an image, or of an unsupported format")
 
 
 def suffix_of(image: Image.Image) -> str:

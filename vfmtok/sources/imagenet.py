@@ -91,7 +91,7 @@ def _synsets_of_meta(content: bytes, path: Path) -> dict[int, str]:
     try:
         import scipy.io
     except ImportError:
-        raise DataError(f"reading meta.mat in {path} needs scipy: pip install scipy") from None
+        raise DataError(f"reading meta.mat in {path} needs scipy: pip install 'vfmtok[imagenet]'") from None
     try:
         rows = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         return {int(row[0]): str(row[1]) for row in rows if int(row[4]) == 0}  # id, WordNet id; number of children
