@@ -1,16 +1,16 @@
 """Train a generator: python train_c2i.py --help, or scripts/torchrun.sh train_c2i.py ... on several GPUs."""
 
 from vfmtok import distributed
-from vfmtok.commands import generator_flags as gpt_flags
-from vfmtok.commands.tokenizer_flags import path_of
+from vfmtok.commands import generator_flags
+from vfmtok.commands.flags import path_of
 from vfmtok.training.train_generator import train_gpt
 
 
 def main() -> None:
-    args = gpt_flags.gpt_parser().parse_args()
+    args = generator_flags.generator_parser().parse_args()
     with distributed.program("train_c2i.py") as world:
         with distributed.together():
-            recipe = gpt_flags.gpt_recipe(args)
+            recipe = generator_flags.generator_recipe(args)
         weights = path_of(args.gpt_ckpt)
         train_gpt(
             recipe,

@@ -2,6 +2,7 @@
 
 from vfmtok import distributed
 from vfmtok.commands import tokenizer_flags as flags
+from vfmtok.commands.flags import path_of
 from vfmtok.training.train_tokenizer import train_tokenizer
 
 
@@ -12,7 +13,7 @@ def main() -> None:
             recipe = flags.tokenizer_recipe(args)
         if args.codebook_embed_dim is not None:
             distributed.print_main("--codebook-embed-dim is without effect: VFMTok has no patch codebook")
-        weights = flags.path_of(args.vq_ckpt)
+        weights = path_of(args.vq_ckpt)
         train_tokenizer(
             recipe,
             world,

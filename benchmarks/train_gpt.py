@@ -1,6 +1,7 @@
 """Where a generator's training step goes, from a token cache and from images through the frozen tokenizer.
 
-    python benchmarks/train_gpt.py --recipe configs/emoji64_gpt.yaml --code-path CACHE [--anno-file DATA --vq-ckpt RUN]
+    python benchmarks/train_gpt.py --recipe configs/vfmtok/emoji64_gpt.yaml --code-path CACHE
+        [--anno-file DATA --vq-ckpt RUN]
 
 Other flags are those of train_c2i.py. A step is cut as the training loop cuts it: reading (what the loop waits for),
 encoding (images only), forward, backward, and update (clipping, optimizer, average). The bound is the time of the
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from vfmtok import distributed
-from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.commands import generator_flags
 from vfmtok.layers.precision import autocast
 from vfmtok.training import passes
 from vfmtok.training.generator_run import GeneratorRun
@@ -48,7 +49,8 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
     """Print the split of a step from this source; returns its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [*flags, "--results-dir", folder, "--set", "run.validation_images=1"]  # none is measured here
-        run = GeneratorRun(gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(flags)), world)
+        args = generator_flags.generator_parser().parse_args(flags)
+        run = GeneratorRun(generator_flags.generator_recipe(args), world)
     times = time_steps(run, steps)
     split = {name: statistics.median(values) for name, values in times.items()}
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))

@@ -32,8 +32,8 @@ while [ $# -gt 0 ]; do
 done
 cd "$(dirname "$0")/.."
 case $preset in
-    cpu) recipe=configs/emoji64 extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
-    gpu) recipe=configs/gpu256 extras=train,quickstart,eval modules=lpips,matplotlib,tensorboard,torch_fidelity
+    cpu) recipe=configs/vfmtok/emoji64 extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
+    gpu) recipe=configs/vfmtok/gpu256 extras=train,quickstart,eval modules=lpips,matplotlib,tensorboard,torch_fidelity
         encoder=dinov2 ;;
     *) fail "--preset is cpu or gpu, not $preset" ;;
 esac

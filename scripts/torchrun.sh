@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start a training or evaluation script with one process per GPU, on one machine or several:
-#   scripts/torchrun.sh vq_train.py --recipe configs/emoji64.yaml --data-path DATA
+#   scripts/torchrun.sh vq_train.py --recipe configs/vfmtok/emoji64.yaml --data-path DATA
 # On each of N machines: NODE_COUNT=N NODE_RANK=0..N-1 MASTER_ADDR=<host of rank 0> scripts/torchrun.sh ...
 # PROC_PER_NODE: processes here (default: the GPUs, or 1), MASTER_PORT: a free port (default 29500). PYTHON: interpreter.
 set -euo pipefail

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import vfmtok
-from vfmtok.commands.tokenizer_flags import choices
+from vfmtok.commands.flags import choices
 from vfmtok.config import config_from_dict, dump_config, with_overrides
 from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.losses.adversarial import DISCRIMINATOR_LOSSES

@@ -44,7 +44,7 @@ TINY = {
     "--gpt-model GPT-L --code-path codes/imagenet --mixed-precision bf16": "--code-path codes/train "
     "--global-batch-size 2 "
     "--set generator.n_layer=1 --set generator.dim=64 --set generator.n_head=4 --set optimizer.steps=2",
-    "configs/emoji64_gpt.yaml": "configs/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
+    "configs/vfmtok/emoji64_gpt.yaml": "configs/vfmtok/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
     "--views shift": "--views center",  # 18 views take minutes
     "--num-fid-samples 90": "--num-fid-samples 9",
     "vfmtok agreement": "vfmtok agreement --per-class 2",
@@ -53,7 +53,8 @@ TINY = {
     "quickstart/tokenizer": "results/emoji64",
     "--data imagenet": "--data imagenet --dry-run",  # 50,000 images, and weights from the Hub
     "--ref-batch VIRTUAL_imagenet256_labeled.npz": "--ref-batch VIRTUAL_imagenet256_labeled.npz --dry-run",
-    "configs/emoji64.yaml": "configs/emoji64.yaml --set optimizer.steps=6 --set codebook.continuous_steps=2",
+    "configs/vfmtok/emoji64.yaml": "configs/vfmtok/emoji64.yaml --set optimizer.steps=6 "
+    "--set codebook.continuous_steps=2",
 }
 SCRIPTS = ("vq_train.py", "train_c2i.py", "vqgan_test.py", "test_net.py")
 # One after the other in one folder, as a reader would.

@@ -1,4 +1,4 @@
-"""The shell scripts of the published runs: they parse, and what they start takes their arguments."""
+"""The shell scripts that are left, and the recipes that took the place of those of the published runs."""
 
 import os
 import subprocess
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import small_caches
+import yaml
 
-from vfmtok.commands import evaluation_flags
-from vfmtok.commands import generator_flags as gpt_flags
-from vfmtok.commands import tokenizer_flags as flags
+from vfmtok.commands import generator_flags, tokenizer_flags
+from vfmtok.config import config_from_dict
 from vfmtok.pretrained.published import PUBLISHED, VFMTOK
+from vfmtok.tokenizers import AnyTokenizerConfig, load_config
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+SCRIPTS, RECIPES = ROOT / "scripts", ROOT / "configs/vfmtok"
 SIZES = {
     "gpt_b": "GPT-B",
     "gpt_l": "GPT-L",
@@ -31,16 +33,15 @@ def test_it_parses_and_may_be_started(script):
 
 @pytest.fixture
 def command(tmp_path):
-    """``command("sample_cfg.sh", "GPT-B", ...)`` -> the Python script and arguments that torchrun is given."""
+    """``command("vq_train.py", ...)`` -> the Python script and arguments that torchrun is given."""
     recorder = tmp_path / "python"
     recorder.write_text("#!/bin/sh\nfor word; do printf '%s\\n' \"$word\"; done\n")  # instead of the interpreter
     recorder.chmod(0o755)
 
-    def run(script: str, *arguments: str) -> tuple[str, list[str]]:
+    def run(*arguments: str) -> tuple[str, list[str]]:
         environment = {**os.environ, "PYTHON": str(recorder), "PROC_PER_NODE": "8"}
-        done = subprocess.run(
-            [SCRIPTS / script, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+        script = [SCRIPTS / "torchrun.sh", *arguments]
+        done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
         words = done.stdout.splitlines()
         assert (
             words[:3] == ["-m", "torch.distributed.run", "--nnodes"]
@@ -54,54 +55,49 @@ def command(tmp_path):
 
 
 def test_the_tokenizer_s_training(command):
-    script, arguments = command("train_tokenizer.sh", "--data-path", "images", "--epochs", "7")
+    words = ("--recipe", str(RECIPES / "tokenizer.yaml"), "--data-path", "images")
+    script, arguments = command("vq_train.py", *words, "--epochs", "7")
     assert script == "vq_train.py"
-    recipe = flags.tokenizer_recipe(flags.tokenizer_parser().parse_args(arguments))
-    assert recipe.tokenizer.encoder.weights == "auto" and recipe.tokenizer.image_size == 336
-    assert recipe.optimizer.lr == 1e-4 and recipe.run.precision == "bf16" and recipe.run.global_batch == 256
-    assert recipe.adversarial.discriminator == "dinogan" and recipe.ema.enabled
+    recipe = tokenizer_flags.tokenizer_recipe(tokenizer_flags.tokenizer_parser().parse_args(arguments))
     assert recipe.optimizer.epochs == 7  # what is given last holds
-    published = flags.tokenizer_recipe(
-        flags.tokenizer_parser().parse_args(command("train_tokenizer.sh", "--data-path", "images")[1])
-    )
+    published = tokenizer_flags.tokenizer_recipe(tokenizer_flags.tokenizer_parser().parse_args(list(words)))
+    assert published.tokenizer == load_config(ROOT / "configs/vit_transformer.yaml", ["encoder.weights=auto"])
+    assert published.optimizer.lr == 1e-4 and published.run.precision == "bf16" and published.run.global_batch == 256
+    assert published.adversarial.discriminator == "dinogan" and published.ema.enabled
     assert published.optimizer.epochs == 50
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_a_generator_s_training(command, name, tmp_path):
-    script, arguments = command(f"train_{name}.sh", "--code-path", str(tmp_path / "codes"))
+    words = ("--recipe", str(RECIPES / f"{name}.yaml"), "--code-path", str(tmp_path / "codes"))
+    script, arguments = command("train_c2i.py", *words)
     assert script == "train_c2i.py"
-    args = gpt_flags.gpt_parser().parse_args(arguments)
-    assert args.gpt_model == SIZES[name]
+    args = generator_flags.generator_parser().parse_args(arguments)
     epochs = {path: published.file.rpartition("-")[2] for path, published in PUBLISHED[VFMTOK].parts.items()}
     small_caches.write_cache(tmp_path / "codes")
-    recipe = gpt_flags.gpt_recipe(args)
+    recipe = generator_flags.generator_recipe(args)
     assert f"{recipe.optimizer.epochs:g}e.pt" == epochs[SIZES[name]]
     assert recipe.optimizer.lr == 1e-4 and recipe.optimizer.lr_batch == 256 and recipe.ema.enabled
     assert (recipe.parallel == "fsdp") == (name in ("gpt_xxl", "gpt_2b", "gpt_3b"))
     assert recipe.data.vq_ckpt == VFMTOK and recipe.run.results_dir == f"results/{SIZES[name]}"
+    # The size by its name, without a recipe, is the same model, trained as long; its codes are those of the cache.
+    by_name = generator_flags.generator_parser().parse_args(["--gpt-model", SIZES[name], *words[2:]])
+    by_name = generator_flags.generator_recipe(by_name)
+    assert (by_name.generator, by_name.optimizer) == (recipe.generator, recipe.optimizer)
+    assert (recipe.generator.vocab_size, recipe.generator.num_tokens, recipe.generator.num_classes) == (32, 16, 3)
 
 
-def test_the_tokenizer_s_evaluation(command):
-    script, arguments = command("evaluate_tokenizer.sh", "--anno-file", "images", "--no-lpips")
-    args = evaluation_flags.reconstruction_parser().parse_args(arguments)
-    assert script == "vqgan_test.py" and args.vq_ckpt == VFMTOK and args.image_size_eval == 256 and args.no_lpips
+def test_every_model_of_a_recipe_says_its_kind():
+    """A file that names no kind is taken for a VFMTok, or a GPT: only VFMTok's own may leave it out."""
+    for path in (ROOT / "configs").glob("*/*.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        assert ("tokenizer" in tree) != ("generator" in tree), path
+        if path.parent != RECIPES:
+            assert "kind" in tree.get("tokenizer", tree.get("generator")), path
+        if "tokenizer" in tree:
+            assert config_from_dict(tree["tokenizer"], AnyTokenizerConfig).image_size > 0
 
 
-@pytest.mark.parametrize(("script", "scale"), [("sample_cfg.sh", "1.5"), ("sample_no_cfg.sh", "1")])
-@pytest.mark.parametrize("size", sorted(SIZES.values()))
-def test_sampling(command, script, scale, size):
-    started, arguments = command(script, size, "--ref-batch", "ref.npz")
-    args = evaluation_flags.generation_parser().parse_args(arguments)
-    assert (
-        started == "test_net.py" and args.gpt_model == size and args.cfg_scale == scale and args.reference == "ref.npz"
-    )
-    samples = evaluation_flags.samples_of(args)
-    assert samples.count == 50_000 and samples.precision == "bf16" and samples.classes == "random"
-    assert args.vq_ckpt == args.gpt_ckpt == VFMTOK
-
-
-@pytest.mark.parametrize("script", ["sample_cfg.sh", "sample_no_cfg.sh", "torchrun.sh"])
-def test_without_arguments_it_tells_its_usage(script):
-    done = subprocess.run([SCRIPTS / script], capture_output=True, text=True)
+def test_without_arguments_it_tells_its_usage():
+    done = subprocess.run([SCRIPTS / "torchrun.sh"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1

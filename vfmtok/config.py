@@ -101,7 +101,8 @@ def config_from_dict(
 ) -> Config:
     """Fill the dataclass ``kind`` from nested mappings, strictly.
 
-    A dataclass that once had other keys translates them in a class method ``upgraded(tree) -> tree``.
+    A dataclass that once had other keys translates them in a class method ``upgraded(tree) -> tree``. One that once
+    admitted more says in ``as_written(tree) -> tree``, of trees that this program wrote, what was meant by it.
 
     Args:
         saved: the tree was written by this program, every field of its day written out. A field that it lacks is newer
@@ -123,6 +124,7 @@ def _with_pinned(tree: Any, kind: Any) -> Any:
         return tree
     kind = _section_of_kind(kind, tree, "")
     filled = kind.upgraded(dict(tree)) if hasattr(kind, "upgraded") else dict(tree)
+    filled = kind.as_written(filled) if hasattr(kind, "as_written") else filled
     pinned, hints = getattr(kind, "PINNED", {}), typing.get_type_hints(kind)
     for name in (item.name for item in dataclasses.fields(kind)):
         members = typing.get_args(hints[name]) or (hints[name],)

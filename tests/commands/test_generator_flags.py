@@ -5,7 +5,7 @@ import shlex
 import pytest
 from small_caches import write_cache
 
-from vfmtok.commands import generator_flags as gpt_flags
+from vfmtok.commands import generator_flags
 from vfmtok.config import save_config
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.training.generator_recipe import GeneratorRecipe
@@ -17,7 +17,7 @@ def cache(tmp_path):
 
 
 def parse(text: str) -> GeneratorRecipe:
-    return gpt_flags.gpt_recipe(gpt_flags.gpt_parser().parse_args(shlex.split(text)))
+    return generator_flags.generator_recipe(generator_flags.generator_parser().parse_args(shlex.split(text)))
 
 
 def value_of(recipe: GeneratorRecipe, key: str):
@@ -74,7 +74,7 @@ ELSEWHERE = {"data.code_path", "data.path", "data.val_path", "data.vq_ckpt", "da
 
 
 @pytest.mark.parametrize(
-    "flag", [flag for flag in gpt_flags.GPT_FLAGS if flag[1] not in ELSEWHERE], ids=lambda flag: flag[0]
+    "flag", [flag for flag in generator_flags.GENERATOR_FLAGS if flag[1] not in ELSEWHERE], ids=lambda flag: flag[0]
 )
 def test_every_flag_reaches_its_field(flag, cache):
     """One by one, with a value that is not the default."""
@@ -131,5 +131,5 @@ def test_a_recipe_keeps_what_it_says(cache, tmp_path):
 
 
 def test_recipes_in_configs_are_valid(root, cache):
-    recipe = parse(f"--recipe {root}/configs/emoji64_gpt.yaml --code-path {cache}")
+    recipe = parse(f"--recipe {root}/configs/vfmtok/emoji64_gpt.yaml --code-path {cache}")
     assert recipe.generator.vocab_size == 32 and recipe.optimizer.lr_batch is None

@@ -34,7 +34,7 @@ def test_a_configuration_a_recipe_and_a_run_say_the_same(capsys, root, tmp_path,
 def test_a_generator_by_name_recipe_and_configuration(capsys, tmp_path):
     config = tiny_gpt_config()
     save_config(config, tmp_path / "gpt.yaml")
-    save_config(GeneratorRecipe(gpt=config), tmp_path / "recipe.yaml")
+    save_config(GeneratorRecipe(generator=config), tmp_path / "recipe.yaml")
     changes = [f"--set={name}={getattr(config, name)}" for name in ("n_layer", "n_head", "dim", "vocab_size")]
     changes += ["--set=num_tokens=16", "--set=num_classes=10"]
     found = [_facts(capsys, *source) for source in (["GPT-B", *changes], [tmp_path / "gpt.yaml"], [tmp_path])]
@@ -44,7 +44,7 @@ def test_a_generator_by_name_recipe_and_configuration(capsys, tmp_path):
 
 
 def test_what_a_generators_recipe_leaves_to_its_tokens_is_said(capsys, root):
-    recipe = root / "configs/emoji64_gpt.yaml"
+    recipe = root / "configs/vfmtok/emoji64_gpt.yaml"
     assert "vocab_size 16384, num_tokens 256, num_classes 1000" in _facts(capsys, recipe)["notes"][0]
     data = ["--set=vocab_size=512", "--set=num_tokens=64", "--set=num_classes=9"]
     assert _facts(capsys, recipe, *data)["notes"] == []

@@ -1,11 +1,13 @@
 """Published flags: what each one sets."""
 
+import contextlib
 import shlex
 
 import pytest
 
 from vfmtok.commands import tokenizer_flags as flags
-from vfmtok.config import save_config
+from vfmtok.config import config_from_dict, config_to_dict, save_config, with_overrides
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError
 from vfmtok.tokenizers import load_config
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
@@ -22,9 +24,9 @@ def test_the_published_command(root):
         "--image-size 336 --results-dir output --mixed-precision bf16 --codebook-embed-dim 8 --disc-type dinogan "
         "--data-path imagenet/lmdb/train_lmdb --global-batch-size 256 --num-workers 4 --ckpt-every 5000 --epochs 50 "
         "--log-every 1 --lr 1e-4 --ema --z-channels 512 --enable-vfm-recon "
-        f"--transformer-config {root}/configs/vit_transformer.yaml"
+        f"--transformer-config {root}/configs/vit_transformer.yaml --set tokenizer.encoder.weights=auto"
     )
-    published = load_config(root / "configs/vit_transformer.yaml")
+    published = load_config(root / "configs/vit_transformer.yaml", ["encoder.weights=auto"])
     assert recipe.tokenizer == published
     assert (recipe.run.save_every, recipe.run.log_every, recipe.run.results_dir) == (5000, 1, "output")
 
@@ -32,7 +34,7 @@ def test_the_published_command(root):
 def test_defaults_are_the_papers(root):
     """DESIGN 5 and 7."""
     recipe = parse("--data-path x")
-    assert recipe.tokenizer == VFMTokConfig()
+    assert recipe.tokenizer == VFMTokConfig(encoder=EncoderConfig(weights="auto"))
     assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.betas) == ("adamw", 1e-4, (0.9, 0.95))
     assert (recipe.optimizer.weight_decay, recipe.optimizer.max_grad_norm, recipe.optimizer.epochs) == (0.05, 1.0, 50)
     assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
@@ -42,6 +44,42 @@ def test_defaults_are_the_papers(root):
     assert not recipe.codebook.kmeans and not recipe.codebook.revive and not recipe.codebook.continuous_steps
     plan = Plan.of(recipe.optimizer, recipe.run, 1_281_167, 8)
     assert (plan.steps, plan.warmup_steps, plan.micro_batch) == (250_228, 20_018, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trains"),
+    [
+        ("", False),  # the model file leaves the encoder random until its weights are loaded
+        ("--set tokenizer.encoder.weights=random", True),
+        ("--set tokenizer.encoder.weights=/a/file.pth", True),
+        ("--set tokenizer.encoder.frozen=false", True),  # it learns from scratch
+    ],
+)
+def test_a_frozen_encoder_without_weights_does_not_train(root, settings, trains):
+    command = f"--data-path x --transformer-config-file {root}/configs/vit_transformer.yaml {settings}"
+    with contextlib.nullcontext() if trains else pytest.raises(ConfigError) as refused:
+        parse(command)
+    if not trains:
+        words = str(refused.value)
+        assert "\n" not in words and all(word in words for word in ("auto", "package", "path", "random"))
+
+
+@pytest.mark.parametrize("kind", ["vfmtok", "vqgan"])
+def test_of_every_family(kind):
+    """A recipe file that says nothing about the weights, and an encoder deeper in it."""
+    section = {"kind": kind, "encoder": {"kind": "vfm", "name": "dinov2_vitl14_reg"}}
+    with pytest.raises(ConfigError, match="dinov2_vitl14_reg"):
+        config_from_dict({"tokenizer": section}, TokenizerRecipe)
+    section["encoder"]["weights"] = "random"
+    assert config_from_dict({"tokenizer": section}, TokenizerRecipe).tokenizer.kind == kind
+
+
+def test_what_version_0_1_wrote_trains_on():
+    """There "none" was how random weights were asked for; nothing else of a saved recipe changes."""
+    tree = config_to_dict(TokenizerRecipe())
+    tree["tokenizer"]["encoder"]["weights"] = "none"
+    saved = config_from_dict(tree, TokenizerRecipe, saved=True)
+    assert saved == with_overrides(TokenizerRecipe(), ["tokenizer.encoder.weights=random"])
 
 
 VALUES = {int: "7", float: "0.5", str: "word", bool: ""}
@@ -76,7 +114,7 @@ def test_flags_of_several_fields():
 
 def test_order_of_precedence(root, tmp_path):
     """recipe < tokenizer's configuration < flags < --set."""
-    command = f"--recipe {root}/configs/emoji64.yaml --transformer-config {root}/configs/tiny.yaml --data-path x"
+    command = f"--recipe {root}/configs/vfmtok/emoji64.yaml --transformer-config {root}/configs/tiny.yaml --data-path x"
     recipe = parse(f"{command} --codebook-size 128 --lr 3e-4 --set tokenizer.dim=96 --set optimizer.lr=5e-4")
     assert recipe.tokenizer.encoder.name == "test_vit" and recipe.tokenizer.quantizer.codebook_size == 128
     assert recipe.tokenizer.dim == 96 and recipe.optimizer.lr == 5e-4 and recipe.codebook.kmeans

@@ -132,6 +132,8 @@ def test_random_frozen_weights_are_said_loudly():
         loaded = Encoder(EncoderConfig(name="test_vit", image_size=32, levels=(1,)))
         loaded.load_official(timm.create_model("test_vit", num_classes=0).state_dict())
         loaded(image)
+        meant = Encoder(EncoderConfig(name="test_vit", image_size=32, levels=(1,), weights="random"))
+        assert torch.equal(meant(image)[0], encoder(image)[0])  # "none" is as random, but nobody said so
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

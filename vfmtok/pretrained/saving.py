@@ -29,13 +29,8 @@ from vfmtok.weights.download import endpoint, reason
 from vfmtok.weights.name_maps import own_tensors
 
 CARD_FILE = "README.md"
-_SOURCES = (
-    "none",
-    "random",
-    "hub",
-    "package",
-    "auto",
-)  # of an encoder's weights; anything else is a path on this machine
+# Of an encoder's weights; anything else is a path on this machine.
+_SOURCES = ("none", "random", "hub", "package", "auto")
 
 
 def save_pretrained(
@@ -157,7 +152,7 @@ def _shareable(config: Any) -> Any:
     encoder = getattr(config, "encoder", None)
     if not hasattr(encoder, "weights"):  # it has none, or one that is trained and saved with the rest
         return config
-    if encoder.frozen and encoder.weights in ("none", "random"):
+    if encoder.frozen and encoder.starts_random:
         warnings.warn(
             "the frozen encoder is not saved, and its configuration does not say where its weights come from: who "
             "opens this model must set encoder.weights",

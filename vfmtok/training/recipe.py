@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
+from vfmtok.encoders.config import EncoderConfig, require_encoder_weights
 from vfmtok.errors import ConfigError
 from vfmtok.tokenizers import AnyTokenizerConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
@@ -152,7 +153,7 @@ class RunConfig:
 class TokenizerRecipe:
     """Everything that ``vq_train.py`` needs to know."""
 
-    tokenizer: AnyTokenizerConfig = field(default_factory=VFMTokConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=lambda: VFMTokConfig(encoder=EncoderConfig(weights="auto")))
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
@@ -162,6 +163,7 @@ class TokenizerRecipe:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
+        require_encoder_weights(self.tokenizer)
         if not self.tokenizer.encoder.frozen and self.loss.perceptual == "encoder":
             raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
         if self.tokenizer.quantizer.kind != "cosine" and (self.codebook.kmeans or self.codebook.revive):
@@ -170,6 +172,15 @@ class TokenizerRecipe:
             )
         if self.codebook.kmeans and not self.codebook.continuous_steps:
             raise ConfigError("codebook.kmeans needs codebook.continuous_steps, at whose end it runs")
+
+    @classmethod
+    def as_written(cls, tree: dict) -> dict:
+        """Version 0.1 took "none" for the word that random weights were meant."""
+        tokenizer = tree.get("tokenizer", {})
+        encoder = tokenizer.get("encoder", {})
+        if encoder.get("weights") != "none":
+            return tree
+        return {**tree, "tokenizer": {**tokenizer, "encoder": {**encoder, "weights": "random"}}}
 
 
 @dataclass(frozen=True)

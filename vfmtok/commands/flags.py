@@ -1,0 +1,190 @@
+"""Flags that several commands have, each declared here and nowhere else. Help needs no PyTorch, so nor does this file.
+
+A flag of a training script is an alias of a field of its recipe: a row (flag, field, what it takes, help). A flag that
+is not given changes nothing; ``--set section.field=value`` reaches every other field, with the same prefixes in every
+command.
+"""
+
+import argparse
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Flags = tuple[tuple[str, str, Any, str], ...]
+Parser = argparse.ArgumentParser | argparse._ArgumentGroup
+
+# The scripts were published with names of their own for the same things; each of these is understood besides.
+ALIASES = {
+    "--vq-ckpt": ("--tokenizer",),
+    "--transformer-config-file": ("--transformer-config", "--tokenizer-config"),
+    "--gpt": ("--generator",),
+    "--gpt-ckpt": ("--generator",),
+    "--global-seed": ("--seed",),
+    "--output_dir": ("--output-dir", "--out"),
+    "--sample-dir": ("--out",),
+    "--results-dir": ("--out",),
+    "--num_workers": ("--num-workers",),
+}
+
+TOKENIZER = ("--vq-ckpt", "the tokenizer: a run's folder, a checkpoint, released weights, their repository")
+TOKENIZER_CONFIG = ("--transformer-config-file", "the tokenizer's configuration, for weights without their own")
+
+
+def names(flag: str) -> tuple[str, ...]:
+    """A flag and its other names."""
+    return (flag, *ALIASES.get(flag, ()))
+
+
+# --------------------------------------------------------------------------------------
+# Flags that are fields of a recipe
+# --------------------------------------------------------------------------------------
+
+
+def choices(section: type, name: str) -> tuple[str, ...]:
+    """What a field of the recipe may be, by its type: a new name is written there and nowhere else."""
+    return typing.get_args(typing.get_type_hints(section)[name])
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: Flags) -> None:
+    for flag, key, takes, text in flags:
+        help_text = f"{text}{' ' if text else ''}[{key}]"
+        if takes is bool:
+            parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        elif isinstance(takes, tuple):
+            parser.add_argument(*names(flag), dest=key, choices=takes, help=help_text)
+        else:
+            parser.add_argument(*names(flag), dest=key, type=takes, metavar=takes.__name__.upper(), help=help_text)
+
+
+def given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
+    """key -> value of the flags on the command line."""
+    return {key: value for _, key, _, _ in flags if (value := getattr(args, key)) is not None}
+
+
+def add_recipe(parser: Parser, example: str) -> None:
+    parser.add_argument("--recipe", metavar="YAML", help=f"settings of the whole run, such as {example}")
+
+
+def add_betas(parser: Parser) -> None:
+    for flag in ("--beta1", "--beta2"):
+        parser.add_argument(flag, type=float, help="[optimizer.betas]")
+
+
+def given_betas(args: argparse.Namespace, old: tuple[float, ...]) -> dict[str, Any]:
+    """The field that ``add_betas`` sets, if it was given."""
+    new = (args.beta1, args.beta2)
+    if new == (None, None):
+        return {}
+    return {"optimizer.betas": [before if beta is None else beta for before, beta in zip(old, new, strict=True)]}
+
+
+def add_weights_to_start_from(parser: Parser, flag: str) -> None:
+    """``flag`` and ``--finetune``, of the training scripts."""
+    parser.add_argument(flag, metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)")
+    parser.add_argument(
+        "--finetune", action="store_true", help=f"take only weights from {flag}, ours or released, all that fit"
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Models
+# --------------------------------------------------------------------------------------
+
+
+def add_tokenizer(parser: Parser, required: bool = True) -> None:
+    """``args.vq_ckpt`` and ``args.tokenizer_config``: see ``pretrained.loading.load_tokenizer``."""
+    parser.add_argument(*names(TOKENIZER[0]), required=required, metavar="PATH", help=TOKENIZER[1])
+    add_tokenizer_config(parser)
+
+
+def add_tokenizer_config(parser: Parser) -> None:
+    flag, text = TOKENIZER_CONFIG
+    parser.add_argument(*names(flag), dest="tokenizer_config", metavar="YAML", help=text)
+
+
+def add_generator(parser: Parser, flag: str = "--gpt", required: bool = True) -> None:
+    text = "the generator: a run's folder, a checkpoint, released weights, their repository"
+    parser.add_argument(*names(flag), required=required, metavar="PATH", help=text)
+
+
+def add_generator_facts(parser: Parser) -> None:
+    """``args.gpt_model`` and ``args.num_classes``: what files of weights do not tell, or tell by their shapes."""
+    add_size(parser, "the generator's size, of released weights; a run knows its own")
+    parser.add_argument("--num-classes", type=positive, metavar="N", help="default: as many as the weights have")
+
+
+def add_size(parser: Parser, text: str) -> None:
+    """``args.gpt_model``: a named size of any family."""
+    from vfmtok.generators import GENERATORS
+
+    sizes = [name for family in GENERATORS.values() for name in family.sizes]
+    parser.add_argument("--gpt-model", choices=sizes, help=text)
+
+
+def add_set(parser: Parser, what: str) -> None:
+    """``args.set``: see ``settings_of``. ``what`` says which fields there are."""
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help=what)
+
+
+def settings_of(settings: Iterable[str], *sections: str) -> dict[str, list[str]]:
+    """Settings "section.field=value" by section, without the section's name.
+
+    A field without a section is the first section's, as it was in version 0.1, which also said "gpt" for "generator".
+    """
+    found: dict[str, list[str]] = {section: [] for section in sections}
+    for text in settings:
+        head, dot, rest = modern(text).partition(".")
+        if dot and head in found:
+            found[head].append(rest)
+        else:
+            found[sections[0]].append(text)
+    return found
+
+
+def modern(setting: str) -> str:
+    """The section of a generator was called "gpt" in version 0.1."""
+    return f"generator.{setting[4:]}" if setting.startswith("gpt.") else setting
+
+
+# --------------------------------------------------------------------------------------
+# Networks that measure
+# --------------------------------------------------------------------------------------
+
+
+def add_inception(parser: Parser) -> None:
+    text = "Inception weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
+    parser.add_argument("--inception", metavar="PATH", help=text)
+
+
+def add_spatial_tap(parser: Parser, default: str | None = "convolution") -> None:
+    """``default`` None tells a flag that was not given."""
+    parser.add_argument(
+        "--spatial-tap",
+        choices=("convolution", "activation"),  # inception.SpatialTap
+        default=default,
+        help="where sFID's features are read, as for the reference: before (default) or after batch norm and ReLU",
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Values
+# --------------------------------------------------------------------------------------
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got '{text}'")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got '{text}'")
+    return int(text)
+
+
+def path_of(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()
