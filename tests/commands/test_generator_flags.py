@@ -5,9 +5,12 @@ import shlex
 import pytest
 from small_caches import write_cache
 
+from vfmtok.code import Ids, Latents, Segment
 from vfmtok.commands import generator_flags
-from vfmtok.config import save_config
+from vfmtok.config import config_from_dict, save_config
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.generators import GENERATORS, generator_config
+from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.training.generator_recipe import GeneratorRecipe
 
 
@@ -128,6 +131,50 @@ def test_a_recipe_keeps_what_it_says(cache, tmp_path):
     assert (recipe.generator.num_classes, recipe.generator.vocab_size, recipe.optimizer.lr) == (5, 32, 5e-4)
     save_config(recipe, tmp_path / "again.yaml")
     assert parse(f"--recipe {tmp_path}/again.yaml") == recipe
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_every_family_takes_its_sizes_from_the_code(kind):
+    """What a family says of a code is a configuration of just this code."""
+    code = Ids((Segment(9, 50, (3, 3)),))
+    family = GENERATORS[kind]
+    fields = family.config.fields_of_code(code)
+    config = config_from_dict(fields, family.config)
+    assert config.code.num_tokens == 9 and config.code.largest_codebook == 50
+    for name in family.sizes:
+        assert generator_config(name, **fields).code == config.code
+    with pytest.raises(ConfigError, match="latents of 4 x 8 x 8"):
+        family.config.fields_of_code(Latents((4, 8, 8)))
+
+
+def test_holistic_tokens_of_a_code_are_the_gpts_too():
+    code = Ids((Segment(4, 32, None), Segment(9, 32, (3, 3))))
+    assert config_from_dict(GPTConfig.fields_of_code(code), GPTConfig).code == code
+
+
+def test_another_family_needs_only_its_name(cache, tmp_path):
+    """By a named size, by a recipe and by --set, also where the recipe's section was of another family."""
+    recipe = parse(f"--code-path {cache} --gpt-model RAR-B --epochs 7")
+    assert (recipe.generator.kind, recipe.generator.dim, recipe.optimizer.epochs) == ("rar", 768, 7)
+    assert (recipe.generator.vocab_size, recipe.generator.num_tokens, recipe.generator.num_classes) == (32, 16, 3)
+    (tmp_path / "recipe.yaml").write_text("generator: {num_classes: 5, qk_norm: true}\n")
+    command = f"--recipe {tmp_path}/recipe.yaml --code-path {cache}"
+    changed = parse(f"{command} --set generator.kind=rar --set generator.n_layer=2")
+    assert (changed.generator.kind, changed.generator.n_layer, changed.generator.num_classes) == ("rar", 2, 3)
+    assert parse(command).generator.num_classes == 5
+
+
+def test_a_size_without_a_published_run_has_the_defaults_and_says_so(cache, capsys):
+    assert parse(f"--code-path {cache} --gpt-model GPT-1B").optimizer == GeneratorRecipe().optimizer
+    assert "300 epochs" in capsys.readouterr().out
+    assert parse(f"--code-path {cache} --gpt-model GPT-XL --lr 3e-4").optimizer.epochs == 200
+    assert "200 epochs" in capsys.readouterr().out
+
+
+def test_old_and_other_names(cache):
+    """Version 0.1 called the section gpt; a flag of the published scripts has a name that all commands share."""
+    old, new = "--set gpt.n_layer=3 --global-seed 4 --results-dir x", "--set generator.n_layer=3 --seed 4 --out x"
+    assert parse(f"--code-path {cache} {old}") == parse(f"--code-path {cache} {new}")
 
 
 def test_recipes_in_configs_are_valid(root, cache):
