@@ -57,6 +57,7 @@ def read_parts(given: Given, scratch: Scratch, keys: Keys, names: SplitNames, la
         prefix = prefixes[index], of_source[container.source]
         part = _read(container, scratch, keys, names, labelled, prefix, splits[index], index)
         part.splits = Counter(image.split for image in part.images)
+        container.files, container.images = [], []  # a million of them are half a gigabyte
         parts.append(part)
     return parts
 

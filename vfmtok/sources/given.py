@@ -131,9 +131,10 @@ def _without_cache(folder: Path) -> Path:
 def _look_into(folder: Path, source: Path, given: Given) -> None:
     """Add a folder as one container of images or as those that lie in it. Raises DataError."""
     files = list(walk_folder(folder))
-    kits = {found.path.split("/")[0] for found in files if imagenet.is_devkit(Path(found.path.split("/")[0]))}
+    kits = {top for top in {found.path.split("/", 1)[0] for found in files} if imagenet.is_devkit(Path(top))}
     given.label_files += [folder / kit for kit in sorted(kits)]
-    files = [found for found in files if found.path.split("/")[0] not in kits]
+    if kits:
+        files = [found for found in files if found.path.split("/", 1)[0] not in kits]
     named = [found for found in files if label_files.BY_CONVENTION.search(found.path) and not is_hidden(found.path)]
     given.label_files += [folder / found.path for found in named]
     given.tables += [str(folder / found.path) for found in files if "/" not in found.path and _may_be_table(found)]

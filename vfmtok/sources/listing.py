@@ -17,6 +17,8 @@ files, ImageNet's archives, or the word ``sample`` (the images that come with th
 """
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -27,6 +29,7 @@ from vfmtok.sources import classes as class_rules
 from vfmtok.sources import imagenet
 from vfmtok.sources.class_folders import Image
 from vfmtok.sources.containers import Part, read_parts
+from vfmtok.sources.files import Found
 from vfmtok.sources.given import SAMPLE as SAMPLE
 from vfmtok.sources.given import look_at
 from vfmtok.sources.scratch import Scratch
@@ -143,25 +146,45 @@ def _listing(
 ) -> Listing:
     rows = [image for image in images if image.found.place[0] == "parquet"]  # stay in order: row groups are read whole
     files = [image for image in images if image.found.place[0] != "parquet"]
-    images = sorted(files, key=lambda image: image.prefix + image.path) + rows
+    files.sort(key=lambda image: image.prefix + image.path)
     splits: dict[str, list[Entry]] = {"train": [], "val": []}
-    lines, seen = [], {}
-    for image in images:
+    founds: dict[str, list[Found]] = {"train": [], "val": []}
+    taken: set[str] = set()
+    repeats: Counter[str] = Counter()
+    digest = _Fingerprint()
+    for image in itertools.chain(files, rows):
         split = (image.split if has_splits else None) or "train"
         if val_fraction is not None and _hash_share(image.path) < val_fraction:
             split = "val"
         shard_split = f"{split}/" if has_splits and image.found.label is not None else ""
-        name = _unique(shard_split + image.prefix + image.path, seen)
-        entry = Entry(name, label_of[image.label], image.found.place)
-        splits[split].append(entry)
-        lines.append(f"{split}\t{name}\t{entry.label}\t{image.found.size}\t{image.found.check}\n")
+        name = _unique(shard_split + image.prefix + image.path, taken, repeats)
+        splits[split].append(Entry(name, label_of[image.label], image.found.place))
+        if rows:
+            digest.add(split, splits[split][-1], image.found)
+        else:
+            founds[split].append(image.found)
     if not splits["train"]:
         raise DataError("no image is left for training: lower --val-fraction or add images")
-    digest = hashlib.sha256()
-    for line in lines if rows else sorted(lines):
-        digest.update(line.encode("utf-8", "surrogateescape"))
+    for split in founds if not rows else ():
+        entries = splits[split]
+        for index in sorted(range(len(entries)), key=[entry.name for entry in entries].__getitem__):
+            digest.add(split, entries[index], founds[split][index])
     splits = {split: entries for split, entries in splits.items() if entries}
     return Listing(splits, classes, digest.hexdigest(), {}, 0)
+
+
+class _Fingerprint:
+    """SHA-256 over what is known of the images: split after split by name or, with parquet, as they come."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, split: str, entry: Entry, found: Found) -> None:
+        line = f"{split}\t{entry.name}\t{entry.label}\t{found.size}\t{found.check}\n"
+        self._digest.update(line.encode("utf-8", "surrogateescape"))
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _checks(listing: Listing, rules: class_rules.Rules) -> list[str]:
@@ -169,11 +192,8 @@ def _checks(listing: Listing, rules: class_rules.Rules) -> list[str]:
     if rules.names is not None and tuple(rules.names.by_label) != imagenet.synsets():
         return []  # the user's own order
     known_as = {name: file for part in listing.parts for name, file in part.known_as.items()}
-    images = (
-        (f"{entry.name} {known_as.get(PurePosixPath(entry.name).name, '')}".strip(), entry.label)
-        for entries in listing.splits.values()
-        for entry in entries
-    )
+    entries = itertools.chain.from_iterable(listing.splits.values())
+    images = ((f"{e.name} {known_as.get(e.name[e.name.rfind('/') + 1 :], '')}".strip(), e.label) for e in entries)
     said = imagenet.verify(listing.classes, images)
     return [said] if said else []
 
@@ -183,12 +203,12 @@ def _hash_share(path: str) -> float:
     return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def _unique(name: str, seen: dict[str, int]) -> str:
+def _unique(name: str, taken: set[str], repeats: Counter[str]) -> str:
     """``name``, or the first of ``name-2``, ``name-3``, ... that is free (keys repeat between shards)."""
     candidate = name
-    while candidate in seen:
+    while candidate in taken:
+        repeats[name] += 1
         pure = PurePosixPath(name)
-        seen[name] += 1
-        candidate = str(pure.with_name(f"{pure.stem}-{seen[name]}{pure.suffix}"))
-    seen[candidate] = 1
+        candidate = str(pure.with_name(f"{pure.stem}-{repeats[name] + 1}{pure.suffix}"))
+    taken.add(candidate)
     return candidate
