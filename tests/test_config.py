@@ -131,6 +131,10 @@ def test_a_section_of_another_kind_begins_with_its_defaults(write):
     levels = ["tokenizer.quantizer.kind=fsq", "tokenizer.quantizer.levels=[4,4,4]"]
     config = vfmtok.load_config(write("quantizer: {kind: cosine, commit_weight: 0.5}"), levels)
     assert (config.quantizer.codebook_size, config.quantizer.code_dim) == (64, 3)
+    unnamed = write("quantizer: {codebook_size: 16, code_dim: 5}")  # of the default kind
+    assert vfmtok.load_config(unnamed, levels) == config
+    same = vfmtok.load_config(write("quantizer: {codebook_size: 16}"), ["quantizer.kind=cosine"])
+    assert same.quantizer == CosineConfig(codebook_size=16)
     old = {"codebook_size": 64, "code_dim": 3, "commit_weight": 0.25, "entropy_weight": 0.0, "levels": [4, 4, 4]}
     text = yaml.safe_dump({"quantizer": {"kind": "fsq", "entropy_temperature": 0.01, **old}})
     assert vfmtok.load_config(write(text)) == config

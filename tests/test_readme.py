@@ -10,14 +10,14 @@ import pytest
 
 import vfmtok
 from vfmtok.config import with_overrides
-from vfmtok.pretrained.manifest import find_manifest, manifest_names
 from vfmtok.training.recipe import TokenizerRecipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NAMES = ("training", "evaluation", "configuration", "faq", "architecture")  # in the order of their commands
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in NAMES}
-TEXT = README + "".join(PAGES.values())  # docs/data.md has tests/test_data_page.py
+BENCHMARKS = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+TEXT = README + "".join(PAGES.values()) + BENCHMARKS  # docs/data.md has tests/test_data_page.py
 BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, note, code in BLOCKS if language == "python" and "no-run" not in note]
 SHELL = "".join(code for language, note, code in BLOCKS if language == "bash" and "no-run" not in note)
@@ -32,6 +32,9 @@ NOT_TRIED = {
     "vfmtok demo --gpt quickstart/generator --vq-ckpt quickstart/tokenizer",  # tests/demo
 }
 TINY = {
+    "benchmarks/tokenizer.py": "benchmarks/tokenizer.py --config configs/tiny.yaml --repeat 1",
+    "benchmarks/train_step.py": "benchmarks/train_step.py --config configs/tiny.yaml --repeat 1 --no-memory",
+    "benchmarks/sampling.py": "benchmarks/sampling.py --tokens 4 --batch 1 --steps 1 --precision fp32",
     "--nproc-per-node 8": "--standalone --nproc-per-node 2",  # on a free port
     # The paper's run: ImageNet and three networks' weights become the sample set and none.
     "configs/vfmtok/tokenizer.yaml --data-path imagenet": "configs/vfmtok/tokenizer.yaml --data-path emoji "
@@ -69,6 +72,15 @@ def test_python_blocks_run(code):
         assert claim in done.stdout
 
 
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python benchmarks/")])
+def test_benchmarks_run(command):
+    for shown, tried in TINY.items():
+        command = command.replace(shown, tried)
+    done = subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "bound" in done.stdout or "published path" in done.stdout
+
+
 def test_commands_run_one_after_the_other(tmp_path):
     commands = [line for line in COMMANDS if line.startswith(RUN) and line not in NOT_TRIED]
     commands.sort(key=lambda line: "quickstart/" in line)  # with what the others trained
@@ -94,7 +106,7 @@ def test_commands_run_one_after_the_other(tmp_path):
 
 
 def test_every_command_is_tried():
-    others = {line for line in COMMANDS if not line.startswith(RUN)}
+    others = {line for line in COMMANDS if not line.startswith((*RUN, "python benchmarks/"))}
     assert others <= NOT_TRIED <= set(COMMANDS)
 
 

@@ -157,6 +157,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):  # X | None, or sections of several kinds
         if hasattr(arguments[0], "kind"):
+            value = value.resolved(arguments[0].kind) if isinstance(value, _OfAnotherKind) else value
             return _build(_section_of_kind(hint, value, f"{key}."), value, f"{key}.")
         return None if value is None else _convert(arguments[0], value, key)
     if origin is Literal:
@@ -214,12 +215,26 @@ def _set_keys(tree: dict, changes: Iterable[tuple[str, Any]]) -> None:
 def _set_key(tree: dict, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for depth, section in enumerate(sections, start=1):
-        tree = tree.setdefault(section, {})
+        above, tree = tree, tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
-    if name == "kind" and tree.get("kind", value) != value:
-        tree.clear()
+    if name == "kind" and sections:
+        tree = above[sections[-1]] = _OfAnotherKind(tree)
     tree[name] = value
+
+
+class _OfAnotherKind(dict):
+    """A section whose ``kind`` was set by an override: what the file says of the kind it had is left out.
+
+    The file need not name that kind, where it is the default; so which one it was is seen when the section is built.
+    """
+
+    def __init__(self, tree: Mapping[str, Any]):
+        super().__init__()
+        self.of_file = dict(tree)
+
+    def resolved(self, default: str) -> dict[str, Any]:
+        return {**self.of_file, **self} if self.of_file.get("kind", default) == self["kind"] else dict(self)
 
 
 def _parse_yaml(text: str, source: str) -> Any:
