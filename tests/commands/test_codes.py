@@ -85,7 +85,7 @@ def test_ids_are_those_of_the_tokenizer(place, ten_crop):
         assert (found == expected).float().mean() > 0.98  # another batch may round a tie the other way
         assert cache[row, 0][1] == records[row].label
     assert cache.metadata["views"][5] == "1.05 top left flipped"
-    assert cache.classes[2] == "Ωmega" and cache.metadata["grid"] == 4
+    assert cache.classes[2] == "Ωmega" and cache.code.grid == (4, 4)
 
 
 def test_shifted_views(place, tmp_path):

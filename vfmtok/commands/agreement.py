@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.commands.sample import add_model_arguments, open_models
+from vfmtok.commands.models import add_models, open_models
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.data.records import RecordDataset
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images, say which class they show. Prints the share that agrees, beside what real images reach and beside "
         "a floor, and the largest overlap of ids with a training image."
     )
-    add_model_arguments(parser)
+    add_models(parser)
     parser.add_argument("--data", required=True, help="the folder of `vfmtok prepare`, with a validation split")
     parser.add_argument("--code-path", required=True, metavar="CACHE", help="the token cache of its training images")
     parser.add_argument("--per-class", type=int, default=60, metavar="N", help="generated images (default 60)")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels", type=int, nargs="+", metavar="L", help="of the encoder (default: all of a pyramid, else those read)"
     )
     parser.add_argument("--batch-size", type=int, default=60, metavar="N", help="images generated at a time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", "--global-seed", type=int, default=0)
     parser.add_argument("--out", default="agreement", metavar="FOLDER", help="for results.json (default agreement)")
 
 

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from vfmtok import distributed
 from vfmtok.code import code_to_dict
+from vfmtok.commands import flags
+from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.loader import ImageLoader
@@ -36,7 +38,6 @@ from vfmtok.data.transforms import (
 from vfmtok.errors import DataError, SharedError
 from vfmtok.metrics.psnr_and_usage import count_codes, psnr, usage_of_counts
 from vfmtok.pictures.contact_sheet import draw_pairs
-from vfmtok.pretrained.loading import load_tokenizer
 from vfmtok.weights.hashing import tokenizer_hash
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
@@ -49,16 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("dataset", metavar="DATASET", help="an LMDB folder, such as prepare's OUT/train_lmdb")
     parser.add_argument("out", metavar="OUT", help="the folder of the token cache")
-    parser.add_argument(
-        "--vq-ckpt",
-        required=True,
-        metavar="PATH",
-        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
-    )
-    parser.add_argument(
-        "--transformer-config-file", metavar="YAML", help="its configuration, for weights that do not bring their own"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    flags.add_tokenizer(parser)
+    flags.add_set(parser, "tokenizer")
     parser.add_argument(
         "--views",
         choices=("center", "flip", "shift", "ten-crop", "random"),
@@ -69,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "random: training crops",
     )
     parser.add_argument("--num-random-views", type=int, metavar="R", help="for --views random (default 10)")
-    parser.add_argument("--global-seed", type=int, help="of --views random (default 0)")
+    parser.add_argument(*flags.names("--global-seed"), type=int, help="of --views random (default 0)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
@@ -136,7 +129,7 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
 def _extract(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         records = RecordDataset(args.dataset)
-        tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file, args.set).to(world.device)
+        tokenizer = open_tokenizer(args, world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = tokenizer_hash(tokenizer)

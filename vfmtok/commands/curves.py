@@ -1,7 +1,4 @@
-"""`vfmtok curves RUN... --out curves.png`: the curves of runs over each other.
-
-The first run is drawn in colour, the others in greys behind it: name a reference log last to see a new run against it.
-"""
+"""`vfmtok curves RUN... --out curves.png`: the curves of runs over each other."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +7,10 @@ from vfmtok.pictures.curves import draw_curves, read_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.split("\n\n")[1].replace("\n", " ")
+    parser.description = (
+        "Draw the curves of runs over each other. The first is in colour, the others in greys behind it: name a "
+        "reference log last to see a new run against it."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a log.jsonl")
     parser.add_argument("--out", default="curves.png", help="the picture (default curves.png)")
 

@@ -1,10 +1,4 @@
-"""`vfmtok demo --vq-ckpt RUN --gpt RUN`: a web page to try a tokenizer and a generator.
-
-Classes become images (guidance, seed, top-k, top-p, temperature), an image becomes tokens and is decoded again,
-with the points that the region sampler reads, and tokens of two images are mixed. Without --gpt nothing is sampled.
-For example:
-`vfmtok demo --vq-ckpt results/emoji64 --gpt results/emoji64_gpt`, then open http://127.0.0.1:7860.
-"""
+"""`vfmtok demo --vq-ckpt RUN --gpt RUN`: a web page to try a tokenizer and a generator."""
 
 import argparse
 import os
@@ -12,14 +6,18 @@ import tempfile
 from pathlib import Path
 
 from vfmtok import distributed
-from vfmtok.commands.sample import add_model_arguments
+from vfmtok.commands.models import add_models
 from vfmtok.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    title, about = __doc__.split("\n\n")
-    parser.description = (title.partition(": ")[2] + " " + about).replace("\n", " ")
-    add_model_arguments(parser, needs_gpt=False)
+    parser.description = (
+        "Serve a web page to try a tokenizer and a generator. Classes become images (guidance, seed, top-k, top-p, "
+        "temperature), an image becomes tokens and is decoded again, with the points that the region sampler reads, "
+        "and tokens of two images are mixed. Without --gpt nothing is sampled. For example: "
+        "`vfmtok demo --vq-ckpt results/emoji64 --gpt results/emoji64_gpt`, then open http://127.0.0.1:7860."
+    )
+    add_models(parser, needs_generator=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers (off by default)")
@@ -58,10 +56,9 @@ def run(args: argparse.Namespace) -> None:
 
 def open_studio(args: argparse.Namespace, world: distributed.World):
     """The models named by ``args``. Raises VFMTokError."""
-    from vfmtok.commands.sample import open_models
+    from vfmtok.commands.models import open_models, open_tokenizer
     from vfmtok.demo.studio import Studio
-    from vfmtok.pretrained.loading import load_tokenizer
 
     if args.gpt is None:
-        return Studio(load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device), None, None)
+        return Studio(open_tokenizer(args, world.device), None, None)
     return Studio(*open_models(args, world.device))

@@ -1,8 +1,4 @@
-"""`vfmtok download NAME [PART...]`: weights from the Hub into the cache or a folder, checked, continued after a cut.
-
-NAME is a repository such as yexiguafu/VFMTok, PART one of its parts (default: tokenizer). What was fetched is found
-again by from_pretrained and `vfmtok reproduce`, offline too. "encoder" is the published tokenizer's frozen encoder.
-"""
+"""`vfmtok download NAME [PART...]`: weights from the Hub into the cache or a folder, checked, continued after a cut."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +11,12 @@ from vfmtok.weights.download import AbsentError, fetch, hub_access, sha256_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.partition(": ")[2]
+    parser.description = (
+        "Fetch weights from the Hub into the cache or a folder, checked; after a cut the same command continues. NAME "
+        "is a repository such as yexiguafu/VFMTok, PART one of its parts (default: tokenizer). What was fetched is "
+        'found again by from_pretrained and `vfmtok reproduce`, offline too. "encoder" is the published tokenizer\'s '
+        "frozen encoder."
+    )
     parser.add_argument("name", metavar="NAME", help="repository of the Hub: owner/name")
     parser.add_argument("parts", metavar="PART", nargs="*", help="tokenizer (default), encoder, GPT-B, ..., or gpt")
     parser.add_argument("--list", action="store_true", help="only tell the parts of a published repository")

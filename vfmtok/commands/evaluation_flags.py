@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from torch import nn
 
 from vfmtok import distributed
-from vfmtok.commands import flags
+from vfmtok.commands import flags, models
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.tokenizer_flags import VQ_MODELS
@@ -21,12 +21,9 @@ from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
-from vfmtok.generators.gpt.config import GPT_SIZES
-from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import DTYPES
 from vfmtok.metrics.probe import ProbeRecipe
-from vfmtok.pretrained.loading import load_generator, load_tokenizer
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.pretrained.loading import load_generator
 
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
     from vfmtok.evaluation.compared import ReferenceSet
@@ -51,21 +48,23 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_tokenizer_flags(parser)
+    flags.add_set(parser, "tokenizer")
     parser.add_argument(
         "--anno-file", required=True, metavar="PATH", help="images: a prepared folder (its val_lmdb) or an LMDB"
     )
+    parser.add_argument(*flags.names("--output_dir"), default="recons", metavar="DIR", help="results (default recons)")
     parser.add_argument(
-        "--output_dir", "--output-dir", default="recons", metavar="DIR", help="results (default recons)"
+        "--image-size-eval",
+        type=flags.positive,
+        default=256,
+        metavar="N",
+        help="side at which is compared (default 256)",
     )
-    parser.add_argument(
-        "--image-size-eval", type=_positive, default=256, metavar="N", help="side at which is compared (default 256)"
-    )
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="per process (default 32)")
+    parser.add_argument("--batch-size", type=flags.positive, default=32, metavar="N", help="per process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
-        "--num_workers",
-        "--num-workers",
-        type=_count,
+        *flags.names("--num_workers"),
+        type=flags.count,
         default=workers,
         metavar="N",
         help="loading processes of each process",
@@ -88,45 +87,54 @@ def reconstruction_parser() -> argparse.ArgumentParser:
 def generation_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         "test_net.py",
-        description="Sample images from a GPT and measure gFID, sFID, IS, precision and recall. The same command "
+        description="Sample images from a generator and measure gFID, sFID, IS, precision and recall. The same command "
         "again continues; several --cfg-scale values, with commas between, make a sweep.",
         allow_abbrev=False,
     )
     _add_tokenizer_flags(parser)
+    flags.add_set(parser, "tokenizer", "generator")
+    flags.add_generator(parser, "--gpt-ckpt")
+    flags.add_generator_facts(parser)
     parser.add_argument(
-        "--gpt-ckpt", required=True, metavar="PATH", help="run, checkpoint, released weights or their repository"
+        "--vocab-size", type=flags.positive, metavar="N", help="codes of the GPT (default: as many as the file holds)"
     )
-    parser.add_argument(
-        "--gpt-model", choices=GPT_SIZES, help="its size (default: a run's own; of a file of weights GPT-B)"
-    )
-    parser.add_argument(
-        "--vocab-size", type=_positive, metavar="N", help="codes of the GPT (default: as many as the file holds)"
-    )
-    parser.add_argument("--num-classes", type=_positive, metavar="N", help="default: as many as the file holds")
     parser.add_argument(
         "--latent-size",
-        type=_positive,
+        type=flags.positive,
         metavar="N",
         help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
     )
     parser.add_argument(
         "--gpt-set",
+        dest="set",
         action="append",
-        default=[],
+        type=_of_generator,
+        default=argparse.SUPPRESS,
         metavar="FIELD=VALUE",
-        help="change a field of the GPT's configuration",
+        help="the same as --set generator.FIELD=VALUE",
     )
     parser.add_argument(
-        "--sample-dir", default="samples", metavar="DIR", help="every setting gets a folder in it (default samples)"
+        *flags.names("--sample-dir"),
+        default="samples",
+        metavar="DIR",
+        help="every setting gets a folder in it (default samples)",
     )
     plain = Samples()
     parser.add_argument(
-        "--image-size-eval", type=_positive, default=plain.size, metavar="N", help="side of the samples (default 256)"
+        "--image-size-eval",
+        type=flags.positive,
+        default=plain.size,
+        metavar="N",
+        help="side of the samples (default 256)",
     )
     parser.add_argument(
-        "--num-fid-samples", type=_positive, default=plain.count, metavar="N", help="default 50000, exactly so many"
+        "--num-fid-samples",
+        type=flags.positive,
+        default=plain.count,
+        metavar="N",
+        help="default 50000, exactly so many",
     )
-    parser.add_argument("--per-proc-batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    parser.add_argument("--per-proc-batch-size", type=flags.positive, default=32, metavar="N", help="default 32")
     parser.add_argument("--cfg-scale", default="1.5", metavar="S[,S...]", help="1 is without guidance (default 1.5)")
     parser.add_argument(
         "--cfg-interval", type=int, default=plain.cfg_interval, metavar="N", help="guide the first N+2 tokens; -1: all"
@@ -134,7 +142,7 @@ def generation_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=plain.top_k, metavar="N", help="0: all (default)")
     parser.add_argument("--top-p", type=float, default=plain.top_p, metavar="P", help="default 1")
     parser.add_argument("--temperature", type=float, default=plain.temperature, metavar="T", help="default 1")
-    parser.add_argument("--global-seed", type=int, default=plain.seed, metavar="N", help="default 0")
+    parser.add_argument(*flags.names("--global-seed"), type=int, default=plain.seed, metavar="N", help="default 0")
     parser.add_argument(
         "--classes", choices=("random", "balanced"), default=plain.classes, help="random is the published choice"
     )
@@ -154,16 +162,7 @@ def generation_parser() -> argparse.ArgumentParser:
 
 
 def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--vq-ckpt",
-        required=True,
-        metavar="PATH",
-        help="tokenizer: a run's folder, a checkpoint, released weights, their repository",
-    )
-    for flag in ("--transformer-config-file", "--transformer-config"):
-        parser.add_argument(
-            flag, dest="tokenizer_config", metavar="YAML", help="its configuration, for weights without their own"
-        )
+    flags.add_tokenizer(parser)
     parser.add_argument(
         "--prefer",
         choices=("ema", "model"),
@@ -171,11 +170,8 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
         help="where weights have an average, it (default) or the last ones; of both models",
     )
     for flag, key in TOKENIZER_FLAGS:
-        parser.add_argument(flag, dest=key, type=_positive, metavar="N", help=f"[{key}]")
+        parser.add_argument(flag, dest=key, type=flags.positive, metavar="N", help=f"[{key}]")
     parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other field of the configuration"
-    )
 
 
 def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, ...], text: str) -> None:
@@ -186,16 +182,10 @@ def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, 
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got '{text}'")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got '{text}'")
-    return int(text)
+def _of_generator(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"--gpt-set takes FIELD=VALUE, got '{text}'")
+    return f"generator.{text}"
 
 
 # --------------------------------------------------------------------------------------
@@ -203,18 +193,17 @@ def _positive(text: str) -> int:
 # --------------------------------------------------------------------------------------
 
 
-def open_tokenizer(args: argparse.Namespace, world: distributed.World) -> VFMTok:
-    """On this process's device. Raises VFMTokError."""
+def open_tokenizer(args: argparse.Namespace, world: distributed.World, encodes: bool = True) -> nn.Module:
+    """On this process's device; ``encodes`` as for ``models.open_tokenizer``. Raises VFMTokError."""
     changes = [f"{key}={getattr(args, key)}" for _, key in TOKENIZER_FLAGS if getattr(args, key) is not None]
     if args.vq_model:
         changes.append(f"pixel_decoder.multipliers={VQ_MODELS[args.vq_model]}")
-    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, [*changes, *args.set], args.prefer)
-    return tokenizer.to(world.device)
+    return models.open_tokenizer(args, world.device, changes, encodes)
 
 
 def open_gpt(
-    args: argparse.Namespace, tokenizer: VFMTok, world: distributed.World
-) -> tuple[GPT, str, list[str] | None]:
+    args: argparse.Namespace, tokenizer: nn.Module, world: distributed.World
+) -> tuple[nn.Module, str, list[str] | None]:
     """On this process's device, in the dtype it samples in; what its results are called; its classes' names if known.
 
     Raises VFMTokError.
@@ -224,15 +213,9 @@ def open_gpt(
         raise ConfigError(
             f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"
         )
-    given = {"vocab_size": args.vocab_size, "num_classes": args.num_classes}
-    given = {name: value for name, value in given.items() if value is not None}
-    for change in args.gpt_set:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--gpt-set takes FIELD=VALUE, got '{change}'")
-        given[name] = yaml.safe_load(value)
     path = path_of(args.gpt_ckpt)
-    gpt, weights = load_generator(path, tokenizer, args.gpt_model, given, DEFAULT_GPT, args.prefer)
+    fields = models.generator_fields(args)
+    gpt, weights = load_generator(path, tokenizer, args.gpt_model, fields, DEFAULT_GPT, args.prefer)
     name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
     return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
 

@@ -62,7 +62,7 @@ def measure_generator(args: argparse.Namespace, world: distributed.World) -> dic
     """
     with distributed.together():
         scales, samples = parse_scales(args.cfg_scale), flags.samples_of(args)
-        tokenizer = flags.open_tokenizer(args, world)
+        tokenizer = flags.open_tokenizer(args, world, encodes=False)
         gpt, name, classes = flags.open_gpt(args, tokenizer, world)
         class_names = classes or flags.class_names(args.reference)
     inception, references = flags.open_references(args, samples.size, world)

@@ -1,10 +1,4 @@
-"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names, as a torch file; or a folder.
-
-``inference`` holds the weights to use (the average, where there is one) under "model"; ``full`` holds the weights, the
-average, a tokenizer's discriminator and the step, as published training checkpoints do. The file does not tell the
-model's configuration, as the published ones do not. ``pretrained`` makes OUT a folder that ``from_pretrained`` opens,
-with the configuration and a card of its ``--metrics``.
-"""
+"""`vfmtok export RUN OUT`: the tokenizer or generator of a run under the released names; or a folder."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +18,12 @@ from vfmtok.weights.name_maps import copy_strictly, to_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.split("\n\n")[1].replace("``", "")
+    parser.description = (
+        'Of a run\'s model: inference holds the weights to use (the average, where there is one) under "model"; full '
+        "holds the weights, the average, a tokenizer's discriminator and the step, as published training checkpoints "
+        "do. Neither file has the model's configuration, as the published ones have none. pretrained makes OUT a "
+        "folder that from_pretrained opens, with the configuration and a card of its --metrics."
+    )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
     parser.add_argument("out", metavar="OUT", help="the file to write, such as tokenizer.pt; of pretrained a folder")
     parser.add_argument("--kind", choices=("inference", "full", "pretrained"), default="inference")

@@ -7,7 +7,6 @@ command.
 
 import argparse
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +121,26 @@ def add_size(parser: Parser, text: str) -> None:
     parser.add_argument("--gpt-model", choices=sizes, help=text)
 
 
-def add_set(parser: Parser, what: str) -> None:
-    """``args.set``: see ``settings_of``. ``what`` says which fields there are."""
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help=what)
+def add_set(parser: argparse.ArgumentParser, *sections: str) -> None:
+    """``args.set``, which changes these sections (see ``settings_of``), or without any all of a recipe."""
+    fields = " or ".join(f"{section}.FIELD" for section in sections)
+    text = f"change a configuration: {fields}" if sections else "any field of the recipe"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    parser.set_defaults(sections=sections)
 
 
-def settings_of(settings: Iterable[str], *sections: str) -> dict[str, list[str]]:
-    """Settings "section.field=value" by section, without the section's name.
+def settings_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    """What --set says by section, without the section's name: "tokenizer" -> ["dim=64"].
 
     A field without a section is the first section's, as it was in version 0.1, which also said "gpt" for "generator".
     """
-    found: dict[str, list[str]] = {section: [] for section in sections}
-    for text in settings:
-        head, dot, rest = modern(text).partition(".")
+    found: dict[str, list[str]] = {section: [] for section in args.sections}
+    for setting in args.set:
+        head, dot, rest = modern(setting).partition(".")
         if dot and head in found:
             found[head].append(rest)
         else:
-            found[sections[0]].append(text)
+            found[args.sections[0]].append(setting)
     return found
 
 

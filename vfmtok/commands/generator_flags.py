@@ -66,7 +66,7 @@ def generator_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cls-token-num", type=int, choices=(1,), help="class tokens of a sequence: one")
     flags.add_flags(parser, GENERATOR_FLAGS)
     flags.add_betas(parser)
-    flags.add_set(parser, "any field of the recipe")
+    flags.add_set(parser)
     return parser
 
 

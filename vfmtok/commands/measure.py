@@ -1,8 +1,4 @@
-"""`vfmtok measure SAMPLES --reference REF`: gFID, sFID, IS, precision, recall and KID of samples that are there.
-
-They may come from any program: an npz (arr_0, uint8 NHWC, as ADM's evaluation takes it), a folder or archive of images,
-or a prepared dataset, which needs --size. Under torchrun the processes share the work.
-"""
+"""`vfmtok measure SAMPLES --reference REF`: gFID, sFID, IS, precision, recall and KID of samples that are there."""
 
 from __future__ import annotations
 
@@ -23,7 +19,11 @@ BY_CLASS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = " ".join(__doc__.split())
+    parser.description = (
+        "Measure gFID, sFID, IS, precision, recall and KID of samples by any program: an npz (arr_0, uint8 NHWC, as "
+        "ADM's evaluation takes it), a folder or archive of images, or a prepared dataset, which needs --size. Under "
+        "torchrun the processes share the work."
+    )
     parser.add_argument("samples", help="an npz with arr_0, or images as `vfmtok prepare` takes them")
     parser.add_argument("--size", type=int, metavar="N", help="cut images to N px (default: they are of one size)")
     parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")

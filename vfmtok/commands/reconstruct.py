@@ -1,13 +1,5 @@
 """`vfmtok reconstruct IMAGE... --vq-ckpt RUN --out FOLDER`: images beside their reconstructions, and their ids.
 
-Takes image files and folders of any formats, sizes and orientations, cut as the evaluation cuts them. FOLDER gets
-pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
-names, the tokenizer's hash) and report.json (the PSNR of every image, what was skipped). Given that ids.npz instead of
-images, the command decodes it.
-
-  vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
-  vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again
-
 Shapes: n images, B batch, K tokens, S side.
 """
 
@@ -24,6 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
+from vfmtok.commands import flags
+from vfmtok.commands.models import open_tokenizer
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
@@ -33,7 +27,6 @@ from vfmtok.files import replace_file, write_json
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.contact_sheet import draw_pair, draw_pairs
 from vfmtok.pictures.reconstruction import chosen_tokens, draw_sampling_points, parse_tokens
-from vfmtok.pretrained.loading import load_tokenizer
 from vfmtok.sources.scratch import Scratch
 from vfmtok.tokenizers.vfmtok.model import VFMTok
 from vfmtok.weights.download import reason
@@ -41,22 +34,28 @@ from vfmtok.weights.hashing import tokenizer_hash
 
 ON_A_SHEET = 40  # images
 
+ABOUT = """\
+Image files and folders of any formats, sizes and orientations, cut as the evaluation cuts them. FOLDER gets
+pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
+names, the tokenizer's hash) and report.json (the PSNR of every image, what was skipped). Given that ids.npz instead of
+images, the command decodes it."""
+EXAMPLES = """for example:
+  vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
+  vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about, examples = __doc__.split("\n\n")[1:3]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description, parser.epilog = about, f"for example:\n{examples}"
+    parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one ids.npz")
-    parser.add_argument(
-        "--vq-ckpt", required=True, metavar="PATH", help="the tokenizer: a run, a file, or a repository"
-    )
+    flags.add_tokenizer(parser)
+    flags.add_set(parser, "tokenizer")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="made if it is not there")
     parser.add_argument("--sheet", action="store_true", help=f"{ON_A_SHEET} images a picture instead of one")
     parser.add_argument("--points", action="store_true", help="draw where the region sampler looks, into FOLDER/points")
     parser.add_argument("--tokens", metavar="N,N", help="tokens whose points are drawn (default: four)")
     parser.add_argument("--image-size-eval", type=int, metavar="N", help="side of what is compared and shown")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default 16)")
-    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         if world.size > 1:
             raise ConfigError("`vfmtok reconstruct` runs in one process; vqgan_test.py shares a dataset among many")
         files = [] if decoding else find_image_files(inputs, scratch)
-        tokenizer = load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(world.device)
+        tokenizer = open_tokenizer(args, world.device, encodes=not decoding)
         size = args.image_size_eval or tokenizer.config.image_size
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,4 @@
-"""`vfmtok reproduce NAME`: a published number measured anew, and whether it is what was published.
-
-The weights come from the cache or the Hub; the images (--data, of the tokenizer) or the reference (--ref-batch, of a
-generator) are yours to name. --list tells the names. With --num fewer images are measured, and nothing passes or fails.
-The run is vqgan_test.py's or test_net.py's: started again it continues, under torchrun it shares the work.
-"""
+"""`vfmtok reproduce NAME`: a published number measured again, and whether it is what was published."""
 
 import argparse
 import math
@@ -12,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmtok import distributed
-from vfmtok.commands import evaluation_flags as flags
+from vfmtok.commands import evaluation_flags, flags
 from vfmtok.commands.evaluation_scripts import measure_generator, measure_tokenizer
 from vfmtok.errors import ConfigError, SharedError
 from vfmtok.pretrained.manifest import Manifest, find_manifest, manifest_names
@@ -21,17 +16,24 @@ EDGE = 1e-9  # share of a band: decimal numbers are rounded to binary ones, so a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.partition(": ")[2]
+    parser.description = (
+        "Measure a published number and say whether it is what was published. The weights come from the cache or the "
+        "Hub; the images (--data, of the tokenizer) or the reference (--ref-batch, of a generator) are yours to name. "
+        "--list shows the names. With --num fewer images are measured, and nothing passes or fails. The run is "
+        "vqgan_test.py's or test_net.py's: the same command again continues it, and torchrun shares the work."
+    )
     parser.add_argument("name", metavar="NAME", nargs="?", help="of --list, or a manifest's YAML file")
-    parser.add_argument("--list", action="store_true", help="tell the published numbers that there are")
-    parser.add_argument("--dry-run", action="store_true", help="tell what would be run, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the published numbers that there are")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
     parser.add_argument("--num", type=int, metavar="N", help="only so many images: a trial, not a comparison")
     parser.add_argument("--data", metavar="PATH", help="validation images: a prepared folder or an LMDB (tokenizer)")
     parser.add_argument("--ref-batch", metavar="PATH", help="ADM's npz, or another reference (generators)")
-    parser.add_argument("--inception", metavar="PATH", help="its weights (default: as vqgan_test.py and test_net.py)")
-    parser.add_argument("--results-dir", default="results/reproduce", metavar="DIR", help="(default results/reproduce)")
+    flags.add_inception(parser)
+    parser.add_argument(
+        *flags.names("--results-dir"), default="results/reproduce", metavar="DIR", help="(default results/reproduce)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="per process (default 32)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of the tokenizer's")
+    flags.add_set(parser, "tokenizer", "generator")
     parser.add_argument("--no-fid", action="store_true", help="without the Inception network; only with --num")
 
 
@@ -49,10 +51,10 @@ def run(args: argparse.Namespace) -> None:
         return None
     with distributed.group() as world:
         if manifest.task == "reconstruction":
-            parsed = flags.reconstruction_parser().parse_args(arguments)
+            parsed = evaluation_flags.reconstruction_parser().parse_args(arguments)
             results = measure_tokenizer(parsed, world, args.num)
         else:
-            parsed = flags.generation_parser().parse_args(arguments)
+            parsed = evaluation_flags.generation_parser().parse_args(arguments)
             (results,) = measure_generator(parsed, world).values()
         lines, failed = verdict(manifest, results, trial=args.num is not None)
         distributed.print_main("\n".join(lines))

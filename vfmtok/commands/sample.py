@@ -1,8 +1,5 @@
 """`vfmtok sample --gpt RUN --vq-ckpt RUN --classes 207,cat --out grid.png`: images of classes, as one picture.
 
-Every image is a function of (--seed, its number), so neither the batch nor the number of processes changes it. Under
-torchrun the images are shared among the processes.
-
 Shapes: N images, K tokens, S side.
 """
 
@@ -11,20 +8,21 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
 
 from vfmtok import distributed
+from vfmtok.commands.models import add_models, open_models
 from vfmtok.errors import ConfigError
 from vfmtok.generators.drawing import draw_images
-from vfmtok.generators.gpt.config import GPT_SIZES
 from vfmtok.generators.token_sampling import Guidance, Sampling
 from vfmtok.pictures.rows import draw_rows
-from vfmtok.pretrained import loading as pretrained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.split("\n\n")[0].partition(": ")[2] + " " + __doc__.split("\n\n")[1].replace("\n", " ")
-    add_model_arguments(parser)
+    parser.description = (
+        "Draw images of classes, as one picture. Every image is a function of (--seed, its number), so neither the "
+        "batch nor the number of processes changes it. Under torchrun the images are shared among the processes."
+    )
+    add_models(parser)
     parser.add_argument(
         "--classes", required=True, metavar="A,B", help="names where the run knows them, numbers, or all"
     )
@@ -37,24 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--greedy", action="store_true", help="the likeliest token every time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", "--global-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--image-size", type=int, help="side of an image (default: the tokenizer's)")
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, needs_gpt: bool = True) -> None:
-    """What ``open_models`` reads."""
-    parser.add_argument(
-        "--gpt",
-        required=needs_gpt,
-        metavar="PATH",
-        help="generator: a run's folder, a checkpoint, released weights or their repository",
-    )
-    parser.add_argument("--vq-ckpt", required=True, metavar="PATH", help="the tokenizer of its tokens, likewise")
-    parser.add_argument("--gpt-model", choices=GPT_SIZES, help="size of released weights; a run knows its own")
-    parser.add_argument("--num-classes", type=int, help="default: as many as the weights have")
-    parser.add_argument("--transformer-config-file", metavar="YAML", help="the tokenizer's, for released weights")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,18 +76,6 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
             title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
             _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
-
-
-def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module, list[str] | None]:
-    """The tokenizer and the generator of --vq-ckpt and --gpt, and the names of the classes where the run knows them.
-
-    Raises:
-        VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
-    """
-    tokenizer = pretrained.load_tokenizer(args.vq_ckpt, args.transformer_config_file).to(device)
-    given = {} if args.num_classes is None else {"num_classes": args.num_classes}
-    gpt, weights = pretrained.load_generator(args.gpt, tokenizer, args.gpt_model, given)
-    return tokenizer, gpt.to(device), weights.classes
 
 
 def find_classes(text: str, names: list[str] | None, num_classes: int) -> list[int]:

@@ -83,7 +83,7 @@ def tokenizer_parser() -> argparse.ArgumentParser:
         "--codebook-embed-dim", type=int, help="of the patch codebook of Hita, which VFMTok has not; noted and unused"
     )
     flags.add_weights_to_start_from(parser, "--vq-ckpt")
-    flags.add_set(parser, "any field of the recipe")
+    flags.add_set(parser)
     return parser
 
 

@@ -1,0 +1,59 @@
+"""What the flags of models open (see ``flags.add_tokenizer``, ``add_generator``, ``add_set``)."""
+
+import argparse
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from vfmtok.commands import flags
+from vfmtok.config import override_tree
+from vfmtok.encoders.config import require_encoder_weights
+from vfmtok.pretrained.loading import load_generator, load_tokenizer
+
+
+def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) -> None:
+    """The flags that ``open_models`` reads."""
+    flags.add_generator(parser, required=needs_generator)
+    flags.add_tokenizer(parser)
+    flags.add_generator_facts(parser)
+    flags.add_set(parser, "tokenizer", "generator")
+
+
+def open_tokenizer(
+    args: argparse.Namespace, device: torch.device, changes: Iterable[str] = (), encodes: bool = True
+) -> nn.Module:
+    """The tokenizer of --vq-ckpt on ``device``.
+
+    Args:
+        changes: of its configuration, before those of --set.
+        encodes: it will: then a frozen encoder may be random only where that is written out.
+
+    Raises:
+        VFMTokError: it is not there, or can't be used.
+    """
+    changes = [*changes, *flags.settings_of(args)["tokenizer"]]
+    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, changes, getattr(args, "prefer", "ema"))
+    if encodes and args.tokenizer_config is not None:  # a run's own configuration says what it was trained on
+        require_encoder_weights(tokenizer.config)
+    return tokenizer.to(device)
+
+
+def generator_fields(args: argparse.Namespace) -> dict:
+    """Fields of the generator's configuration that flags and --set name. Raises ConfigError."""
+    fields = override_tree({}, flags.settings_of(args)["generator"])
+    for name in ("vocab_size", "num_classes"):
+        if getattr(args, name, None) is not None:
+            fields[name] = getattr(args, name)
+    return fields
+
+
+def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module, list[str] | None]:
+    """The tokenizer and the generator of --vq-ckpt and --gpt, and the names of the classes where the run knows them.
+
+    Raises:
+        VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
+    """
+    tokenizer = open_tokenizer(args, device, encodes=False)
+    generator, weights = load_generator(args.gpt, tokenizer, args.gpt_model, generator_fields(args))
+    return tokenizer, generator.to(device), weights.classes
