@@ -128,6 +128,22 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert np.abs(pixels - np.linspace(0, 255, 24 * 18).reshape(18, 24)).max() < 4
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
+    files = {
+        f"{split}/{name}": content for split in ("train", "val", "test") for name, content in class_files().items()
+    }
+    source = write_tree(tmp_path / "in", files | {"notes.txt": b"x"})
+    for arguments in ([source, tmp_path / "out"], [source]):
+        assert main(["prepare", "--dry-run", *map(str, arguments)]) == 0
+        printed = capsys.readouterr().out
+        for words in ("12 test, 12 train, 12 val", "(12 train, 12 val) of 3 classes", "0 bird, 1 cat, 2 dog", "1 .txt"):
+            assert words in printed
+        assert "left out 12 images of the test split" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    assert main(["prepare", "--dry-run", str(source), str(tmp_path / "in/notes.txt")]) == 2
+    assert main(["prepare", "--dry-run", "--workers", "2", str(source)]) == 2
+
+
 def test_a_finished_folder_is_complete_and_stays_as_it_is(tmp_path):
     source = write_tree(tmp_path / "in", class_files())
     assert vfmtok("prepare", source, tmp_path / "out").returncode == 0

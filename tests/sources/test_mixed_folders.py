@@ -22,7 +22,12 @@ def plain(tmp_path):
     return listed(tmp_path, write_tree(tmp_path / "plain/s", class_files()))
 
 
-STRAYS = {"preview.png": encoded(50, fmt="PNG"), "LICENSE": b"BSD", "README.md": b"#", "dataset_infos.json": b"{}"}
+STRAYS = {
+    "preview.png": encoded(50, (32, 32), fmt="PNG"),
+    "LICENSE": b"BSD",
+    "README.md": b"#",
+    "dataset_infos.json": b"{}",
+}
 
 
 @pytest.mark.parametrize("kind", ["tars", "class tars", "zips", "parquet", "class folders"])

@@ -43,6 +43,17 @@ def test_spellings_of_splits(tmp_path, train, val, test):
         assert listing.classes == ["cat", "dog"] and counts(listing) == {"train": 2, "val": 1, "out": 1}
 
 
+def test_a_preview_beside_the_splits_does_not_make_them_classes(tmp_path):
+    files = {f"{split}/{name}/1.png": ONE for split in ("Train", "test") for name in ("a", "b")} | {"preview.png": ONE}
+    for depth in ("", "w/"):
+        nested = {f"{depth}{name}": content for name, content in files.items()} | {"logo.png": ONE}
+        folder = write_tree(tmp_path / f"s{len(depth)}", nested)
+        for source in (folder, make_zip(tmp_path / f"s{len(depth)}.zip", nested)):
+            listing = listed(tmp_path, source)
+            assert listing.classes == ["a", "b"] and counts(listing) == {"train": 2, "out": 2}
+            assert sum(listing.ignored.values()) == 2
+
+
 def test_splits_inside_the_classes(tmp_path):
     files = {f"{c}/{s}/{i}.png": ONE for c in ("cat", "dog") for s in ("train", "Test") for i in range(2)}
     listing = listed(tmp_path, write_tree(tmp_path / "s", files))
@@ -79,6 +90,8 @@ def test_what_the_user_says_of_splits(tmp_path):
     with pytest.raises(DataError, match="--split holdout=train"):
         listed(tmp_path, *sources)
     assert counts(listed(tmp_path, *sources, split=["holdout=val"])) == {"train": 2, "val": 2, "out": 0}
+    with pytest.raises(DataError, match="--split tset=val: no folder, source or split is called tset"):
+        listed(tmp_path, folder, split=["holdout=test", "tset=val"])
     for rule in ("test", "test=", "=val", "test=out", "none=train=x"):
         with pytest.raises(DataError, match="--split takes"):
             listed(tmp_path, folder, split=[rule])
@@ -100,6 +113,17 @@ def test_splits_of_tables(tmp_path):
     make_parquet(tmp_path / "hub/small/train/0000.parquet", [("1.png", ONE, 0)], ["a"])
     with pytest.raises(DataError, match="holds default, small: name the one that is meant"):
         listed(tmp_path, tmp_path / "hub")
+
+
+def test_what_is_left_out_needs_no_labels(tmp_path):
+    (tmp_path / "s").mkdir()
+    make_tar(tmp_path / "s/train-0.tar", {"1.png": ONE, "1.cls": b"0"})
+    make_tar(tmp_path / "s/test-0.tar", {"1.png": ONE, "1.json": b'{"id": 1}'})
+    assert counts(listed(tmp_path, tmp_path / "s")) == {"train": 1, "out": 1}
+    with pytest.raises(DataError, match="say --label-key KEY"):
+        listed(tmp_path, tmp_path / "s", split=["test=val"])
+    with pytest.raises(DataError, match="--label-key x: no sample and no table has such a label"):
+        listed(tmp_path, write_tree(tmp_path / "f", {"a/1.png": ONE}), label_key="x")
 
 
 def test_one_split_alone_is_said_to_be_train(tmp_path):

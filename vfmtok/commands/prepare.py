@@ -169,6 +169,7 @@ def prepare(
 
 def show(sources: list[str], out: str | Path, val_fraction: float | None, choices: Choices) -> None:
     """Print what ``prepare`` would make. Raises DataError."""
+    _check_place(sources, Path(out or tempfile.gettempdir()))
     with Scratch(out or tempfile.gettempdir()) as scratch:
         _print_listing(list_sources(sources, scratch, val_fraction, choices), val_fraction)
 

@@ -1,7 +1,6 @@
 """Splits and classes that folders name: split/class/image, class/split/image, class/image, or images alone."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from vfmtok.errors import DataError
@@ -36,7 +35,7 @@ def sort_in(
     Raises:
         DataError: it is not clear which folders are splits, or many images lie beside class folders.
     """
-    start, wrapped = _unwrap(images, is_folder, names)
+    images, start, wrapped, strays = _unwrap(images, is_folder, names)
     split = wrapped or split
     top = {_part(found.path, start) for found in images}
     splits = names.of_folders(top, where) if top and None not in top else None
@@ -52,12 +51,13 @@ def sort_in(
             after = _next(x.path, start)
             head = prefix + x.path[start:after]
             found.append(_image(x, head, after, splits[x.path[start : after - 1]], container))
-    return _without_strays(where, found)
+    kept, more = _without_strays(where, found)
+    return kept, strays + more
 
 
 def split_folders(images: list[Found], names: SplitNames) -> dict[str, str] | None:
     """The folders that sort all images into splits, or None. Raises DataError if it is not clear."""
-    start, _ = _unwrap(images, True, names)
+    images, start, _, _ = _unwrap(images, True, names)
     top = {_part(found.path, start) for found in images}
     return names.of_folders(top, "the images") if top and None not in top else None
 
@@ -76,23 +76,44 @@ def _next(path: str, start: int) -> int:
     return path.find("/", start) + 1
 
 
-def _unwrap(images: list[Found], is_folder: bool, names: SplitNames) -> tuple[int, str | None]:
+def _unwrap(
+    images: list[Found], is_folder: bool, names: SplitNames
+) -> tuple[list[Found], int, str | None, Counter[str]]:
     """Where the paths begin below the one folder that all lie in, or the one in that; and the split it is, if so.
 
-    A folder's own "train" stays, as it is one of the splits; an archive's was packed as its content.
+    A folder's own "train" stays, as it is one of the splits; an archive's was packed as its content. The few images
+    beside the folders, which would hide what these are, are left out and counted.
     """
-    start = 0
+    start, strays = 0, Counter()
+    images = _without_loose(images, start, strays)
     while images:
         top = _part(images[0].path, start)
-        if top is None or any(not x.path.startswith(f"{top}/", start) or x.path.count("/", start) < 2 for x in images):
+        if top is None or any(not found.path.startswith(f"{top}/", start) for found in images):
             break
-        split = names.of_folder(top)
+        split, below = names.of_folder(top), start + len(top) + 1
         if split and is_folder:
             break
-        start += len(top) + 1
+        if any("/" not in found.path[below:] for found in images):
+            inner = {part for found in images if (part := _part(found.path, below))}
+            if len(set((names.of_folders(inner, top) or {}).values()) if inner else ()) < 2:
+                break  # a class of images and folders
+            fewer = _without_loose(images, below, strays)
+            if len(fewer) == len(images):
+                break
+            images = fewer
+        start = below
         if split:
-            return start, split
-    return start, None
+            return images, start, split, strays
+    return images, start, None, strays
+
+
+def _without_loose(images: list[Found], start: int, strays: Counter[str]) -> list[Found]:
+    """Without the images beside folders, if they are few."""
+    loose = [found for found in images if found.path.find("/", start) < 0]
+    if not loose or 2 * len(loose) > len(images):
+        return images
+    strays[f"images beside the folders, such as {loose[0].path}"] += len(loose)
+    return [found for found in images if found.path.find("/", start) >= 0]
 
 
 def _splits_in_classes(images: list[Found], start: int, names: SplitNames) -> dict[str | None, str]:
@@ -114,7 +135,7 @@ def _without_strays(where: str, images: list[Image]) -> tuple[list[Image], Count
         own = [image for image in images if image.split == split]
         flat = [image for image in own if image.label is None]
         if flat and len(flat) < len(own) and split != "test":
-            if 2 * len(flat) > len(own) or 2 * _bytes(flat) > _bytes(own):
+            if 2 * len(flat) > len(own):
                 raise DataError(
                     f"{where}: {len(flat)} images lie beside the class folders, such as {flat[0].path}: sort them in"
                 )
@@ -122,7 +143,3 @@ def _without_strays(where: str, images: list[Image]) -> tuple[list[Image], Count
             own = [image for image in own if image.label is not None]
         kept += own
     return kept, strays
-
-
-def _bytes(images: Iterable[Image]) -> int:
-    return sum(image.found.size for image in images)

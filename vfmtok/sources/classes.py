@@ -77,6 +77,12 @@ def _below(table: LabelTable, path: Path, given: Given) -> LabelTable:
     return table
 
 
+def check_label_key(key: str | None, parts: list[Part], rules: Rules) -> None:
+    """Raises DataError if ``--label-key`` names what nothing has."""
+    if key is not None and not isinstance(rules.labels, LabelTable) and all(part.labels_from is None for part in parts):
+        raise DataError(f"--label-key {key}: no sample and no table has such a label")
+
+
 # --------------------------------------------------------------------------------------
 # A label for every image
 # --------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def read_parts(given: Given, scratch: Scratch, keys: Keys, names: SplitNames, la
     parts = []
     for index, container in enumerate(given.containers):
         prefix = prefixes[index], of_source[container.source]
-        part = _read(container, scratch, keys, names, labelled, prefix, splits[index], index)
+        is_left_out = splits[index] == "test" and len(set(splits)) > 1  # it need not have labels
+        part = _read(container, scratch, keys, names, labelled and not is_left_out, prefix, splits[index], index)
         part.splits = Counter(image.split for image in part.images)
         container.files, container.images = [], []  # a million of them are half a gigabyte
         parts.append(part)

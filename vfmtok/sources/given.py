@@ -20,6 +20,7 @@ from vfmtok.sources.files import Found, is_hidden, is_image, kind_of_ignored
 from vfmtok.sources.folders import is_archive, walk_folder
 
 SAMPLE = Path(__file__).parents[1] / "data/samples/emoji64.zip"
+NEAR = 0.8  # two kinds of files whose bytes differ by less are both meant, or one of them twice
 KINDS = {"folder": "a folder of images", "archive": "archives", "table": "parquet files"}
 
 
@@ -143,7 +144,7 @@ def _look_into(folder: Path, source: Path, given: Given) -> None:
     for found in files:
         if is_archive(found.path):
             kinds["table" if found.path.lower().endswith(".parquet") else "archive"].append(found)
-    if kinds["table"] and (images or kinds["archive"]):
+    if kinds["table"] and (images or kinds["archive"]) and parquet.is_installed():
         kinds["table"] = [found for found in kinds["table"] if parquet.holds_images(folder / found.path)]
     kind = _majority(folder, kinds)
     if kind == "folder":
@@ -168,7 +169,7 @@ def _majority(folder: Path, kinds: dict[str, list[Found]]) -> str:
     if not sizes:
         return "folder"
     first, *rest = sorted(sizes, key=lambda kind: (sizes[kind], kind == "folder"), reverse=True)
-    if rest and 2 * sizes[rest[0]] > sizes[first] > 0:
+    if rest and sizes[rest[0]] > NEAR * sizes[first] > 0:  # the same files packed and unpacked, most likely
         names = " and ".join(f"{KINDS[kind]} (such as {kinds[kind][0].path})" for kind in (first, rest[0]))
         raise DataError(f"{folder} holds both {names}: name the files or the folder in it that are meant")
     return first

@@ -96,7 +96,9 @@ def list_sources(
     given = look_at(sources)
     keys = Keys(choices.image_key, choices.label_key)
     labelled = choices.classes_from != "none"
-    parts = read_parts(given, scratch, keys, SplitNames(choices.split), labelled)
+    split_names = SplitNames(choices.split)
+    parts = read_parts(given, scratch, keys, split_names, labelled)
+    split_names.check_used()
     ignored = sum((part.ignored for part in parts), given.strays)
     images = [image for part in parts for image in part.images]
     if not images:
@@ -104,6 +106,7 @@ def list_sources(
         raise DataError(f"no images in {', '.join(sources)} (found {found})")
     images, has_splits, left_out, notes = _sort_out_splits(images, parts, val_fraction)
     rules = class_rules.read_rules(given, scratch, choices.classes_from, choices.label_key)
+    class_rules.check_label_key(choices.label_key, parts, rules)
     images = class_rules.label_all(images, parts, given, rules, ignored, scratch)
     names = class_rules.names_of_numbers(parts)
     classes, label_of = class_rules.number(images, names, rules)

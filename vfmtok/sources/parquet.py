@@ -5,6 +5,7 @@
   are the metadata's. What is ambiguous is decided by ``--image-key`` and ``--label-key``.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -81,6 +82,10 @@ def open_table(file: Path, keys: Keys = NO_KEYS) -> Table:
     names = [str(name) for name in names] if isinstance(names, list) else None
     unused = [name for name in (*images, *labels) if name not in (image, label)]
     return Table(file, image, label, names, unused, opened)
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def holds_images(file: Path) -> bool:

@@ -30,7 +30,8 @@ class SplitNames:
 
     def __init__(self, rules: Sequence[str] = ()):
         self._off = "none" in rules
-        self._rules = {}
+        self._rules: dict[str, str] = {}
+        self._used: set[str] = set()
         for rule in rules:
             name, equals, split = (word.strip().lower() for word in rule.partition("="))
             if rule == "none" and len(rules) == 1:
@@ -70,8 +71,18 @@ class SplitNames:
             )
         return None
 
+    def check_used(self) -> None:
+        """Raises DataError for a rule that nothing was named by."""
+        unused = next((name for name in self._rules if name not in self._used), None)
+        if unused is not None:
+            raise DataError(f"--split {unused}={self._rules[unused]}: no folder, source or split is called {unused}")
+
     def _chosen(self, name: str, split: str | None) -> str | None:
-        return self._rules.get(name, None if self._off else self._rules.get(split, split))
+        rule = next((word for word in (name, None if self._off else split) if word in self._rules), None)
+        if rule is not None:
+            self._used.add(rule)
+            return self._rules[rule]
+        return None if self._off else split
 
 
 def _words(name: str) -> list[str]:
