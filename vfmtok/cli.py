@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from vfmtok import __version__
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.errors import VFMTokError, is_told_here
+from vfmtok.errors import VFMTokError, is_printed_here
 
 COMMANDS = {
     "prepare": "vfmtok.commands.prepare",
@@ -42,7 +42,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
     "download": "published weights, or anyone's, into the cache or a folder, checked",
-    "reproduce": "a published number, measured anew: passed or failed",
+    "reproduce": "a published number, measured again: passed or failed",
 }
 
 
@@ -91,7 +91,7 @@ def _run(command: str, module: ModuleType, args: argparse.Namespace) -> int:
     try:
         module.run(args)
     except VFMTokError as error:
-        if is_told_here(error):
+        if is_printed_here(error):
             print(f"vfmtok {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""One process or several: what torchrun says about this one, and the few things processes do together."""
+"""Process-group setup and the collectives we use; every function also works in a single process."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from vfmtok.errors import SharedError, VFMTokError, is_told_here
+from vfmtok.errors import SharedError, VFMTokError, is_printed_here
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def program(name: str) -> Iterator[World]:
         barrier()
     except VFMTokError as error:
         code = 2
-        if is_told_here(error):
+        if is_printed_here(error):
             where = f" (process {rank})" if rank else ""
             print(f"{name}: error{where}: {error}", file=sys.stderr)
         if isinstance(error, SharedError):

@@ -24,9 +24,9 @@ class EvaluationError(VFMTokError):
 
 
 class SharedError(VFMTokError):
-    """An error that every process of a run raises at the same place; the first one tells it."""
+    """Raised by every rank at the same point; only rank 0 prints it."""
 
 
-def is_told_here(error: VFMTokError) -> bool:
+def is_printed_here(error: VFMTokError) -> bool:
     """Whether this process is the one to print ``error``."""
     return int(os.environ.get("RANK", 0)) == 0 or not isinstance(error, SharedError)

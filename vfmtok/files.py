@@ -12,7 +12,7 @@ from vfmtok.errors import DataError
 
 
 @contextlib.contextmanager
-def replacing(path: Path, sync: bool = True, rivals: bool = False) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = True, shared: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to, which becomes ``path`` at the end of the context.
 
     If the context fails, ``path`` is what it was and nothing else is left. What a killed process leaves, ``path`` with
@@ -20,12 +20,12 @@ def replacing(path: Path, sync: bool = True, rivals: bool = False) -> Iterator[P
 
     Args:
         sync: wait for the disk, so that a power cut leaves no empty file either.
-        rivals: other processes, on this machine or another, may write the same file meanwhile.
+        shared: other processes, on this machine or another, may write the same file at the same time.
 
     Raises:
         OSError: the file can't be moved, or was not written.
     """
-    part = path.with_name(f"{path.name}{'.' + secrets.token_hex(4) if rivals else ''}.part")
+    part = path.with_name(f"{path.name}{'.' + secrets.token_hex(4) if shared else ''}.part")
     try:
         yield part
         if sync:

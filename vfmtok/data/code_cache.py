@@ -88,7 +88,7 @@ class CodeCache:
         return torch.from_numpy(self._ids[index, view].astype(np.int64)), int(self.labels[index])
 
     def view_for(self, seed: int, epoch: int, index: int) -> int:
-        """The view of record ``index`` to train on: drawn anew every epoch, the same for any workers or ranks."""
+        """The view of record ``index`` to train on: drawn again every epoch, the same for any workers or ranks."""
         return CounterRandom(seed, epoch, index).below(self.num_views)
 
     def batch(
@@ -152,7 +152,7 @@ class CodeCacheWriter:
         """(N,) uint8: TO_DO, DONE or REPLACED."""
         progress = np.fromfile(self.path / "progress.bin", np.uint8)
         if len(progress) != self._count:
-            raise DataError(f"{self.path / 'progress.bin'} was cut: remove the folder and begin anew")
+            raise DataError(f"{self.path / 'progress.bin'} was cut: remove the folder and start again")
         return progress
 
     def read_only_ids(self) -> np.ndarray:
@@ -249,7 +249,7 @@ def begin(path: str | Path, metadata: dict[str, Any]) -> bool:
         (path / "progress.bin").write_bytes(bytes(count))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None
-    _write_metadata(path, metadata)  # last: a folder without it is begun anew
+    _write_metadata(path, metadata)  # last: a folder without it is started again
     return True
 
 

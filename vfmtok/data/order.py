@@ -2,7 +2,7 @@
 
 Every epoch is a permutation of all samples. Laid end to end the epochs are one endless sequence; a global batch
 is the slice of it that begins at ``samples_seen``, and a rank's batch a slice of that. So a run can stop after
-any step and go on with other ranks, workers or another global batch: ``samples_seen`` is all that is to be saved.
+any step and continue with other ranks, workers or another global batch: ``samples_seen`` is all that is to be saved.
 """
 
 from collections.abc import Iterator

@@ -188,7 +188,7 @@ def _decode_count(blob: bytes, path: Path) -> int:
 
 
 # LMDB allows one environment per file and process, so datasets of the same file share theirs; the last
-# one to go closes it. A forked child must close what it inherited before it can open the file anew.
+# one to go closes it. A forked child must close what it inherited before it can open the file itself.
 _UNWRITTEN_PAGES = 64
 
 _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()  # by (device, inode)

@@ -14,7 +14,7 @@ from vfmtok.discriminators.released import STYLEGAN
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 
-WIDTHS = (128, 256, 512)  # of the residual blocks; the last goes on
+WIDTHS = (128, 256, 512)  # of the residual blocks; the last one repeats
 
 
 class StyleGANDiscriminator(nn.Module):

@@ -76,7 +76,7 @@ def fetch(url: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest, received = hashlib.sha256(), 0
-        with replacing(target, rivals=True) as part:
+        with replacing(target, shared=True) as part:
             with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(part, "wb") as file:
                 expected = int(response.headers.get("Content-Length") or 0)
                 while block := response.read(1 << 20):

@@ -43,7 +43,7 @@ def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | 
 
     @torch.no_grad()
     def distance(originals: Tensor, reconstructions: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] twice -> (B,)."""
+        """Two batches (B,3,H,W) in [-1,1] -> (B,)."""
         with full_float32(originals.device.type):
             return network.model(originals, reconstructions).flatten()
 

@@ -30,7 +30,7 @@ class KVCache:
 
     Attention to the n filled slots of a (B,H,1+K,E) tensor would read rows far apart: on CPUs that
     takes two to four times as long as dense ones (bfloat16 products copy them first, and are set up
-    anew for every n). So the first c slots of all heads lie densely at the front of the
+    again for every n). So the first c slots of all heads lie densely at the front of the
     memory, and move apart when c grows, by ``BLOCK`` at a time; attention masks the c - n slots beyond the filled.
 
     The batch comes first in memory: the first samples of a cache are a view of it.

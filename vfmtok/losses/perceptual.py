@@ -76,7 +76,7 @@ def convolution_format(images: Tensor) -> Tensor:
 
 
 def check_range(images: Tensor) -> None:
-    """Raise ValueError for images beyond [-1,1], as far as can be told for free.
+    """Raise ValueError for images beyond [-1,1], as far as can be seen for free.
 
     NaN passes: what to do about a loss that is not finite is the training loop's to say.
     """

@@ -24,7 +24,7 @@ _K1, _K2 = 0.01, 0.03
 
 
 def ssim(originals: Tensor, reconstructions: Tensor, data_range: float = 1.0) -> Tensor:
-    """(B,3,H,W) in [0,1] twice -> (B,) at most 1 (Wang et al., 2004; scikit-image's defaults).
+    """Two batches (B,3,H,W) in [0,1] -> (B,) at most 1 (Wang et al., 2004; scikit-image's defaults).
 
     Raises:
         EvaluationError: an image is smaller than the window.
@@ -82,7 +82,7 @@ class PixelMetrics:
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-        """uint8 (B,3,H,W) twice -> by name the values (B,) of these images, float64."""
+        """Two batches (B,3,H,W) uint8 -> by name the values (B,) of these images, float64."""
         if originals.shape != reconstructions.shape or originals.dim() != 4:
             raise EvaluationError(
                 f"originals {tuple(originals.shape)} and reconstructions {tuple(reconstructions.shape)} don't match"

@@ -119,7 +119,7 @@ def schedule(epoch: float, recipe: ProbeRecipe) -> float:
 def _build_optimizer(linear: nn.Linear, recipe: ProbeRecipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(linear.parameters(), weight_decay=recipe.weight_decay)
-    # MAE's LARS adapts matrices only, decay or not; timm's adapts where there is decay, or where it is told to.
+    # MAE's LARS adapts matrices only, decay or not; timm's adapts where there is decay, or where it is asked to.
     groups = [
         {"params": [linear.weight], "weight_decay": recipe.weight_decay, "always_adapt": True},
         {"params": [linear.bias], "weight_decay": 0.0, "always_adapt": False},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """(B,3,H,W) in [0,1] twice -> (B,) in dB: -10 log10 of the mean squared error; equal images give infinity."""
+    """Two batches (B,3,H,W) in [0,1] -> (B,) in dB: -10 log10 of the mean squared error; equal images give infinity."""
     return -10 * (originals - reconstructions).square().mean(dim=(1, 2, 3)).log10()
 
 

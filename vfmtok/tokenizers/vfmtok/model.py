@@ -60,7 +60,7 @@ class VFMTok(nn.Module):
     def __init__(self, config: VFMTokConfig):
         super().__init__()
         self.encoder = build_encoder(config.encoder)
-        self._config = config  # as given; forward reads it, since resolving it anew is not free
+        self._config = config  # as given; forward reads it, since resolving it every time is not free
         dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
         feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
         if feature_grid[0] != feature_grid[1]:
