@@ -34,8 +34,8 @@ def test_paper_config_is_the_default(root):
 
 
 def test_every_config_in_the_repository_loads(root):
-    """A recipe is told by its sections; the rest are tokenizers."""
-    for path in (root / "configs").glob("*.yaml"):
+    """A recipe is known by its sections; the rest are tokenizers."""
+    for path in (root / "configs").rglob("*.yaml"):
         sections = yaml.safe_load(path.read_text()).keys()
         kind = GeneratorRecipe if "generator" in sections else TokenizerRecipe if "run" in sections else None
         vfmtok.load_config(path, kind=kind)

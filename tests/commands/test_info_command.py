@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from tiny_gpt import tiny_config as tiny_gpt_config
 
 from vfmtok.cli import main
-from vfmtok.config import save_config
+from vfmtok.config import config_from_dict, save_config
+from vfmtok.generators import build_generator
+from vfmtok.generators.rar.config import RARConfig
 from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
@@ -50,14 +53,35 @@ def test_what_a_generators_recipe_leaves_to_its_tokens_is_said(capsys, root):
     assert _facts(capsys, recipe, *data)["notes"] == []
 
 
-def test_every_configuration_that_is_shipped_has_a_table(capsys, root):
-    for path in sorted((root / "configs").glob("*.yaml")):
+def test_configurations_that_are_shipped_have_a_table(capsys, root):
+    small = [root / f"configs/vfmtok/{name}.yaml" for name in ("emoji64", "emoji64_gpt")]
+    for path in [*sorted((root / "configs").glob("*.yaml")), *small, root / "configs/vqgan/vq16.yaml"]:
         assert main(["info", str(path)]) == 0
         table = capsys.readouterr().out
         assert "Parts, FLOPs for one image:" in table and all(len(line) <= 140 for line in table.splitlines())
         if path.name == "vit_transformer.yaml":
             assert "73,352,367 values (73.35 M)" in table
             assert load_config(path).encoder.name in table
+
+
+def test_every_family_is_known_by_its_kind(capsys, root, tmp_path):
+    """In a recipe, in a file that is the model alone, and by a named size; --set has the recipe's sections."""
+    section = {"kind": "vqgan", "image_size": 32, "z_channels": 32, "encoder": {"kind": "cnn", "channels": 32}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"tokenizer": section}))
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(section))
+    found = [
+        _facts(capsys, tmp_path / name, "--set=tokenizer.pixel_decoder.channels=32")
+        for name in ("recipe.yaml", "model.yaml")
+    ]
+    assert {**found[0], "model": ""} == {**found[1], "model": ""} and found[0]["family"] == "vqgan"
+    assert found[0]["tokens_per_image"] == 4 and found[0]["frozen"] == [] and found[0]["encoder_px"] is None
+    assert sum(part["parameters"] for part in found[0]["parts"]) == found[0]["parameters"]
+    fields = ["n_layer=1", "n_head=2", "dim=16", "ffn_hidden=32", "vocab_size=32", "num_tokens=16", "num_classes=3"]
+    changed = _facts(capsys, "RAR-B", *(f"--set=generator.{field}" for field in fields))
+    (tmp_path / "rar.yaml").write_text("kind: rar\n" + "\n".join(field.replace("=", ": ") for field in fields))
+    assert {**changed, "model": ""} == {**_facts(capsys, tmp_path / "rar.yaml"), "model": ""}
+    rar = build_generator(config_from_dict(changed["config"], RARConfig))
+    assert changed["kind"] == "rar" and changed["parameters"] == sum(p.numel() for p in rar.parameters())
 
 
 def test_the_largest_generator_takes_no_memory(tmp_path):
@@ -73,11 +97,11 @@ def test_the_largest_generator_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["GPT-Q"], "no GPT is called 'GPT-Q' (closest match"),
+        (["GPT-Q"], "is called GPT-Q (closest match: 'GPT-"),
         (["nowhere"], "no file, folder or generator is called nowhere"),
         (["."], "holds no model"),
         (["weights.pt"], "is no configuration"),
-        (["broken.yaml"], "cannot read configuration"),
+        (["broken.yaml"], "broken.yaml: not valid YAML"),
         (["wrong.yaml"], "dimm"),
         (["GPT-B", "--set", "dim=7"], "dim must be a multiple"),
     ],

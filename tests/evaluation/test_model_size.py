@@ -9,7 +9,7 @@ from tiny_models import tokenizer
 from torch.overrides import TorchFunctionMode
 
 import vfmtok
-from vfmtok.evaluation.model_size import gpt_size, tokenizer_size, training_memory
+from vfmtok.evaluation.model_size import generator_size, tokenizer_size, training_memory
 
 
 class CountedByShapes(TorchFunctionMode):
@@ -67,7 +67,7 @@ def test_flops_of_a_gpt_are_those_of_a_real_pass_and_of_the_formula():
     of = gpt.config
     with torch.no_grad(), CountedByShapes() as counted:
         gpt(torch.zeros(1, dtype=torch.int64), torch.zeros(1, of.num_tokens - 1, dtype=torch.int64))
-    flops = sum(part.flops for part in gpt_size(of).parts)
+    flops = sum(part.flops for part in generator_size(of).parts)
     weights = of.n_layer * (4 * of.dim**2 + 3 * of.dim * of.hidden) + of.dim * of.vocab_size
     by_formula = 2 * of.num_tokens * weights + of.n_layer * 4 * of.num_tokens**2 * of.dim
     assert flops == counted.flops == by_formula
@@ -75,7 +75,7 @@ def test_flops_of_a_gpt_are_those_of_a_real_pass_and_of_the_formula():
 
 def test_published_sizes(root):
     for name, facts in golden_rule.shapes("gpt_sizes.json").items():
-        assert sum(part.parameters for part in gpt_size(vfmtok.gpt_config(name)).parts) == facts["params"]
+        assert sum(part.parameters for part in generator_size(vfmtok.gpt_config(name)).parts) == facts["params"]
     size = tokenizer_size(vfmtok.load_config(root / "configs/vit_transformer.yaml"))
     assert size.released_values == 73_352_367  # DESIGN 5, the release's usage buffer of 65,536 included
     assert sum(part.parameters for part in size.parts if part.name != "encoder") == 73_352_367 - 65_536
@@ -105,7 +105,7 @@ def test_memory_is_what_pytorch_keeps():
     optimizer = torch.optim.AdamW(gpt.parameters())
     gpt(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 15, dtype=torch.int64)).logits.sum().backward()
     optimizer.step()
-    size = gpt_size(gpt.config)
+    size = generator_size(gpt.config)
     memory = training_memory(size.parts, "fp32")
     kept = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
     assert memory["weights"] == sum(p.numel() * p.element_size() for p in gpt.parameters())
@@ -117,5 +117,5 @@ def test_memory_is_what_pytorch_keeps():
 
 
 def test_the_output_head_is_counted_apart():
-    small, large = (gpt_size(tiny_config(vocab_size=vocab)).parts for vocab in (96, 192))
+    small, large = (generator_size(tiny_config(vocab_size=vocab)).parts for vocab in (96, 192))
     assert small[1] == large[1] and 2 * small[2].flops == large[2].flops

@@ -1,10 +1,4 @@
-"""`vfmtok info CONFIG`: what a model is and what it needs, before anybody trains or downloads it.
-
-CONFIG is a YAML file (a tokenizer's configuration, or a recipe of either training), the folder of a run, a checkpoint
-or a saved model, the name of a generator, GPT-B to GPT-7B, or a published repository, for its tokenizer. Weights are
-neither needed nor given memory. For example:
-`vfmtok info configs/vit_transformer.yaml`, or `vfmtok info GPT-7B --set num_classes=100`.
-"""
+"""`vfmtok info CONFIG`: what a model is and what it needs, before anybody trains or downloads it."""
 
 import argparse
 import dataclasses
@@ -12,45 +6,46 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vfmtok.config import config_from_dict, config_to_dict, with_overrides
+from vfmtok.code import Ids
+from vfmtok.commands import flags
+from vfmtok.config import closest_match, config_from_dict, config_to_dict, read_tree
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.model_size import (
     BYTES,
     TRAINING_STATES,
-    GPTSize,
-    Part,
+    GeneratorSize,
+    ModelSize,
     TokenizerSize,
-    gpt_size,
+    generator_size,
     tokenizer_size,
     training_memory,
 )
-from vfmtok.generators import AnyGeneratorConfig, generator_tree
-from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig, gpt_config
+from vfmtok.generators import GENERATORS, AnyGeneratorConfig, generator_tree
 from vfmtok.pretrained.loading import FACTS
 from vfmtok.pretrained.published import PUBLISHED
 from vfmtok.tokenizers import AnyTokenizerConfig, tokenizer_tree
-from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.weights.checkpoint import newest_checkpoint
-
-SEEN_IN_DATA = ("vocab_size", "num_tokens", "num_classes")  # what a generator's training takes from its tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    title, about = __doc__.split("\n\n")
-    parser.description = (title.partition(": ")[2] + " " + about).replace("\n", " ")
+    parser.description = (
+        "Say what a model is and what it needs, before anybody trains or downloads it. CONFIG is a YAML file (a "
+        "recipe of either training, or a model's section alone), the folder of a run, a checkpoint or a saved model, "
+        "the name of a generator's size, or a published repository, for its tokenizer. Weights are neither needed nor "
+        "given memory. For example: `vfmtok info configs/vit_transformer.yaml`, or `vfmtok info GPT-7B --set "
+        "num_classes=100`."
+    )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, a folder, GPT-B, ..., a repository")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the model")
+    flags.add_set(parser, "tokenizer", "generator")
     parser.add_argument("--json", action="store_true", help="the same for programs")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
-    config, notes = read_model_config(args.config, args.set)
-    size = tokenizer_size(config) if isinstance(config, VFMTokConfig) else gpt_size(config)
-    facts = tokenizer_facts(size) if isinstance(size, TokenizerSize) else gpt_facts(size)
-    facts = {"model": args.config, **facts, "notes": notes}
+    model = read_model(args.config, args.set)
+    size = tokenizer_size(model.config) if model.section == "tokenizer" else generator_size(model.config)
+    specific = tokenizer_facts(size) if isinstance(size, TokenizerSize) else generator_facts(size)
+    facts = {"model": args.config, **specific, "notes": model.notes}
     if args.json:
         print(json.dumps(facts, indent=1))
         return
@@ -62,36 +57,64 @@ def run(args: argparse.Namespace) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def read_model_config(source: str, overrides: list[str]) -> tuple[VFMTokConfig | GPTConfig, list[str]]:
-    """The configuration that ``source`` names (see the top of the file), changed, and what must be said of it.
+@dataclasses.dataclass
+class Model:
+    """A tokenizer or a generator, by its configuration.
+
+    Attributes:
+        section: "tokenizer" or "generator".
+        config: the family's dataclass.
+        notes: what must be said of it.
+    """
+
+    section: str
+    config: Any
+    notes: list[str]
+
+
+def read_model(source: str, settings: list[str]) -> Model:
+    """What ``source`` names (see ``add_arguments``), changed by ``settings``.
 
     Raises:
         ConfigError: there is none, or it can't be used.
     """
     path = Path(source).expanduser()
-    if source in GPT_SIZES or (source.upper().startswith("GPT-") and not path.exists()):
-        return with_overrides(gpt_config(source), overrides), []
-    if source in PUBLISHED and not path.exists():
-        parts = PUBLISHED[source].parts
-        others = ", ".join(part for part in parts if part != "tokenizer")
-        return with_overrides(parts["tokenizer"].config, overrides), [
-            f"this is its tokenizer; its generators: {others}"
-        ]
+    sizes = {name: {"kind": kind, **fields} for kind, of in GENERATORS.items() for name, fields in of.sizes.items()}
     if path.is_dir():
-        path = _config_in(path)
-    elif not path.exists():
-        raise ConfigError(f"no file, folder or generator is called {source} (generators: {', '.join(GPT_SIZES)})")
-    elif path.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError(f"{path} is no configuration: give a YAML file or the folder of a run")
-    tree = {key: value for key, value in _read_yaml(path).items() if key not in FACTS}  # of a saved model
-    kind, config = _model_in(tree, str(path))
-    notes = []
-    if kind == "gpt":
-        given = {*generator_tree(tree), *(override.partition("=")[0] for override in overrides)}
-        assumed = [f"{name} {getattr(config, name)}" for name in SEEN_IN_DATA if name not in given]
-        if assumed:
-            notes.append(f"assumed: {', '.join(assumed)}; training takes them from its tokens (say others with --set)")
-    return with_overrides(config, overrides), notes
+        return _of_tree(read_tree(_config_in(path)), settings, str(path), saved=True)
+    if path.exists():
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            raise ConfigError(f"{path} is no configuration: give a YAML file or the folder of a run")
+        return _of_tree(read_tree(path), settings, str(path))
+    if source in sizes:
+        found = _of_tree({"generator": sizes[source]}, settings, source)
+        return dataclasses.replace(found, notes=[])  # of a name nobody expects the data's numbers
+    if source in PUBLISHED:
+        parts = PUBLISHED[source].parts
+        found = _of_tree({"tokenizer": config_to_dict(parts["tokenizer"].config)}, settings, source)
+        others = ", ".join(part for part in parts if part != "tokenizer")
+        return dataclasses.replace(found, notes=[f"this is its tokenizer; its generators: {others}"])
+    hint = closest_match(source, [*sizes, *PUBLISHED])
+    raise ConfigError(f"no file, folder or generator is called {source}{hint}; generators: {', '.join(sizes)}")
+
+
+def _of_tree(tree: dict[str, Any], settings: list[str], source: str, saved: bool = False) -> Model:
+    """The model of a recipe, or of a file that is one model's section alone, whose ``kind`` says of which table."""
+    tree = {key: value for key, value in tree.items() if key not in FACTS}  # of a saved model
+    of_generator = bool(tree.keys() & {"generator", "gpt"}) or tree.get("kind") in GENERATORS
+    section, read, kinds = (
+        ("generator", generator_tree, AnyGeneratorConfig)
+        if of_generator
+        else ("tokenizer", tokenizer_tree, AnyTokenizerConfig)
+    )
+    own = read(tree, [flags.modern(setting) for setting in settings], source)
+    config = config_from_dict(own, kinds, source, saved)
+    if section == "tokenizer":
+        return Model(section, config, [])
+    fields = [*type(config).fields_of_code(config.code), "num_classes"]  # what training takes from its data
+    assumed = [f"{name} {getattr(config, name)}" for name in fields if name not in own and getattr(config, name)]
+    text = f"assumed: {', '.join(assumed)}; training takes them from its data (say others with --set)"
+    return Model(section, config, [text] if assumed else [])
 
 
 def _config_in(folder: Path) -> Path:
@@ -105,24 +128,6 @@ def _config_in(folder: Path) -> Path:
     return path
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read configuration {path}: {str(error).splitlines()[0]}") from None
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    return tree or {}
-
-
-def _model_in(tree: dict[str, Any], source: str) -> tuple[str, VFMTokConfig | GPTConfig]:
-    """A recipe's model, or the tree as a model's own configuration; told apart by the keys at the top."""
-    names = {field.name for field in dataclasses.fields(GPTConfig)}
-    if tree.keys() & {"generator", "gpt"} or (tree and tree.keys() <= names):
-        return "gpt", config_from_dict(generator_tree(tree), AnyGeneratorConfig, source)
-    return "tokenizer", config_from_dict(tokenizer_tree(tree), AnyTokenizerConfig, source)
-
-
 # --------------------------------------------------------------------------------------
 # For programs
 # --------------------------------------------------------------------------------------
@@ -131,44 +136,41 @@ def _model_in(tree: dict[str, Any], source: str) -> tuple[str, VFMTokConfig | GP
 def tokenizer_facts(size: TokenizerSize) -> dict[str, Any]:
     """What ``--json`` prints of a tokenizer: parameters, bytes, FLOPs of one image, sizes in px."""
     config = size.config
-    flops = {part.name: part.flops for part in size.parts}
-    encoding = sum(flops[name] for name in ("encoder", "sampler", "quantizer"))
+    shared = _shared_facts(size)
+    encoder, quantizer = getattr(config, "encoder", None), getattr(config, "quantizer", None)
     return {
         "kind": "tokenizer",
-        "config": config_to_dict(config),
-        **_shared_facts(size.parts),
+        **shared,
         "parameters_without_encoder": sum(part.parameters for part in size.parts if part.name != "encoder"),
         "values_in_released_file": size.released_values,
         "frozen": [part.name for part in size.parts if part.parameters and not part.trained],
-        "flops_encode": encoding,
-        "flops_decode": sum(flops.values()) - encoding,
+        "flops_encode": size.encode_flops,
+        "flops_decode": shared["flops"] - size.encode_flops,
         "flops_training_forward": size.training_flops,
         "image_px": config.image_size,
-        "encoder_px": config.encoder.image_size,
+        "encoder_px": getattr(encoder, "image_size", None),
         "encoder_grids": [list(grid) for grid in size.grids],
-        "tokens_per_image": config.code.num_tokens,
-        "codebook_size": config.code.largest_codebook,
-        "code_dim": config.quantizer.code_dim,
+        "code_dim": getattr(quantizer, "code_dim", None),
         "bits_per_image": size.bits,
     }
 
 
-def gpt_facts(size: GPTSize) -> dict[str, Any]:
+def generator_facts(size: GeneratorSize) -> dict[str, Any]:
     """What ``--json`` prints of a generator: parameters, bytes, FLOPs of one image."""
-    return {
-        "kind": "gpt",
-        "config": config_to_dict(size.config),
-        **_shared_facts(size.parts),
-        "frozen": [],
-        "tokens_per_image": size.config.num_tokens,
-        "codebook_size": size.config.vocab_size,
-        "kv_cache_bytes_per_image": {name: size.cache_values() * count for name, count in BYTES.items()},
-    }
+    values = size.cache_values()
+    cache = None if values is None else {name: values * count for name, count in BYTES.items()}
+    return {"kind": size.config.kind, **_shared_facts(size), "frozen": [], "kv_cache_bytes_per_image": cache}
 
 
-def _shared_facts(parts: list[Part]) -> dict[str, Any]:
+def _shared_facts(size: ModelSize) -> dict[str, Any]:
+    parts, code = size.parts, size.code
     parameters = sum(part.parameters for part in parts)
     return {
+        "family": size.config.kind,
+        "config": config_to_dict(size.config),
+        "code": str(code),
+        "tokens_per_image": code.num_tokens if isinstance(code, Ids) else None,
+        "codebook_size": code.largest_codebook if isinstance(code, Ids) else None,
         "parameters": parameters,
         "trained_parameters": sum(part.trained for part in parts),
         "flops": sum(part.flops for part in parts),
@@ -183,9 +185,10 @@ def _shared_facts(parts: list[Part]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------
 
 
-def _report(size: TokenizerSize | GPTSize, facts: dict[str, Any]) -> list[str]:
-    about = _about_tokenizer(size, facts) if isinstance(size, TokenizerSize) else _about_gpt(size, facts)
-    lines = [f"{facts['model']}: {'tokenizer' if facts['kind'] == 'tokenizer' else 'generator (GPT)'}", ""]
+def _report(size: ModelSize, facts: dict[str, Any]) -> list[str]:
+    about = _about_tokenizer(size, facts) if isinstance(size, TokenizerSize) else _about_generator(size, facts)
+    section = "tokenizer" if isinstance(size, TokenizerSize) else "generator"
+    lines = [f"{facts['model']}: {section}, kind {facts['family']}", ""]
     lines += _table([[name, text] for name, text in about], numbers_from=2)
     lines += ["", "Parts, FLOPs for one image:"]
     rows = [["part", "parameters", "", "fp32 MiB", "bf16 MiB", "GFLOPs"]]
@@ -209,47 +212,48 @@ def _report(size: TokenizerSize | GPTSize, facts: dict[str, Any]) -> list[str]:
 
 
 def _about_tokenizer(size: TokenizerSize, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    config, side = size.config, round(size.config.code.num_tokens**0.5)
-    levels = zip(config.encoder.levels, size.grids, size.widths, strict=True)
-    read = ", ".join(f"{level} ({h}x{w}, {width} channels)" for level, (h, w), width in levels)
-    bits, raw = size.bits, 24 * config.image_size**2
+    config, bits = size.config, size.bits
+    px = f"{config.image_size} px in and out"
+    rows = [("image", px if facts["encoder_px"] is None else f"{px}; the encoder sees {facts['encoder_px']} px")]
+    if size.grids:
+        encoder = config.encoder
+        levels = zip(encoder.levels, size.grids, size.widths, strict=True)
+        read = ", ".join(f"{level} ({h}x{w}, {width} channels)" for level, (h, w), width in levels)
+        rows += [("encoder", f"{encoder.name}, weights {encoder.weights}"), ("levels read", read)]
+    dims = "" if facts["code_dim"] is None else f", of {facts['code_dim']} dimensions"
+    rows.append(("code", f"{size.code} an image{dims}"))
+    if bits is not None:
+        share = f"{24 * config.image_size**2 / bits:,.0f} times less than its pixels"
+        rows.append(("an image's ids", f"{bits:,.0f} bits = {bits / 8:,.0f} bytes, {share}"))
     outside = f"{facts['parameters_without_encoder']:,}"
     if size.released_values is not None:
-        outside += f"; a released file has {size.released_values:,} values ({size.released_values / 1e6:.2f} M), "
-        outside += "a buffer of code usage included"
+        outside += f"; a released file has {size.released_values:,} values ({size.released_values / 1e6:.2f} M)"
     return [
-        ("image", f"{config.image_size} px in and out; the encoder sees {config.encoder.image_size} px"),
-        ("encoder", f"{config.encoder.name}, weights {config.encoder.weights}"),
-        ("levels read", read),
-        (
-            "tokens",
-            f"{config.code.num_tokens} an image ({side}x{side}), read by {config.sampler.attention} attention",
-        ),
-        ("codebook", f"{config.code.largest_codebook:,} codes of {config.quantizer.code_dim} dimensions"),
-        ("an image's ids", f"{bits:,.0f} bits = {bits / 8:,.0f} bytes, {raw / bits:,.0f} times less than its pixels"),
+        *rows,
         ("frozen", ", ".join(facts["frozen"]) or "nothing"),
         ("without encoder", outside),
         ("encode, decode", f"{_giga(facts['flops_encode'])} and {_giga(facts['flops_decode'])} GFLOPs an image"),
-        ("training", f"{_giga(size.training_flops)} GFLOPs an image forward, with the feature branch"),
+        ("training", f"{_giga(size.training_flops)} GFLOPs an image forward, with what runs only there"),
     ]
 
 
-def _about_gpt(size: GPTSize, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    config, cache = size.config, facts["kv_cache_bytes_per_image"]
-    slots = 1 + config.num_tokens
-    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.dim}, feed-forward {config.hidden}"
-    mib = " and ".join(f"{count / 2**20:,.2f} MiB in {name}" for name, count in cache.items())
-    return [
+def _about_generator(size: GeneratorSize, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
         ("parameters", f"{facts['parameters']:,} ({facts['parameters'] / 1e6:,.1f} M)"),
-        ("shape", shape),
-        ("tokens", f"{config.num_tokens} an image ({config.side}x{config.side}), {config.vocab_size:,} ids"),
-        ("classes", f"{config.num_classes:,} and one for no class"),
+        ("code", f"{size.code} an image"),
+        ("classes", f"{size.config.num_classes:,} and one for no class"),
         ("frozen", "nothing"),
         ("forward pass", f"{_giga(facts['flops'])} GFLOPs an image; a training step takes three times that"),
-        ("sampling", "through the cache as many at most, twice with guidance"),
-        ("KV cache", f"{mib} an image, twice that with guidance"),
-        ("", f"(2 x {config.n_layer} layers x {slots} slots x {config.dim} values)"),
     ]
+    cache = facts["kv_cache_bytes_per_image"]
+    if cache is not None:
+        mib = " and ".join(f"{count / 2**20:,.2f} MiB in {name}" for name, count in cache.items())
+        rows += [
+            ("sampling", "through the cache as many at most, twice with guidance"),
+            ("KV cache", f"{mib} an image, twice that with guidance"),
+        ]
+    numbers = {name: value for name, value in facts["config"].items() if isinstance(value, int) and value}
+    return [*rows, ("settings", ", ".join(f"{name} {value}" for name, value in list(numbers.items())[:6]))]
 
 
 def _row(name: str, parameters: int, state: str, flops: int) -> list[str]:

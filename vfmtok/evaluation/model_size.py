@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vfmtok.code import Code, Ids
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import WeightsError
-from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.gpt.model import GPT
-from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.generators import build_generator
+from vfmtok.layers import deformable_attention  # noqa: F401 - defines the operation that is counted below
+from vfmtok.tokenizers import build_tokenizer
 from vfmtok.weights.name_maps import to_released
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a value
@@ -42,87 +44,102 @@ class Part:
 
 
 @dataclass(frozen=True)
-class TokenizerSize:
-    """What a tokenizer needs. FLOPs are for one image."""
+class ModelSize:
+    """What a model needs. FLOPs are for one image; of a generator, for all its tokens in one pass."""
 
-    config: VFMTokConfig  # resolved: with what the encoder fills in
-    grids: tuple[tuple[int, int], ...]  # (height, width) in cells of every level that is read
-    widths: tuple[int, ...]  # channels of every level
+    config: Any  # resolved: with what an encoder fills in
     parts: list[Part]
-    training_flops: int  # of a forward pass in training, with the feature branch
     released_values: int | None  # in a file under the published names; None: a part was never published
 
     @property
-    def bits(self) -> float:
-        """Of one image's ids, as they are: K log2(V)."""
-        return self.config.code.bits
+    def code(self) -> Code:
+        """What the tokenizer makes, or the generator learns."""
+        return self.config.code
 
 
 @dataclass(frozen=True)
-class GPTSize:
-    """What a generator needs. FLOPs are for one image: all its tokens in one pass."""
+class TokenizerSize(ModelSize):
+    encode_flops: int
+    training_flops: int  # of a forward pass in training, with what runs only there
+    grids: tuple[tuple[int, int], ...] = ()  # (height, width) in cells of every level that its encoder gives
+    widths: tuple[int, ...] = ()  # channels of every level
 
-    config: GPTConfig
-    parts: list[Part]
-
-    def cache_values(self) -> int:
-        """Values of the key-value cache of one image: 2 x layers x (1 + K) slots x width. Guidance takes two."""
-        return 2 * self.config.n_layer * (1 + self.config.num_tokens) * self.config.dim
+    @property
+    def bits(self) -> float | None:
+        """Of one image's ids, as they are: the sum of log2(codebook size); None of latents."""
+        return self.code.bits if isinstance(self.code, Ids) else None
 
 
-def tokenizer_size(config: VFMTokConfig) -> TokenizerSize:
-    """Raises ConfigError if such a tokenizer can't be built."""
-    encoder = dataclasses.replace(config.encoder, weights="none", weights_sha256=None)
-    bare = dataclasses.replace(config, encoder=encoder)
+@dataclass(frozen=True)
+class GeneratorSize(ModelSize):
+    def cache_values(self) -> int | None:
+        """Values of the key-value cache of one image, where the family has one. Guidance takes two."""
+        return getattr(self.config, "cache_values", None)
+
+
+def tokenizer_size(config: Any) -> TokenizerSize:
+    """Of a tokenizer of any family. Raises ConfigError if such a tokenizer can't be built."""
+    bare = _with_weights_of(config, None)
     with torch.device("meta"):
-        tokenizer = VFMTok(bare)
-    resolved = dataclasses.replace(
-        tokenizer.config,
-        encoder=dataclasses.replace(
-            tokenizer.encoder.config, weights=config.encoder.weights, weights_sha256=config.encoder.weights_sha256
-        ),
-    )
-    try:
-        released = sum(tensor.numel() for tensor in to_released(tokenizer).values())
-    except WeightsError:
-        released = None
-    grids, widths = tokenizer.encoder.grids, tokenizer.encoder.widths
+        tokenizer = build_tokenizer(bare)
     size = config.image_size
-    flops = count_flops(tokenizer.eval(), lambda: (torch.empty(1, 3, size, size),))
-    # The projection to the latents is a bare product outside its own module: it counts with the quantizer.
-    flops["quantizer"] = flops.pop("") + flops.get("quantizer", 0)
-    modules = {
-        "encoder": [tokenizer.encoder],
-        "sampler": [tokenizer.sampler],
-        "quantizer": [tokenizer.to_latents, tokenizer.quantizer],
-        "decoder": [tokenizer.decoder],
-        "pixel_decoder": [tokenizer.pixel_decoder],
-    }
-    parts = [_part(name, found, flops.get(name, 0)) for name, found in modules.items()]
-    training = count_flops(tokenizer.train(), lambda: (torch.empty(1, 3, size, size),))
-    return TokenizerSize(resolved, grids, widths, parts, sum(training.values()), released)
 
+    def image() -> Tensor:
+        return torch.empty(1, 3, size, size)
 
-def gpt_size(config: GPTConfig) -> GPTSize:
-    with torch.device("meta"):
-        gpt = GPT(config).eval()
-    flops = count_flops(
-        gpt, lambda: (torch.zeros(1, dtype=torch.int64), torch.zeros(1, config.num_tokens - 1, dtype=torch.int64))
+    parts = _parts(tokenizer, count_flops(tokenizer.eval(), lambda model: model(image())))
+    encoding = count_flops(tokenizer, lambda model: model.encode(image()))
+    training = count_flops(tokenizer.train(), lambda model: model(image()))
+    encoder = getattr(tokenizer, "encoder", None)
+    return TokenizerSize(
+        _with_weights_of(tokenizer.config, config),
+        parts,
+        _released_values(tokenizer),
+        sum(encoding.values()),
+        sum(training.values()),
+        getattr(encoder, "grids", ()),
+        getattr(encoder, "widths", ()),
     )
-    layers = sum(count for name, count in flops.items() if name != "output")  # a ModuleList makes no pass of its own
-    parts = [
-        _part("embeddings", [gpt.class_embedding, gpt.token_embedding], 0),
-        _part("layers", [gpt.layers, gpt.norm], layers),
-        _part("output head", [gpt.output], flops["output"]),
-    ]
-    return GPTSize(config, parts)
 
 
-def count_flops(model: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> dict[str, int]:
-    """FLOPs of ``model(*inputs())`` by direct child of the model, "" for what lies outside them.
+def generator_size(config: Any) -> GeneratorSize:
+    """Of a generator of any family."""
+    with torch.device("meta"):
+        generator = build_generator(config).eval()
+    kind = torch.int64 if isinstance(config.code, Ids) else torch.float32
+
+    def loss(model: nn.Module) -> None:
+        model.loss(torch.zeros(1, *config.code.shape, dtype=kind), torch.zeros(1, dtype=torch.int64))
+
+    return GeneratorSize(config, _parts(generator, count_flops(generator, loss)), _released_values(generator))
+
+
+def _with_weights_of(config: Any, other: Any) -> Any:
+    """``config``, its encoders' weights to be loaded from where those of ``other`` are; of None, from nowhere."""
+    changes = {}
+    for name in (item.name for item in dataclasses.fields(config)):
+        section, given = getattr(config, name), getattr(other, name, None)
+        if isinstance(section, EncoderConfig):
+            source = ("none", None) if given is None else (given.weights, given.weights_sha256)
+            changes[name] = dataclasses.replace(section, weights=source[0], weights_sha256=source[1])
+        elif dataclasses.is_dataclass(section):
+            changes[name] = _with_weights_of(section, given)
+    return dataclasses.replace(config, **changes)
+
+
+def _released_values(model: nn.Module) -> int | None:
+    try:
+        return sum(tensor.numel() for tensor in to_released(model).values())
+    except WeightsError:
+        return None
+
+
+def count_flops(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, int]:
+    """FLOPs of ``call(model)`` by direct child of the model, "" for what lies outside them.
 
     Args:
         model: on the meta device.
+        call: makes its tensors itself, as it is called where they have no content.
     """
     model = copy.deepcopy(model)  # whose tensors become fake for good
     kinds = {torch.ops.vfmtok.weighted_row_sum: _flops_of_weighted_row_sum}
@@ -133,12 +150,17 @@ def count_flops(model: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> d
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         # The plain attention: the fused kernels of the CPU are not in the counter's table.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*inputs())
+            call(model)
     counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+
+    def inside(module: nn.Module, name: str) -> int:
+        """A list of layers makes no pass of its own, nor does a module that is called by another method."""
+        if name in counts:
+            return counts[name]
+        return sum(inside(child, f"{name}.{own}") for own, child in module.named_children())
+
     root = type(model).__name__
-    children = {
-        name: count for name, _ in model.named_children() if (count := counts.get(f"{root}.{name}")) is not None
-    }
+    children = {name: inside(child, f"{root}.{name}") for name, child in model.named_children()}
     return {**children, "": counts.get("Global", 0) - sum(children.values())}
 
 
@@ -147,8 +169,22 @@ def _flops_of_weighted_row_sum(table, rows, weights, *, out_shape=None, **_) -> 
     return 2 * math.prod(rows) * table[1]
 
 
-def _part(name: str, modules: list[nn.Module], flops: int) -> Part:
-    parameters = [parameter for module in modules for parameter in module.parameters()]
+def _parts(model: nn.Module, flops: dict[str, int]) -> list[Part]:
+    """Its children, or what the family calls its parts: ``reported_parts``, a name -> children, "" for what lies
+    outside them. What is in none of these, such as tables of the model's own, comes last."""
+    groups = getattr(model, "reported_parts", None) or {name: (name,) for name, _ in model.named_children()}
+    part_of = {child: name for name, children in groups.items() for child in children}
+    parameters: dict[str, list[nn.Parameter]] = {name: [] for name in (*groups, "other")}
+    for name, parameter in model.named_parameters():
+        parameters[part_of.get(name.partition(".")[0], "other")].append(parameter)
+    counts = dict.fromkeys(parameters, 0)
+    for child, count in flops.items():
+        counts[part_of.get(child, "other")] += count
+    parts = [_part(name, found, counts[name]) for name, found in parameters.items()]
+    return [part for part in parts if part.parameters or part.flops]
+
+
+def _part(name: str, parameters: list[nn.Parameter], flops: int) -> Part:
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return Part(name, sum(parameter.numel() for parameter in parameters), trained, flops)
 

@@ -22,6 +22,7 @@ class Generator(Protocol):
         num_classes: labels are in [0,num_classes).
         null_class: the label that stands for no class.
         released: a ``NameMap``, where weights of this family were published.
+        reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         fields_of_released: where that is so, fields of the configuration that published tensors tell.
     """
 

@@ -40,6 +40,7 @@ class Tokenizer(Protocol):
         frozen_parts: names of submodules that training leaves as they are and checkpoints leave out.
         last_layer: the weight that makes the pixels, by whose gradients an adaptive weight balances losses.
         recomputed: classes of submodules that recompute their activations in the backward pass where asked.
+        reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         released: a ``NameMap``, where weights of this family were published.
     """
 

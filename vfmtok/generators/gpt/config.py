@@ -86,6 +86,11 @@ class GPTConfig:
         return self.ffn_hidden or math.ceil(int(2 * 4 * self.dim / 3) / 256) * 256
 
     @property
+    def cache_values(self) -> int:
+        """Values of the key-value cache of one image: 2 x layers x (1 + tokens) slots x width."""
+        return 2 * self.n_layer * (1 + self.code.num_tokens) * self.dim
+
+    @property
     def code(self) -> Ids:
         """What it learns and samples."""
         grid = Segment(self.num_tokens, self.vocab_size, (self.side, self.side))

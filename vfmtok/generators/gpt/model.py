@@ -12,7 +12,7 @@ E = D/H dimensions of a head, V vocabulary, F hidden width of the feed-forward b
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ class GPT(nn.Module):
 
     released = RELEASED  # its tensors' names in published files
     fields_of_released = staticmethod(fields_of_released)
+    reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "embeddings": ("class_embedding", "token_embedding", "holistic_embedding", "holistic_positions"),
+        "layers": ("layers", "norm"),
+        "output head": ("output",),
+    }
     first_token_slot = 1  # behind the class
     any_order = False
 

@@ -48,6 +48,11 @@ class RARConfig:
         return self.dim // self.n_head
 
     @property
+    def cache_values(self) -> int:
+        """Values of the key-value cache of one image: 2 x layers x (1 + tokens) slots x width."""
+        return 2 * self.n_layer * (1 + self.code.num_tokens) * self.dim
+
+    @property
     def code(self) -> Ids:
         """What it learns and samples."""
         side = math.isqrt(self.num_tokens)

@@ -9,7 +9,7 @@ head, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,11 @@ class RAR(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
+    reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "embeddings": ("embeddings", "cls_token", "positions", "target_positions", "slot_conditions"),
+        "blocks": ("blocks",),
+        "output head": ("head_modulation", "output"),
+    }
     first_token_slot = 2  # behind cls and the class
     any_order = True
 

@@ -7,6 +7,7 @@ Shapes: B batch, S image side, K tokens, D width, E code dimensions, L levels, N
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,14 @@ class VFMTok(nn.Module):
     """The tokenizer. Call ``eval()`` before decoding: in training mode the ViT decoder's dropout is on."""
 
     released = RELEASED  # its tensors' names in published files
+    # The projection to the latents is a bare product outside its module.
+    reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "encoder": ("encoder",),
+        "sampler": ("sampler",),
+        "quantizer": ("to_latents", "quantizer", ""),
+        "decoder": ("decoder",),
+        "pixel_decoder": ("pixel_decoder",),
+    }
     recomputed = (SamplerLayer, DecoderLayer, ResBlock)  # where activations are recomputed in the backward pass
 
     def __init__(self, config: VFMTokConfig):

@@ -9,6 +9,7 @@ N cells and C channels of an encoder's level.
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,12 @@ class VQGAN(nn.Module):
     ids of any square grid; ``code`` is that of ``config.image_size``."""
 
     released = RELEASED  # its tensors' names in published files
+    # The projections to and from the codes are bare products outside their modules.
+    reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "encoder": ("encoder",),
+        "quantizer": ("to_latents", "quantizer", "from_codes", ""),
+        "pixel_decoder": ("pixel_decoder",),
+    }
     recomputed = (ResBlock,)  # where activations are recomputed in the backward pass
 
     def __init__(self, config: VQGANConfig):
