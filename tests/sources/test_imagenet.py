@@ -82,6 +82,27 @@ def test_the_devkit_may_be_anywhere_and_unpacked(official, expected, tmp_path):
     assert len(one) == 2000 and one.classes == ["ILSVRC2012_img_val"]
 
 
+def test_a_devkit_that_is_none(official, tmp_path):
+    tars = sorted(official.glob("ILSVRC2012_img_*.tar"))
+    files = makers.devkit_files()
+    truth, meta = (next(name for name in files if name.endswith(end)) for end in ("truth.txt", "meta.mat"))
+    for change, message in (
+        ({truth: None}, "validation_ground_truth.txt is not in it"),
+        ({meta: None}, "data/meta.mat is not in it"),
+        ({meta: b"nothing"}, "meta.mat in .* is not what a devkit holds"),
+        ({truth: b"1\n2000\n"}, "names class 2000"),
+        ({truth: b"one\n"}, "is damaged"),
+        ({truth: b"1\n2\n"}, "has 2 labels for 2,000 images"),
+    ):
+        held = {name: content for name, content in {**files, **change}.items() if content is not None}
+        kit = makers.write_tar(tmp_path / "kit.tar.gz", held, "w:gz")
+        with pytest.raises(DataError, match=message) as caught:
+            listed(tmp_path, *tars, classes_from=str(kit))
+        assert "\n" not in str(caught.value)
+    listing = listed(tmp_path, *tars, classes_from=str(write_tree(tmp_path / "kit", files)))
+    assert verified(listing)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The validation's labels in the files that others publish."""

@@ -209,6 +209,8 @@ def test_a_table_beside_the_images(tmp_path):
         ("image,x,y\n0.png,1,2\n", "has no label: --label-key names its column, of x, y"),
         ("image,label\n7.png,a\n", "has no label for any of 2 images"),
         ("", "no column of images"),
+        ("ImageId,PredictionString\n0,\n1,n01440764 1 2 3 4\n", "line 2 has no label"),
+        ("image,label\n0.png\n", "line 2 has no label"),
     ],
 )
 def test_tables_that_do_not_say_it(tmp_path, text, message):

@@ -1,6 +1,8 @@
 """Samples of WebDataset shards: keys by the library's rule, one image and one label each, or a line that says why."""
 
+import io
 import json
+import tarfile
 
 import pytest
 from image_makers import contents, encoded, write_tree
@@ -161,3 +163,14 @@ def test_what_img2dataset_writes(tmp_path):
     files = {f"{shard:05d}/{name}": c for shard in range(2) for name, c in img2dataset(f"{shard:05d}0000").items()}
     unpacked = listed(tmp_path, write_tree(tmp_path / "unpacked", files))  # --output_format files
     assert unpacked.classes == ["unpacked"] and len(unpacked) == 2
+
+
+def test_a_label_that_cannot_be_read_is_one_line(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, link in (("1.png", None), ("1.cls", "gone.cls")):
+            member = tarfile.TarInfo(name)
+            member.size, member.type = (len(A), tarfile.REGTYPE) if link is None else (0, tarfile.SYMTYPE)
+            member.linkname = link or ""
+            archive.addfile(member, io.BytesIO(A) if link is None else None)
+    with pytest.raises(DataError, match=r"'1\.cls' of .*s\.tar: a link to 'gone\.cls', which is not in the archive"):
+        listed(tmp_path, tmp_path / "s.tar")

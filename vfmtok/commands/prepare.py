@@ -45,7 +45,7 @@ are splits; test stays out. Labels follow the names of the classes sorted as tex
   vfmtok prepare --verify OUT             read every record again
   vfmtok prepare --export OUT FOLDER      back to files
 
-An interrupted run goes on if the sources are what they were, by names and sizes (and a zip's checksums): an image
+An interrupted run continues if the sources are what they were, by names and sizes (and a zip's checksums): an image
 edited to exactly the same size is not noticed. --export keeps the names; an image that --resize or --format wrote
 in another format gets that format's extension behind its name.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vfmtok.errors import DataError
 from vfmtok.sources.archives import walk_tar
-from vfmtok.sources.files import Found, read
+from vfmtok.sources.files import CorruptFile, Found, read
 from vfmtok.sources.folders import walk_folder
 from vfmtok.sources.scratch import Scratch
 
@@ -74,12 +74,13 @@ def read_devkit(path: Path, scratch: Scratch) -> list[str]:
     meta = _ends_with(files, "meta.mat")
     if answers is None or meta is None:
         raise DataError(f"{path} is no ImageNet devkit: data/{ANSWERS if answers is None else 'meta.mat'} is not in it")
-    numbers = [int(word) for word in read(answers.place).split()]
-    synset_of = _synsets_of_meta(read(meta.place), path)
     try:
-        return [synset_of[number] for number in numbers]
+        synset_of = _synsets_of_meta(read(meta.place), path)
+        return [synset_of[int(word)] for word in read(answers.place).split()]
     except KeyError as error:
         raise DataError(f"{path}: {ANSWERS} names class {error}, which meta.mat does not have") from None
+    except (ValueError, CorruptFile) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
 
 
 def _ends_with(files: dict[str, Found], name: str) -> Found | None:

@@ -19,6 +19,7 @@ from typing import Any
 from vfmtok.errors import DataError
 from vfmtok.sources import imagenet
 from vfmtok.sources.files import image_by_name
+from vfmtok.sources.folders import is_archive
 from vfmtok.sources.scratch import Scratch
 from vfmtok.sources.webdataset import as_label, label_of_document
 
@@ -66,11 +67,11 @@ class OrderedLabels:
 
     def labels(self, paths: Sequence[str]) -> list[int | str | None]:
         """Raises DataError: there are other images than labels, and no numbers in their names."""
-        numbers = [imagenet.number_of(path) for path in paths]
+        numbers = [imagenet.number_of(path) or 0 for path in paths]
         if len(paths) == len(self.in_order):
             place = {path: index for index, path in enumerate(sorted(paths, key=posixpath.basename))}
             return [self.in_order[place[path]] for path in paths]
-        if None in numbers or max(numbers, default=0) > len(self.in_order):
+        if min(numbers) < 1 or max(numbers) > len(self.in_order):
             raise DataError(f"{self.name} has {len(self.in_order):,} labels for {len(paths):,} images")
         return [self.in_order[number - 1] for number in numbers]
 
@@ -89,7 +90,7 @@ def read_label_file(path: Path, scratch: Scratch, key: str | None = None) -> Lab
     Raises:
         DataError: it can't be read, or it is not clear what it says.
     """
-    if imagenet.is_devkit(path):
+    if imagenet.is_devkit(path) or path.is_dir() or is_archive(path.name):
         return OrderedLabels(path.name, imagenet.read_devkit(path, scratch))
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -132,7 +133,10 @@ def _delimiter(path: Path) -> str:
 def _rows(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object")
+            return rows
         return list(csv.DictReader(text.splitlines(), delimiter=_delimiter(path)))
     except (ValueError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
@@ -154,7 +158,7 @@ def _table(path: Path, rows: list[dict[str, Any]], key: str | None) -> LabelTabl
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
         if label is not None:
-            value = row[label]
+            value = as_label(row.get(label), where, typed=False)
         elif usual:
             raise DataError(f"{path} has several labels: choose one by --label-key {' or '.join(usual)}")
         else:
@@ -163,7 +167,7 @@ def _table(path: Path, rows: list[dict[str, Any]], key: str | None) -> LabelTabl
             raise DataError(f"{where} has no label: --label-key names its column, of {', '.join(map(str, others))}")
         if str(label).lower() == "predictionstring":  # Kaggle's: synset and boxes
             value = str(value).split()[0]
-        pairs.append((str(row[image]), as_label(value, where, typed=False)))
+        pairs.append((str(row.get(image)), as_label(value, where, typed=False)))
     return LabelTable(path.name, _keyed(path, pairs))
 
 

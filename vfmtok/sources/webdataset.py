@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from vfmtok.errors import DataError
-from vfmtok.sources.files import Found, image_by_name, is_hidden, read, suffix_of
+from vfmtok.sources.files import CorruptFile, Found, image_by_name, is_hidden, read, suffix_of
 
 LABEL_MEMBERS = ("cls", "class", "label")
 NUMBERED = (  # of a .json, or columns of a table: each may be the label, as a number or as a name
@@ -183,7 +183,7 @@ def _label_member(shard: str, pairs: dict, kind: _Kind, chosen: str | None, is_f
     if not kind.is_flat or is_folder or kind.is_captioned(is_folder):
         return None
     texts = [sample["txt"] for sample in pairs.values() if "txt" in sample]
-    if texts and all(re.fullmatch(rb"\s*\d+\s*", read(text.place)) for text in texts):
+    if texts and all(re.fullmatch(rb"\s*\d+\s*", _content(text)) for text in texts):
         return "txt"
     if texts or "json" in members:
         keys = ", ".join(islice(map(str, document), 8)) or "none"
@@ -214,7 +214,7 @@ def _read_labels(shard: str, found: Shard, samples: dict, chosen: str | None) ->
         sample = samples[split_key(image.path)[0]]
         label = None
         if found.labels_from in sample and found.labels_from != "json":
-            text = read(sample[found.labels_from].place).decode("utf-8", "replace")
+            text = _content(sample[found.labels_from]).decode("utf-8", "replace")
             label = as_label(text, where, typed=False)
         elif "json" in sample:
             label, name = label_of_document(_json(sample["json"]) or {}, where, value_key)
@@ -289,9 +289,17 @@ def _number_or_text(text: str) -> int | float | str:
     return float(text) if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?", text, re.ASCII | re.I) else text
 
 
+def _content(member: Found) -> bytes:
+    """Raises DataError."""
+    try:
+        return read(member.place)
+    except CorruptFile as error:
+        raise DataError(f"'{member.path}' of {member.place[1]}: {error}") from None
+
+
 def _json(member: Found) -> dict | None:
     try:
-        document = json.loads(read(member.place))
+        document = json.loads(_content(member))
     except ValueError:
         return None
     return document if isinstance(document, dict) else None
