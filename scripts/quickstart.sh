@@ -65,7 +65,7 @@ if [ "$preset" = gpu ]; then
     views=ten-crop size=256 batch=32 quality=()
 fi
 if [ "$encoder" = dinov2 ]; then
-    if reason=$(python -c "from vfmtok.config import EncoderConfig; from vfmtok.encoders.vfm import Encoder
+    if reason=$(python -c "from vfmtok.encoders.config import EncoderConfig; from vfmtok.encoders.vfm import Encoder
 Encoder(EncoderConfig(name='dinov2_vits14_reg', weights='auto'))" 2>&1); then
         [ "$preset" = gpu ] || tokenizer_flags=(--set tokenizer.encoder.name=dinov2_vits14_reg
             --set tokenizer.encoder.image_size=112 --set "tokenizer.encoder.levels=[3,6,9,12]"

@@ -15,6 +15,7 @@ from vfmtok.commands.tokenizer_flags import SHARED_FLAGS
 from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
+from vfmtok.encoders.config import require_encoder_weights
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import family_of_size
 from vfmtok.pretrained import loading as pretrained
@@ -142,6 +143,8 @@ class Facts:
 def facts_of(data: TokenDataConfig) -> Facts:
     """Raises VFMTokError if the data or the tokenizer can't be read."""
     tokenizer = _tokenizer_config(data.vq_ckpt, data.vq_config) if data.vq_ckpt else None
+    if data.path and data.vq_config:  # a run's own configuration says what it was trained on
+        require_encoder_weights(tokenizer)
     if data.code_path:
         cache = CodeCache(Path(data.code_path).expanduser())
         code, classes, image_size = cache.code, cache.classes, cache.metadata["image_size"]
