@@ -16,7 +16,8 @@ from vfmtok import cli
 from vfmtok.evaluation.encoder_distance import encoder_features, open_encoder
 from vfmtok.evaluation.image_sources import open_images
 from vfmtok.evaluation.inception import load_inception
-from vfmtok.evaluation.reference import inception_features, read_reference
+from vfmtok.evaluation.reference import inception_features
+from vfmtok.evaluation.reference_file import read_reference
 from vfmtok.metrics.inception_score import InceptionScore
 from vfmtok.metrics.precision_recall import precision_recall
 
@@ -107,6 +108,9 @@ def test_a_dataset_is_cut_to_the_size_that_is_given(images, files, inception, in
     dataset = tmp_path / "data"
     assert cli.main(["prepare", str(files / "png"), str(dataset)]) == 0
     network = ["--inception", str(inception_file)]
+    assert cli.main(["measure", str(dataset), "--size", str(SIDE), *network]) == 2
+    assert "has no validation split" in capsys.readouterr().err
+    dataset /= "train_lmdb"
     assert cli.main(["measure", str(dataset), *network]) == 2
     assert "--size" in capsys.readouterr().err
     assert cli.main(["measure", str(dataset), "--size", str(SIDE), *network]) == 0

@@ -156,9 +156,9 @@ def test_what_cannot_be_done_is_one_line(tmp_path, checkpoint, capsys):
         ([image, "--points", "--tokens", "a"], "whole numbers"),
         ([image, "--batch-size", "0"], "must be positive"),
         ([tmp_path / "out/ids.npz", "--sheet"], "needs images"),
-        ([tmp_path / "other.npz"], "ids of another tokenizer"),
+        ([tmp_path / "other.npz"], "codes of another tokenizer"),
         ([tmp_path / "outside.npz"], "do not fit together"),
-        ([tmp_path / "images.npz"], "is no ids.npz"),
+        ([tmp_path / "images.npz"], "is not an npz of"),
     ]
     capsys.readouterr()
     for arguments, *out, words in cases:
@@ -216,5 +216,5 @@ def test_damaged_ids_are_one_line(tmp_path, checkpoint, capsys):
         arguments = [str(tmp_path / f"{name}.npz"), "--vq-ckpt", str(checkpoint), "--out", str(tmp_path / "made")]
         assert main(["reconstruct", *arguments]) == 2, name
         error = capsys.readouterr().err
-        assert ("is no ids.npz" in error or "is damaged" in error) and error.count("\n") == 1
+        assert ("is not an npz of" in error or "is damaged" in error) and error.count("\n") == 1
     assert not list(tmp_path.glob("made/*"))

@@ -10,7 +10,8 @@ import torch
 from vfmtok import cli
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.evaluation.image_sources import open_images
-from vfmtok.evaluation.reference import measure_reference, read_reference
+from vfmtok.evaluation.reference import measure_reference
+from vfmtok.evaluation.reference_file import read_reference
 
 
 def test_two_processes_write_the_statistics_of_the_dataset(inception, inception_file, tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 from vfmtok.commands.prepare import prepare
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.stats import report_lines, summarize
-from vfmtok.pictures import contact_sheet
+from vfmtok.pictures import style
 from vfmtok.pictures.contact_sheet import CELL, Section, draw_sheet
 
 
@@ -69,7 +69,7 @@ def test_every_class_of_a_small_set_has_its_own_colour_in_its_row():
 
 
 def test_names_of_other_alphabets_are_drawn_with_their_letters():
-    if all(contact_sheet._font(name, 12) is None for name in contact_sheet.FONTS):
+    if all(style._font(name, 12) is None for name in style.FONTS):
         pytest.skip("no TrueType font of the list is installed")
     sheets = [draw_sheet([Section(name, [(name, 1, [])])]).tobytes() for name in ("ΓΔ", "ΛΞ", "éü", "cats")]
     boxes = [draw_sheet([Section(name, [(name, 1, [])])]).tobytes() for name in ("\uffff\uffff", "\ufffe\ufffe")]
@@ -77,4 +77,4 @@ def test_names_of_other_alphabets_are_drawn_with_their_letters():
 
 
 def test_plain_names_look_the_same_on_every_machine():
-    assert contact_sheet._font_for("tench, Tinca tinca", 15) is contact_sheet._font(None, 15)
+    assert style._font_for("tench, Tinca tinca", 15) is style._font(None, 15)

@@ -159,10 +159,10 @@ class Page:
 def test_a_class_is_sampled(page, studio):
     page.write("#class input", "cup")
     page.write("#seed input", "5")  # Enter samples
-    page.until_shows("#samples .grid-container", room.sample(studio, 2, 8, guidance=2.0, seed=5)[0])
-    assert "8 x cup, guidance 2, seed 5" in page.all("#about-samples")[0].text
+    page.until_shows("#samples .grid-container", room.sample(studio, 2, 8, cfg_scale=2.0, seed=5)[0])
+    assert "8 x cup, CFG 2, seed 5" in page.all("#about-samples")[0].text
     page.write("#seed input", "6")
-    page.until_shows("#samples .grid-container", room.sample(studio, 2, 8, guidance=2.0, seed=6)[0])
+    page.until_shows("#samples .grid-container", room.sample(studio, 2, 8, cfg_scale=2.0, seed=6)[0])
     page.shoot("sample")
 
 
@@ -194,10 +194,10 @@ def test_tokens_of_two_images_are_mixed(page, studio, tmp_path):
     for name, file in (("#first", "a.png"), ("#second", "b.png")):
         page.until(lambda name=name: page.all(f"{name} input[type=file]"))[0].send_keys(str(files / file))
     pair = [room.tokenize(studio, files / name) for name in ("a.png", "b.png")]
-    mask = room.pattern("left and right", 4, 0.5)
+    mask = room.pattern("left and right", (4, 4), 0.5)
     page.until_shows("#mixed", [room.enlarged(room.mix(studio, *pair, mask))])
     page.click("#pattern input[value=checkerboard]")
-    mask = room.pattern("checkerboard", 4, 0.5)
+    mask = room.pattern("checkerboard", (4, 4), 0.5)
     page.until_shows("#mixed", [room.enlarged(room.mix(studio, *pair, mask))])
     page.until_shows("#choice", [room.draw_choice(studio, *pair, mask)])
     page.click("#choice img", x=2.5 / 4, y=1.5 / 4)

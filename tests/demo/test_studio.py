@@ -26,24 +26,24 @@ def images(studio, tmp_path):
 
 def test_samples_are_those_of_generate(studio):
     settings = {"top_k": 5, "top_p": 0.9, "temperature": 0.8, "seed": 3}
-    pictures, about = room.sample(studio, 2, 3, guidance=1.7, **settings)
-    ids = vfmtok.generate(studio.gpt, torch.full((3,), 2), cfg_scale=1.7, **settings)
+    pictures, about = room.sample(studio, 2, 3, cfg_scale=1.7, **settings)
+    ids = vfmtok.generate(studio.generator, torch.full((3,), 2), cfg_scale=1.7, **settings)
     expected = studio.tokenizer.decode_to_uint8(ids, 32).numpy()
     for picture, pixels in zip(pictures, expected, strict=True):
         assert (np.array(picture)[::8, ::8] == pixels).all()  # enlarged 8 times
-    assert about.startswith("3 x cup, guidance 1.7, seed 3")
+    assert about.startswith("3 x cup, CFG 1.7, seed 3")
     with pytest.raises(VFMTokError, match="temperature"):
         room.sample(studio, 0, 1, temperature=0)
 
 
 def test_classes_without_names_have_numbers(studio):
-    assert Studio(studio.tokenizer, studio.gpt, None).class_names() == ["class 0", "class 1", "class 2"]
+    assert Studio(studio.tokenizer, studio.generator, None).class_names() == ["class 0", "class 1", "class 2"]
     assert Studio(studio.tokenizer, None, None).class_names() == []
 
 
 def test_an_image_is_tokenized_as_the_evaluation_does(studio, images, tmp_path):
     found = images[1]
-    ids = torch.from_numpy(found.ids)
+    ids = torch.from_numpy(found.code)
     assert (studio.tokenizer.decode_to_uint8(ids[None], 32)[0].numpy() == found.decoded).all()
     error = np.square(found.crop.astype(float) - found.decoded).mean()
     assert found.psnr == pytest.approx(10 * np.log10(255**2 / error))
@@ -58,8 +58,8 @@ def test_mixing_takes_each_region_from_its_image(studio, images):
     none = np.zeros((4, 4), bool)
     assert (room.mix(studio, one, other, none) == one.decoded).all()
     assert (room.mix(studio, one, other, ~none) == other.decoded).all()
-    mask = room.pattern("scattered", 4, 0.5)
-    ids = [other.ids[k] if mask[k // 4, k % 4] else one.ids[k] for k in range(16)]
+    mask = room.pattern("scattered", (4, 4), 0.5)
+    ids = [other.code[k] if mask[k // 4, k % 4] else one.code[k] for k in range(16)]
     expected = studio.tokenizer.decode_to_uint8(torch.tensor([ids]), 32)[0].numpy()
     assert (room.mix(studio, one, other, mask) == expected).all()
 
@@ -67,19 +67,19 @@ def test_mixing_takes_each_region_from_its_image(studio, images):
 @pytest.mark.parametrize("name", room.PATTERNS)
 def test_patterns_have_their_share_and_grow_with_it(name):
     shares = np.linspace(0, 1, 9)
-    masks = [room.pattern(name, 8, share) for share in shares]
+    masks = [room.pattern(name, (8, 8), share) for share in shares]
     assert [mask.sum() for mask in masks] == [round(share * 64) for share in shares]
     assert all((small <= large).all() for small, large in itertools.pairwise(masks))
 
 
 def test_patterns_are_what_they_are_called():
-    right, lower = room.pattern("left and right", 4, 0.25), room.pattern("top and bottom", 4, 0.5)
+    right, lower = room.pattern("left and right", (4, 4), 0.25), room.pattern("top and bottom", (4, 4), 0.5)
     assert right[:, 3].all() and right.sum() == 4 and lower[2:].all() and lower.sum() == 8
-    board = room.pattern("checkerboard", 4, 0.5)
+    board = room.pattern("checkerboard", (4, 4), 0.5)
     assert (board[1:] != board[:-1]).all() and (board[:, 1:] != board[:, :-1]).all()
-    assert (room.pattern("centre", 4, 0.25)[1:3, 1:3]).all()
+    assert (room.pattern("centre", (4, 4), 0.25)[1:3, 1:3]).all()
     with pytest.raises(ConfigError, match="no pattern 'spiral'"):
-        room.pattern("spiral", 4, 0.5)
+        room.pattern("spiral", (4, 4), 0.5)
 
 
 def test_a_click_meets_the_cell_that_is_drawn_there(studio, images):
@@ -95,7 +95,7 @@ def test_a_click_meets_the_cell_that_is_drawn_there(studio, images):
 
 
 def test_the_choice_shows_both_images(studio, images):
-    mask = room.pattern("top and bottom", 4, 0.5)
+    mask = room.pattern("top and bottom", (4, 4), 0.5)
     mixed = np.array(room.draw_choice(studio, *images, mask)).astype(int)
     for rows, image in ((slice(0, 256), images[0]), (slice(256, 512), images[1])):
         whole = np.array(Image.fromarray(image.crop).resize((512, 512), Image.Resampling.BICUBIC)).astype(int)
@@ -120,7 +120,7 @@ def test_a_tokenizer_without_a_codebook_is_shown_too(tmp_path):
     picture = np.array(room.draw_ids(studio, one))
     cells = [picture[128 * (token // 4) + 4, 128 * (token % 4) + 4] for token in range(16)]
     for a, b in itertools.combinations(range(16), 2):
-        assert (cells[a] == cells[b]).all() == (one.ids[a] == one.ids[b])  # each of the 64 codes has a colour
+        assert (cells[a] == cells[b]).all() == (one.code[a] == one.code[b])  # each of the 64 codes has a colour
     assert (room.mix(studio, one, other, np.ones((4, 4), bool)) == other.decoded).all()
 
 
@@ -141,7 +141,7 @@ def test_choosing_tokens(studio, images):
 
 def test_examples_are_images(studio, tmp_path):
     paths = room.write_examples(tmp_path)
-    assert len({tuple(room.tokenize(studio, path).ids) for path in paths}) == len(paths) == 4
+    assert len({tuple(room.tokenize(studio, path).code) for path in paths}) == len(paths) == 4
 
 
 def test_small_images_are_enlarged_by_whole_factors():
@@ -158,7 +158,7 @@ def test_finite_scalar_quantization_has_its_page_too(tmp_path):
     write_tree(tmp_path, {"a.png": encoded(0), "b.png": encoded(1)})
     pair = [room.tokenize(studio, tmp_path / name) for name in ("a.png", "b.png")]
     assert room.draw_ids(studio, pair[0], [3]).size == (512, 512)
-    assert room.mix(studio, *pair, room.pattern("centre", 4, 0.5)).shape == (32, 32, 3)
+    assert room.mix(studio, *pair, room.pattern("centre", (4, 4), 0.5)).shape == (32, 32, 3)
     assert len(room.sample(studio, 1, 2)[0]) == 2
 
 

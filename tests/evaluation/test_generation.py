@@ -17,18 +17,18 @@ import vfmtok
 from vfmtok.commands.evaluation_flags import generation_parser, open_gpt
 from vfmtok.config import config_to_dict
 from vfmtok.errors import ConfigError, DataError, EvaluationError, WeightsError
-from vfmtok.evaluation import parts
-from vfmtok.evaluation.compared import ReferenceSet
+from vfmtok.evaluation import jobs
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.image_sources import open_images
-from vfmtok.evaluation.reference import inception_features, measure_reference
+from vfmtok.evaluation.reference import ReferenceSet, inception_features, measure_reference
 from vfmtok.evaluation.samples import Samples, warnings_about, write_checked_samples
+from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.metrics.precision_recall import precision_recall
 from vfmtok.weights.checkpoint import Checkpoint, CheckpointFolder
 from vfmtok.weights.hashing import tokenizer_hash
 
 COUNT, SIZE = 11, 40  # divisible by nothing
-SAMPLES = Samples(count=COUNT, size=SIZE, cfg_scale=1.5, seed=3)
+SAMPLES = Samples(count=COUNT, size=SIZE, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,15 @@ def test_labels(models):
 
 
 def test_names_say_how_the_samples_were_guided():
-    assert Samples(cfg_scale=1.0).name == "no-cfg-50000x256px-seed-0"
-    assert Samples(cfg_interval=4, top_k=9, classes="balanced").name == (
+    assert Samples(TokenSampling(cfg_scale=1.0)).name == "no-cfg-50000x256px-seed-0"
+    assert Samples(TokenSampling(cfg_interval=4, top_k=9), classes="balanced").name == (
         "cfg-1.5-interval-4-50000x256px-seed-0-topk-9-classes-balanced"
     )
-    assert Samples(cfg_scale=2.0, top_k=9, classes="balanced").protocol == (
+    assert Samples(TokenSampling(cfg_scale=2.0, top_k=9), classes="balanced").protocol == (
         "50,000 samples at 256 px, CFG 2, balanced classes, seed 0, top-k 9"
     )
-    assert Samples(cfg_scale=1.0).guidance == "no CFG" and Samples(cfg_scale=1.25).guidance == "CFG 1.25"
+    assert [TokenSampling(scale).guidance for scale in (1.0, 1.25)] == ["no CFG", "CFG 1.25"]
+    assert TokenSampling(3.0, 5, "power-cosine", 2.75).guidance == "CFG 3 interval 5 power-cosine 2.75"
 
 
 def test_an_interrupted_run_continues_with_the_same_images(models, plain, tmp_path):
@@ -116,7 +117,24 @@ def test_samples_are_measured_anew_and_not_made_anew(models, plain, inception, t
     assert values(third)["gFID (CFG 1.5)"] == pytest.approx(0, abs=1e-3)
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == made and not (tmp_path / "parts").exists()
     with pytest.raises(DataError, match="another top_k"):
-        evaluate(models, tmp_path, Samples(count=COUNT, size=SIZE, seed=3, top_k=5))
+        evaluate(models, tmp_path, Samples(TokenSampling(top_k=5), count=COUNT, size=SIZE, seed=3))
+
+
+def test_an_unfinished_job_of_version_0_1_is_continued(models, plain, tmp_path):
+    """It says nothing of the settings that came later, which then were as they are by default."""
+    known = ("GPT", "tokenizer", "count", "size", "cfg_scale", "cfg_interval", "temperature", "top_k", "top_p", "seed")
+    known += ("classes", "precision", "Inception", "reference")
+    old = {name: plain[1]["job"][name] for name in known}
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "job.json").write_text(json.dumps(old))
+    labels = SAMPLES.labels(3)[:4]
+    arrays = {"images": np.full((4, SIZE, SIZE, 3), 9, np.uint8), "labels": labels, "ids": np.zeros((4, 16), np.int32)}
+    np.savez(tmp_path / "parts/00000000-00000004.npz", **arrays)
+    with pytest.raises(DataError, match="another greedy"):
+        evaluate(models, tmp_path, Samples(TokenSampling(greedy=True), count=COUNT, size=SIZE, seed=3))
+    evaluate(models, tmp_path)
+    images = samples_in(tmp_path)[0]
+    assert (images[:4] == 9).all() and np.array_equal(images[4:], samples_in(plain[0])[0][4:])
 
 
 def test_low_precision_is_continued_at_its_batch_size_only(models, plain, tmp_path):
@@ -141,8 +159,8 @@ def test_samples_are_checked(tmp_path):
     good = random.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
     def check(images, found=labels):
-        parts.begin(tmp_path, {})
-        store = parts.Parts(tmp_path, 4)
+        jobs.begin(tmp_path, {})
+        store = jobs.Blocks(tmp_path, 4)
         for rows in (np.arange(3), np.arange(3, 4)):
             store.write(rows, {"images": images[rows], "labels": found[rows]})
         return write_checked_samples(store, samples, labels, 3, tmp_path / "samples.npz")
@@ -171,7 +189,7 @@ def test_samples_are_checked(tmp_path):
     assert np.array_equal(samples_in(tmp_path)[0], copies)  # what is wrong replaces nothing
     (tmp_path / "parts/00000003-00000004.npz").unlink()
     with pytest.raises(DataError, match="lacks samples"):
-        write_checked_samples(parts.Parts(tmp_path, 4), samples, labels, 3, tmp_path / "samples.npz")
+        write_checked_samples(jobs.Blocks(tmp_path, 4), samples, labels, 3, tmp_path / "samples.npz")
 
 
 def test_the_script_in_two_processes(models, plain, inception, inception_file, tmp_path):

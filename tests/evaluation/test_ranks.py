@@ -12,7 +12,7 @@ from vfmtok.metrics.inception_score import InceptionScore
 from vfmtok.metrics.kernel_distance import kernel_distance
 from vfmtok.metrics.pixels import PixelMetrics
 from vfmtok.metrics.precision_recall import precision_recall
-from vfmtok.metrics.usage import CodebookUsage
+from vfmtok.metrics.usage import CodeCounter
 
 COUNT = 131  # divisible by nothing
 
@@ -22,7 +22,7 @@ def measure(rank, world_size, batch):
     images = torch.randint(0, 256, (COUNT, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     project = torch.randn(432, 9, generator=torch.Generator().manual_seed(1)) / 20
     statistics, bank, score = FeatureStatistics(9), FeatureBank(COUNT), InceptionScore(COUNT, 9)
-    pixels, usage = PixelMetrics(("psnr", "ssim", "ssim_data_range_2")), CodebookUsage(512)
+    pixels, usage = PixelMetrics(("psnr", "ssim", "ssim_data_range_2")), CodeCounter(512)
     for block, indices in batches(open_images(images), batch, rank, world_size):
         features = (block.flatten(1).double() / 255 @ project.double()).float()
         statistics.update(features)
@@ -74,7 +74,7 @@ def test_a_rank_without_samples(tmp_path):
 
 
 def _lonely(rank):
-    statistics, bank, usage = FeatureStatistics(3), FeatureBank(1), CodebookUsage(8)
+    statistics, bank, usage = FeatureStatistics(3), FeatureBank(1), CodeCounter(8)
     if rank:
         statistics.update(torch.arange(3.0).repeat(2, 1))
         bank.update(torch.arange(3.0)[None], torch.zeros(1, dtype=torch.int64))

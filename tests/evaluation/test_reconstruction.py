@@ -17,12 +17,13 @@ import vfmtok
 from vfmtok import distributed
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError, SharedError
-from vfmtok.evaluation import parts
+from vfmtok.evaluation import jobs
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
-from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
-from vfmtok.evaluation.reference import Reference
+from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, FinishedBlocks, Measures, all_numbers
+from vfmtok.evaluation.reference_file import Reference
+from vfmtok.evaluation.sampling_points import picture_of_points
 from vfmtok.metrics.frechet import Gaussian
-from vfmtok.pictures.reconstruction import colour_of_error, draw_sampling_points, sampling_points
+from vfmtok.pictures.reconstruction import colour_of_error
 from vfmtok.tokenizers.vfmtok.model import to_pixels
 
 GOOD = [index for index in range(COUNT) if index != BAD]
@@ -167,15 +168,15 @@ def test_points_that_can_not_be_drawn_are_told_at_once(tokenizer, records, tmp_p
     with pytest.raises(ConfigError, match="of the tokens 0 to 15"):
         evaluate(tokenizer, records, tmp_path / "out", shown_tokens=(16,))
     windowed = vfmtok.VFMTok(vfmtok.load_config(tiny_models.CONFIG, ["sampler.attention=windowed"])).eval()
-    with pytest.raises(ConfigError, match="reads windows and has no sampling points"):
+    with pytest.raises(ConfigError, match="have no sampling points"):
         evaluate(windowed, records, tmp_path / "out", shown_tokens=(1,))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_part_ends_all_processes_alike(tmp_path):
     """The first process has the good part: it must not begin the sums while the second one can't read."""
-    parts.begin(tmp_path, {})
-    store, values = parts.Parts(tmp_path, 4), {name: np.ones(2) for name in PIXEL_NAMES}
+    jobs.begin(tmp_path, {})
+    store, values = jobs.Blocks(tmp_path, 4), {name: np.ones(2) for name in PIXEL_NAMES}
     ids, pool = np.zeros((2, 16), np.int32), np.ones((2, 2048), np.float32)
     features = {"pool": pool, "original_pool": pool, "probabilities": pool[:, :1008]}
     for rows in (np.arange(2), np.arange(2, 4)):
@@ -188,7 +189,7 @@ def _damaged(folder, rank):
     world = distributed.World(rank, 2, torch.device("cpu"))
     measures = Measures(inception=torch.nn.Identity())  # is asked for its protocol after all was read
     with pytest.raises(SharedError) as caught:
-        all_numbers(Found(parts.Parts(folder, 4), world), tiny_models.tokenizer(), measures, world, SIZE)
+        all_numbers(FinishedBlocks(jobs.Blocks(folder, 4), world), tiny_models.tokenizer().code, measures, world, SIZE)
     return str(caught.value)
 
 
@@ -214,20 +215,22 @@ def test_error_colours():
 def test_sampling_points_are_drawn_where_they_are(tokenizer):
     torch.manual_seed(0)
     images = torch.rand(1, 3, 32, 32) * 2 - 1
-    locations, weights = sampling_points(tokenizer, images, [0])[0]
-    assert locations.shape == (1, 16, 4, 3, 2, 2) and torch.allclose(weights.sum((-1, -2)), torch.ones(1, 16, 4))
+    points = tokenizer.sampling_points(images)[0]
+    assert points.layer == f"layer 1 of {len(tokenizer.sampler.layers)}"
+    locations, weights = points.locations.unflatten(2, (4, 3, 2)), points.weights.unflatten(2, (4, 6))
+    assert torch.allclose(weights.sum(-1), torch.ones(1, 16, 4))  # of every head
     # A new sampler looks in compass directions around its reference points: head 0 to the right.
     grids = torch.tensor([width for _, width in tokenizer.sampler.grids])
     home = tokenizer.sampler.references[5]
     assert torch.allclose(locations[0, 5, 0, :, 0], home + torch.stack([1 / grids, 0 * grids], dim=-1), atol=1e-6)
-    picture = draw_sampling_points(tokenizer, images, (5, 10))
+    picture = picture_of_points(tokenizer, images, (5, 10))
     found = np.asarray(picture)
     for token, colour in ((5, (255, 59, 48)), (10, (52, 199, 89))):
         x, y = tokenizer.sampler.references[token].tolist()
-        column, row = 20 + round(x * 288), 64 + round(y * 288)
+        column, row = 20 + round(x * 288), 82 + round(y * 288)
         assert np.abs(found[row, column].astype(int) - colour).max() < 8
     with pytest.raises(ConfigError, match="tokens 0 to 15"):
-        draw_sampling_points(tokenizer, images, (16,))
+        picture_of_points(tokenizer, images, (16,))
 
 
 def test_the_script_in_two_processes(tokenizer, records, inception_file, inception, tmp_path):

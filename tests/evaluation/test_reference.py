@@ -8,7 +8,8 @@ import torch
 
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation.image_sources import open_images
-from vfmtok.evaluation.reference import inception_features, measure_reference, read_reference, write_reference
+from vfmtok.evaluation.reference import inception_features, measure_reference
+from vfmtok.evaluation.reference_file import read_reference, write_reference
 from vfmtok.metrics.frechet import RankDeficientWarning, frechet_distance
 
 

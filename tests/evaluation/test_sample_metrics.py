@@ -15,11 +15,10 @@ from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.encoders.vfm import Encoder, EncoderConfig
 from vfmtok.errors import DataError, EvaluationError
 from vfmtok.evaluation import sample_metrics
-from vfmtok.evaluation.compared import ReferenceSet, open_reference, open_reference_set
 from vfmtok.evaluation.encoder_distance import encoder_features
 from vfmtok.evaluation.image_sources import batches, open_images
-from vfmtok.evaluation.reference import measure_reference
-from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree, describe_reference, not_finite
+from vfmtok.evaluation.reference import ReferenceSet, measure_reference, open_reference, open_reference_set
+from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.files import write_json
 from vfmtok.metrics.feature_bank import FeatureBank
@@ -92,8 +91,8 @@ def test_bad_records_of_a_reference_are_left_out_and_counted(inception, tmp_path
     pixels = torch.stack([EvaluationCrop(24)(records[index].image) for index in good])
     assert torch.allclose(found.features, inception(pixels).pool, rtol=1e-3, atol=1e-4)
     assert found.reference.pool.count == found.reference.protocol["count"] == 13
-    assert "13 images, crop centre 24" in describe_reference(found.reference)
-    assert "1 bad records left out" in describe_reference(found.reference)
+    assert "13 images, crop centre 24" in found.reference.description
+    assert "1 bad records left out" in found.reference.description
     content = [tiny_models.encoded(i, (40, 36))[: 60 if i in (0, 2) else None] for i in range(9)]
     write_records(tmp_path / "worse", [Record(c, 0, "") for c in content])
     with pytest.raises(DataError, match="2 of the 9 records of worse are bad"):

@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,14 +9,15 @@ from vfmtok.errors import ConfigError
 from vfmtok.evaluation.results import Number, as_tree
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.sweep import parse_scales, run_sweep
+from vfmtok.generators.token_sampling import TokenSampling
 
 
 def evaluate(samples: Samples, folder):
     """Results of a made-up law."""
-    scale = samples.cfg_scale
+    scale = samples.sampling.cfg_scale
     numbers = [Number(f"gFID ({samples.guidance})", 3 + 4 * (scale - 1.75) ** 2, "made up")]
     numbers += [Number(f"IS ({samples.guidance})", 200 * scale, "made up")]
-    return {"job": asdict(samples), "numbers": as_tree(numbers), "warnings": [], "notes": [f"in {folder.name}"]}
+    return {"job": samples.job, "numbers": as_tree(numbers), "warnings": [], "notes": [f"in {folder.name}"]}
 
 
 def test_every_result_is_kept_and_drawn(tmp_path, capsys):
@@ -35,13 +35,22 @@ def test_every_result_is_kept_and_drawn(tmp_path, capsys):
 
 def test_a_curve_is_of_one_model(tmp_path, capsys):
     def of(model):
-        return lambda samples, folder: {**evaluate(samples, folder), "job": {"GPT": model, **asdict(samples)}}
+        return lambda samples, folder: {**evaluate(samples, folder), "job": {"GPT": model, **samples.job}}
 
     run_sweep(of("a"), Samples(), [1.0, 1.5], tmp_path, "GPT-B", WORLD)
     run_sweep(of("b"), Samples(), [1.75, 2.0], tmp_path, "GPT-B", WORLD)
     kept = json.loads((tmp_path / "GPT-B-sweep-50000x256px-seed-0.json").read_text())
     assert list(kept["scales"]) == ["1.75", "2"] and kept["job"]["GPT"] == "b"
-    assert "was of another GPT and begins anew" in capsys.readouterr().out
+    assert "was of another GPT and is replaced" in capsys.readouterr().out
+
+
+def test_a_sweep_of_version_0_1_is_continued(tmp_path):
+    """Its job had no settings but these."""
+    old = {"count": 50000, "size": 256, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0, "classes": "random"}
+    path = tmp_path / "GPT-B-sweep-50000x256px-seed-0.json"
+    path.write_text(json.dumps({"job": {**old, "precision": "none"}, "scales": {"4": {"numbers": {}, "warnings": []}}}))
+    run_sweep(evaluate, Samples(), [1.0, 1.5], tmp_path, "GPT-B", WORLD)
+    assert list(json.loads(path.read_text())["scales"]) == ["1", "1.5", "4"]
 
 
 def test_all_settings_are_looked_at_before_the_first_is_sampled(tmp_path):
@@ -56,7 +65,7 @@ def test_all_settings_are_looked_at_before_the_first_is_sampled(tmp_path):
             run_sweep(note, Samples(), scales, tmp_path, "GPT-B", WORLD)
     assert not seen
     # Without guidance an interval changes no image: the folder, and what is in it, is that of any interval.
-    run_sweep(note, Samples(cfg_interval=5), [1.0], tmp_path, "GPT-B", WORLD)
+    run_sweep(note, Samples(TokenSampling(cfg_interval=5)), [1.0], tmp_path, "GPT-B", WORLD)
     run_sweep(note, Samples(), [1.0], tmp_path, "GPT-B", WORLD)
     assert seen[0] == seen[1]
 

@@ -60,10 +60,10 @@ def test_the_flag_in_two_processes(tokenizer, train, val, tmp_path):
         assert text in results["numbers"]["L.P. top-1"]["protocol"]
 
 
-def test_sets_that_prove_nothing(val, tmp_path):
+def test_sets_that_prove_nothing(tokenizer, val, tmp_path):
     with pytest.raises(DataError, match="tested on the images it learns from"):
-        TokenProbe(val).check(val)
+        TokenProbe(val).check(tokenizer, val)
     content = [tiny_models.encoded(i, (40, 36)) for i in range(3)]
     tiny_models.write_records(tmp_path, [tiny_models.Record(c, 0, "") for c in content], classes=["a", "b", "x"])
     with pytest.raises(DataError, match="do not have the same classes"):
-        TokenProbe(tiny_models.RecordDataset(tmp_path)).check(val)
+        TokenProbe(tiny_models.RecordDataset(tmp_path)).check(tokenizer, val)

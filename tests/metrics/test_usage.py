@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from vfmtok.errors import EvaluationError
-from vfmtok.metrics.usage import CodebookUsage
+from vfmtok.metrics.usage import CodeCounter
 
 
 def usage(ids, size):
-    collected = CodebookUsage(size)
+    collected = CodeCounter(size)
     collected.update(torch.as_tensor(ids))
     return collected.compute()
 
@@ -27,7 +27,7 @@ def test_against_numpy_in_any_batches():
     counts = np.bincount(ids.flatten().numpy(), minlength=512)
     p = counts[counts > 0] / counts.sum()
     for batch in (1, 7, 64):
-        collected = CodebookUsage(512)
+        collected = CodeCounter(512)
         for block in ids.split(batch):
             collected.update(block)
         found = collected.compute()
@@ -40,4 +40,4 @@ def test_ids_outside_the_codebook():
     with pytest.raises(EvaluationError, match="2 ids lie outside the codebook of 8"):
         usage([0, 8, -1, 7], 8)
     with pytest.raises(EvaluationError, match="no ids"):
-        CodebookUsage(8).compute()
+        CodeCounter(8).compute()

@@ -6,5 +6,6 @@ pictures         sample, reconstruct, demo, curves, report
 numbers          measure, agreement
 root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
                  (vqgan_test.py, test_net.py)
-all              flags: those that several commands have; models: what they open; parser: mistakes in one line
+all              flags and sampling_flags: those that several commands have; models: what they open; parser: mistakes
+                 in one line
 """

@@ -29,7 +29,7 @@ from vfmtok.evaluation.results import Number, as_lines, as_tree
 from vfmtok.files import write_json
 from vfmtok.generators.drawing import draw_codes
 from vfmtok.metrics.probe import ProbeRecipe, train_probe
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.training.validation import read_samples
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -120,7 +120,7 @@ def _number(name: str, share: float, count: int, protocol: str) -> Number:
 # --------------------------------------------------------------------------------------
 
 
-def open_judges_encoder(tokenizer: VFMTok, levels: list[int] | None = None) -> Encoder:
+def open_judges_encoder(tokenizer: Tokenizer, levels: list[int] | None = None) -> Encoder:
     """The tokenizer's frozen encoder with its published weights, reading these levels. Raises VFMTokError."""
     config = tokenizer.config.encoder
     if levels is None:
@@ -132,7 +132,7 @@ def open_judges_encoder(tokenizer: VFMTok, levels: list[int] | None = None) -> E
 class Judge:
     """A linear probe on an encoder's features: which class does an image show?"""
 
-    def __init__(self, encoder: nn.Module, tokenizer: VFMTok, train: RecordDataset, num_classes: int):
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, train: RecordDataset, num_classes: int):
         self.encoder, self.tokenizer, self.size = encoder, tokenizer, tokenizer.config.image_size
         images, labels = self.read(train)
         self.count = len(images)

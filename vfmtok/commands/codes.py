@@ -24,7 +24,7 @@ from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.loader import ImageLoader
-from vfmtok.data.order import BlockOrder
+from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import (
     SHIFTS,
@@ -36,7 +36,8 @@ from vfmtok.data.transforms import (
     to_unit_range,
 )
 from vfmtok.errors import DataError, SharedError
-from vfmtok.metrics.psnr_and_usage import count_codes, psnr, usage_of_counts
+from vfmtok.metrics.pixels import psnr
+from vfmtok.metrics.usage import count_codes, usage_of_counts
 from vfmtok.pictures.contact_sheet import draw_pairs
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -227,7 +228,7 @@ def _finish(
     good = np.flatnonzero(progress == code_cache.DONE)
     if not len(good):
         raise DataError(f"{writer.path}: no entry to decode")
-    rows = good[np.linspace(0, len(good) - 1, min(CHECKED_ENTRIES, len(good))).round().astype(int)]
+    rows = good[evenly_spaced(CHECKED_ENTRIES, len(good))]
     size = tokenizer.config.image_size
     originals, decoded, labels = [], [], []
     for row in rows.tolist():

@@ -12,9 +12,9 @@ from vfmtok.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Serve a web page to try a tokenizer and a generator. Classes become images (guidance, seed, top-k, top-p, "
-        "temperature), an image becomes tokens and is decoded again, with the points that the region sampler reads, "
-        "and tokens of two images are mixed. Without --gpt nothing is sampled. For example: "
+        "Serve a web page to try a tokenizer and a generator. Classes become images (guidance, seed and the "
+        "generator's other settings), an image becomes tokens and is decoded again, with the points that its tokens "
+        "read where they have such, and tokens of two images are mixed. Without --gpt nothing is sampled. For example: "
         "`vfmtok demo --vq-ckpt results/emoji64 --gpt results/emoji64_gpt`, then open http://127.0.0.1:7860."
     )
     add_models(parser, needs_generator=False)
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} belongs to --gpt")
     if not 0 < args.port < 2**16:
         raise ConfigError(f"--port must be in [1,65535], got {args.port}")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nobody is told
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reported
     try:
         from vfmtok.demo import page
     except ImportError as error:

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from vfmtok import distributed
 from vfmtok.commands import flags, models
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
+from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.commands.tokenizer_flags import VQ_MODELS
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
@@ -21,13 +20,15 @@ from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
+from vfmtok.generators.contract import Generator
 from vfmtok.layers.precision import DTYPES
 from vfmtok.metrics.probe import ProbeRecipe
 from vfmtok.pretrained.loading import load_generator
+from vfmtok.tokenizers.contract import Tokenizer
 
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
-    from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+    from vfmtok.evaluation.reference import ReferenceSet
 
 DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
 
@@ -135,13 +136,10 @@ def generation_parser() -> argparse.ArgumentParser:
         help="default 50000, exactly so many",
     )
     parser.add_argument("--per-proc-batch-size", type=flags.positive, default=32, metavar="N", help="default 32")
-    parser.add_argument("--cfg-scale", default="1.5", metavar="S[,S...]", help="1 is without guidance (default 1.5)")
     parser.add_argument(
-        "--cfg-interval", type=int, default=plain.cfg_interval, metavar="N", help="guide the first N+2 tokens; -1: all"
+        "--cfg-scale", metavar="S[,S...]", help="1 is without guidance (default: the family's, of a GPT 1.5)"
     )
-    parser.add_argument("--top-k", type=int, default=plain.top_k, metavar="N", help="0: all (default)")
-    parser.add_argument("--top-p", type=float, default=plain.top_p, metavar="P", help="default 1")
-    parser.add_argument("--temperature", type=float, default=plain.temperature, metavar="T", help="default 1")
+    add_sampling(parser, leave_out=("--cfg-scale",))
     parser.add_argument(*flags.names("--global-seed"), type=int, default=plain.seed, metavar="N", help="default 0")
     parser.add_argument(
         "--classes", choices=("random", "balanced"), default=plain.classes, help="random is the published choice"
@@ -193,7 +191,7 @@ def _of_generator(text: str) -> str:
 # --------------------------------------------------------------------------------------
 
 
-def open_tokenizer(args: argparse.Namespace, world: distributed.World, encodes: bool = True) -> nn.Module:
+def open_tokenizer(args: argparse.Namespace, world: distributed.World, encodes: bool = True) -> Tokenizer:
     """On this process's device; ``encodes`` as for ``models.open_tokenizer``. Raises VFMTokError."""
     changes = [f"{key}={getattr(args, key)}" for _, key in TOKENIZER_FLAGS if getattr(args, key) is not None]
     if args.vq_model:
@@ -202,8 +200,8 @@ def open_tokenizer(args: argparse.Namespace, world: distributed.World, encodes: 
 
 
 def open_gpt(
-    args: argparse.Namespace, tokenizer: nn.Module, world: distributed.World
-) -> tuple[nn.Module, str, list[str] | None]:
+    args: argparse.Namespace, tokenizer: Tokenizer, world: distributed.World
+) -> tuple[Generator, str, list[str] | None]:
     """On this process's device, in the dtype it samples in; what its results are called; its classes' names if known.
 
     Raises VFMTokError.
@@ -220,15 +218,13 @@ def open_gpt(
     return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
 
 
-def samples_of(args: argparse.Namespace) -> Samples:
+def samples_of(args: argparse.Namespace, generator: Generator) -> Samples:
     """What test_net.py samples; the guidance scale is the sweep's. Raises ConfigError."""
+    without_scale = argparse.Namespace(**{**vars(args), "cfg_scale": None})
     return Samples(
+        sampling_of(without_scale, generator),
         count=args.num_fid_samples,
         size=args.image_size_eval,
-        cfg_interval=args.cfg_interval,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
         seed=args.global_seed,
         classes=args.classes,
         precision=args.precision,
@@ -246,16 +242,14 @@ def class_names(reference: str | None) -> list[str] | None:
     return open_records(reference).classes if path is not None and is_dataset(path) else None
 
 
-def open_probe(args: argparse.Namespace, records: RecordDataset) -> TokenProbe | None:
+def open_probe(args: argparse.Namespace) -> TokenProbe | None:
     """The linear probe, if it is asked for; of a prepared folder its training split. Raises DataError."""
     if args.linear_probe is None:
         if args.probe_optimizer is not None:
             raise ConfigError("--probe-optimizer belongs to --linear-probe")
         return None
     train = open_split(Path(args.linear_probe).expanduser(), "train")
-    probe = TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
-    probe.check(records)
-    return probe
+    return TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
 
 
 def open_measures(args: argparse.Namespace, world: distributed.World, probe: TokenProbe | None) -> Measures:
@@ -270,12 +264,13 @@ def open_measures(args: argparse.Namespace, world: distributed.World, probe: Tok
     if args.no_fid:
         notes.append("rFID and rIS are left out: --no-fid")
     else:
-        from vfmtok.evaluation import compared
+        from vfmtok.evaluation.inception import open_inception
+        from vfmtok.evaluation.reference import open_reference
 
-        inception = compared.open_inception(path_of(args.inception), world)
+        inception = open_inception(path_of(args.inception), world)
         if args.reference:
             where, size = path_of(args.reference), args.image_size_eval
-            reference = compared.open_reference(where, inception, size, args.batch_size, world)
+            reference = open_reference(where, inception, size, args.batch_size, world)
     return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes))
 
 
@@ -285,10 +280,11 @@ def open_references(
     """What test_net.py compares its samples with; every process must call it. Raises VFMTokError."""
     if args.no_fid:
         return None, None
-    from vfmtok.evaluation import compared
+    from vfmtok.evaluation.inception import open_inception
+    from vfmtok.evaluation.reference import open_reference_set
 
-    inception = compared.open_inception(path_of(args.inception), world, args.spatial_tap)
+    inception = open_inception(path_of(args.inception), world, args.spatial_tap)
     if not args.reference:
         return inception, None
     where, batch = path_of(args.reference), args.per_proc_batch_size
-    return inception, compared.open_reference_set(where, inception, size, batch, world)
+    return inception, open_reference_set(where, inception, size, batch, world)

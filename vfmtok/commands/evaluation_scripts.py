@@ -14,7 +14,7 @@ from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
 from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.sweep import parse_scales, run_sweep
-from vfmtok.pictures.reconstruction import parse_tokens
+from vfmtok.pictures.sampling_points import parse_tokens
 
 
 def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count: int | None = None) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count:
     folder = Path(args.output_dir).expanduser()
     with distributed.together():
         records, tokenizer = flags.open_records(args.anno_file), flags.open_tokenizer(args, world)
-        probe, tokens = flags.open_probe(args, records), parse_tokens(args.tokens)
+        probe, tokens = flags.open_probe(args), parse_tokens(args.tokens)
     if count is not None and count < len(records):
         records = EvenRecords(records, count)
     results = evaluate_reconstruction(
@@ -61,15 +61,16 @@ def measure_generator(args: argparse.Namespace, world: distributed.World) -> dic
         VFMTokError.
     """
     with distributed.together():
-        scales, samples = parse_scales(args.cfg_scale), flags.samples_of(args)
+        scales = parse_scales(args.cfg_scale) if args.cfg_scale is not None else None
         tokenizer = flags.open_tokenizer(args, world, encodes=False)
-        gpt, name, classes = flags.open_gpt(args, tokenizer, world)
+        generator, name, classes = flags.open_gpt(args, tokenizer, world)
+        samples = flags.samples_of(args, generator)
         class_names = classes or flags.class_names(args.reference)
     inception, references = flags.open_references(args, samples.size, world)
 
     def evaluate(setting, folder):
         return evaluate_generator(
-            gpt,
+            generator,
             tokenizer,
             setting,
             folder,
@@ -81,7 +82,9 @@ def measure_generator(args: argparse.Namespace, world: distributed.World) -> dic
             class_names=class_names,
         )
 
-    return run_sweep(evaluate, samples, scales, Path(args.sample_dir).expanduser(), name, world)
+    return run_sweep(
+        evaluate, samples, scales or [samples.sampling.cfg_scale], Path(args.sample_dir).expanduser(), name, world
+    )
 
 
 class EvenRecords:

@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
     from vfmtok import distributed
-    from vfmtok.evaluation import compared
     from vfmtok.evaluation.encoder_distance import open_encoder
     from vfmtok.evaluation.image_sources import open_images, size_of
+    from vfmtok.evaluation.inception import open_inception
+    from vfmtok.evaluation.reference import open_reference_set
     from vfmtok.evaluation.results import as_lines, as_tree, not_finite
     from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 
@@ -72,11 +73,11 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
             raise EvaluationError(f"{path}: the images are {width}x{height}; FID is measured on squares")
         encoder = open_encoder(args.fd, args.fd_weights or "hub").to(world.device) if args.fd else None
     weights = Path(args.inception).expanduser() if args.inception else None
-    network = compared.open_inception(weights, world, args.spatial_tap)
+    network = open_inception(weights, world, args.spatial_tap)
     references = None
     if args.reference:
         where = Path(args.reference).expanduser()
-        references = compared.open_reference_set(where, network, int(width), args.batch_size, world)
+        references = open_reference_set(where, network, int(width), args.batch_size, world)
     subject = Subject(images, "", f"{len(images):,} images of {images.name} at {width} px")
     found = measure_samples(subject, network, references, args.batch_size, world, encoder)
     with distributed.together():

@@ -1,6 +1,6 @@
-"""`vfmtok reconstruct IMAGE... --vq-ckpt RUN --out FOLDER`: images beside their reconstructions, and their ids.
+"""`vfmtok reconstruct IMAGE... --vq-ckpt RUN --out FOLDER`: images beside their reconstructions, and their codes.
 
-Shapes: n images, B batch, K tokens, S side.
+Shapes: n images, B batch, K tokens, S side; a code is ids (K,) or latents (C,h,w).
 """
 
 import argparse
@@ -16,19 +16,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
+from vfmtok.code import Code, Ids
 from vfmtok.commands import flags
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError, WeightsError
 from vfmtok.evaluation.given_images import ImageFile, find_image_files, read_crops
-from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.evaluation.reconstruction import round_trip
+from vfmtok.evaluation.sampling_points import check_tokens, picture_of_points
 from vfmtok.files import replace_file, write_json
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.contact_sheet import draw_pair, draw_pairs
-from vfmtok.pictures.reconstruction import chosen_tokens, draw_sampling_points, parse_tokens
+from vfmtok.pictures.sampling_points import parse_tokens
 from vfmtok.sources.scratch import Scratch
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.download import reason
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -37,8 +39,8 @@ ON_A_SHEET = 40  # images
 ABOUT = """\
 Image files and folders of any formats, sizes and orientations, cut as the evaluation cuts them. FOLDER gets
 pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
-names, the tokenizer's hash) and report.json (the PSNR of every image, what was skipped). Given that ids.npz instead of
-images, the command decodes it."""
+names, the tokenizer's hash; latents.npz of a continuous tokenizer) and report.json (the PSNR of every image, what was
+skipped). Given that npz instead of images, the command decodes it."""
 EXAMPLES = """for example:
   vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
   vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again"""
@@ -47,12 +49,12 @@ EXAMPLES = """for example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = ABOUT, EXAMPLES
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one ids.npz")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders, or one npz of codes")
     flags.add_tokenizer(parser)
     flags.add_set(parser, "tokenizer")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="made if it is not there")
     parser.add_argument("--sheet", action="store_true", help=f"{ON_A_SHEET} images a picture instead of one")
-    parser.add_argument("--points", action="store_true", help="draw where the region sampler looks, into FOLDER/points")
+    parser.add_argument("--points", action="store_true", help="draw where the tokens look, into FOLDER/points")
     parser.add_argument("--tokens", metavar="N,N", help="tokens whose points are drawn (default: four)")
     parser.add_argument("--image-size-eval", type=int, metavar="N", help="side of what is compared and shown")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default 16)")
@@ -108,14 +110,14 @@ def _check_options(args: argparse.Namespace, decoding: bool) -> None:
 
 
 def _reconstruct(
-    tokenizer: VFMTok, files: list[ImageFile], out: Path, size: int, args: argparse.Namespace, device: torch.device
+    tokenizer: Tokenizer, files: list[ImageFile], out: Path, size: int, args: argparse.Namespace, device: torch.device
 ) -> None:
     """What can be read is reconstructed and written; then, if too much could not, DataError is raised."""
     tokens = parse_tokens(args.tokens)
-    if args.points and chosen_tokens(tokenizer, tokens) is None:
-        raise ConfigError("--points: this tokenizer reads windows and has no sampling points")
+    if args.points:
+        check_tokens(tokenizer, tokens, "--points")
     picture_of = _picture_names([file.name for file in files])
-    ids, rows, skipped, sheet = [], [], [], _Sheet(out) if args.sheet else None
+    codes, rows, skipped, sheet = [], [], [], _Sheet(out) if args.sheet else None
     side = tokenizer.config.image_size
     with tqdm(total=len(files), unit="image", disable=None if len(files) > args.batch_size else True) as bar:
         for start in range(0, len(files), args.batch_size):
@@ -127,7 +129,7 @@ def _reconstruct(
                 names = [name for name, _ in good]
                 images = torch.stack([crop for _, crop in good]).to(device)  # (B,3,S,S)
                 found = round_trip(tokenizer, images, size)
-                ids.append(found.ids.cpu())
+                codes.append(found.code.cpu())
                 values = found.psnr().tolist()
                 pairs = list(zip(found.originals.cpu().numpy(), found.decoded.cpu().numpy(), strict=True))
                 rows += [{"name": name, "psnr": value} for name, value in zip(names, values, strict=True)]
@@ -138,19 +140,19 @@ def _reconstruct(
                         sheet.add(*pair, name, value)
                 if args.points:
                     for name, image in zip(names, to_unit_range(images), strict=True):
-                        points = draw_sampling_points(tokenizer, image[None], tokens)
+                        points = picture_of_points(tokenizer, image[None], tokens)
                         _save(points, out / "points" / picture_of[name])
             bar.update(len(batch))
     if sheet is not None:
         sheet.write()
     protocol = f"PSNR in dB of uint8 RGB at {size} px, peak 255, centre crop at {side} px, decoded in float32"
-    _finish(tokenizer, out, ids, rows, skipped, protocol)
+    _finish(tokenizer, out, codes, rows, skipped, protocol)
 
 
 def _finish(
-    tokenizer: VFMTok, out: Path, ids: list[Tensor], rows: list[dict], skipped: list[dict], protocol: str
+    tokenizer: Tokenizer, out: Path, codes: list[Tensor], rows: list[dict], skipped: list[dict], protocol: str
 ) -> None:
-    """ids.npz, report.json and what is printed. Raises DataError if too many files were bad."""
+    """The codes, report.json and what is printed. Raises DataError if too many files were bad."""
     lossy = [row["psnr"] for row in rows if math.isfinite(row["psnr"])]
     mean = sum(lossy) / len(lossy) if lossy else None
     if exact := len(rows) - len(lossy):  # JSON has no infinity
@@ -162,14 +164,11 @@ def _finish(
         {"protocol": protocol, "psnr": mean, "tokenizer_hash": fingerprint, "images": rows, "skipped": skipped},
     )
     if rows:
-        codebook = tokenizer.code.largest_codebook
-        arrays = {
-            "ids": torch.cat(ids).numpy().astype(np.uint16 if codebook <= 2**16 else np.uint32),  # (n,K)
-            "names": np.array([row["name"] for row in rows]),  # (n,)
-            "tokenizer_hash": np.array(fingerprint),
-            "codebook_size": np.array(codebook),
-        }
-        replace_file(out / "ids.npz", lambda file: np.savez_compressed(file, **arrays))
+        names = np.array([row["name"] for row in rows])  # (n,)
+        arrays = {"names": names, "tokenizer_hash": np.array(fingerprint)}
+        arrays |= _as_arrays(torch.cat(codes), tokenizer.code)
+        file_name = "ids.npz" if isinstance(tokenizer.code, Ids) else "latents.npz"
+        replace_file(out / file_name, lambda file: np.savez_compressed(file, **arrays))
         said = "none" if mean is None else f"{mean:.2f} dB"
         print(f"{out}: {len(rows)} images, mean {said} ({protocol})")
     for entry in skipped[:10]:
@@ -180,6 +179,15 @@ def _finish(
         raise DataError(f"{len(skipped)} of {count} files are bad, listed in {out / 'report.json'}; {done}")
     if skipped:
         print(f"warning: skipped {len(skipped)} of {count} files, listed in {out / 'report.json'}", file=sys.stderr)
+
+
+def _as_arrays(codes: Tensor, code: Code) -> dict[str, np.ndarray]:
+    """ids (n,K) unsigned with the largest codebook's size, or latents (n,C,h,w) float32."""
+    if not isinstance(code, Ids):
+        return {"latents": codes.float().numpy()}
+    codebook = code.largest_codebook
+    dtype = np.uint16 if codebook <= 2**16 else np.uint32
+    return {"ids": codes.numpy().astype(dtype), "codebook_size": np.array(codebook)}
 
 
 class _Sheet:
@@ -227,45 +235,55 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------
-# Ids -> images
+# Codes -> images
 # --------------------------------------------------------------------------------------
 
 
-def _decode(tokenizer: VFMTok, path: Path, out: Path, size: int, batch: int, device: torch.device) -> None:
-    """Every image of an ids.npz as a PNG in ``out``/decoded. Raises DataError, WeightsError."""
-    found = read_ids(path)
-    ids, names = found["ids"], found["names"]
+def _decode(tokenizer: Tokenizer, path: Path, out: Path, size: int, batch: int, device: torch.device) -> None:
+    """Every image of an npz of codes as a PNG in ``out``/decoded. Raises DataError, WeightsError."""
+    found = read_codes(path)
+    codes, names = found["codes"], found["names"]
     fingerprint, picture_of = tokenizer_hash(tokenizer), _picture_names(names)
     if found["tokenizer_hash"] != fingerprint:
         raise WeightsError(
-            f"{path} holds the ids of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
+            f"{path} holds the codes of another tokenizer (hash {found['tokenizer_hash'][:12]}..., this one has "
             f"{fingerprint[:12]}...)"
         )
-    size_of_ids, codebook = tokenizer.code.num_tokens, tokenizer.code.largest_codebook
-    if ids.shape[1] != size_of_ids or ids.max(initial=0) >= codebook:
-        raise DataError(f"{path} is damaged: its ids are not {size_of_ids} an image, each below {codebook:,}")
-    with tqdm(total=len(ids), unit="image", disable=None if len(ids) > batch else True) as bar:
-        for start in range(0, len(ids), batch):
-            part = torch.from_numpy(ids[start : start + batch].astype(np.int64)).to(device)  # (B,K)
+    _check_codes(codes, tokenizer.code, path)
+    dtype = np.int64 if isinstance(tokenizer.code, Ids) else np.float32
+    with tqdm(total=len(codes), unit="image", disable=None if len(codes) > batch else True) as bar:
+        for start in range(0, len(codes), batch):
+            part = torch.from_numpy(codes[start : start + batch].astype(dtype)).to(device)  # (B,K) or (B,C,h,w)
             with full_float32(device.type):
                 pixels = tokenizer.decode_to_uint8(part, size).cpu().numpy()  # (B,S,S,3)
             for name, image in zip(names[start : start + batch], pixels, strict=True):
                 _save(Image.fromarray(image), out / "decoded" / picture_of[name])
             bar.update(len(part))
-    print(f"{out / 'decoded'}: {len(ids)} images of {size} px")
+    print(f"{out / 'decoded'}: {len(codes)} images of {size} px")
 
 
-def read_ids(path: Path) -> dict[str, Any]:
-    """ids (n,K) unsigned, names (list of n), tokenizer_hash of an ids.npz. Raises DataError."""
+def _check_codes(codes: np.ndarray, code: Code, path: Path) -> None:
+    """Raise DataError unless these are codes (n,...) of such a tokenizer."""
+    fits = codes.shape[1:] == tuple(code.shape) and (codes.dtype.kind == "u") == isinstance(code, Ids)
+    if fits and isinstance(code, Ids):
+        parts = zip(code.segments, code.slices(), strict=True)
+        fits = all(codes[:, place].max(initial=0) < segment.size for segment, place in parts)
+    if not fits:
+        raise DataError(f"{path} is damaged: its codes are not those of {code} an image")
+
+
+def read_codes(path: Path) -> dict[str, Any]:
+    """Of an npz: codes (ids (n,K) unsigned or latents (n,C,h,w)), names (n), tokenizer_hash. Raises DataError."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            ids, names, fingerprint = archive["ids"], archive["names"].tolist(), str(archive["tokenizer_hash"])
+            codes = archive["latents" if "latents" in archive.files else "ids"]
+            names, fingerprint = archive["names"].tolist(), str(archive["tokenizer_hash"])
     except Exception as error:  # damaged archives raise nearly anything
-        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: {reason(error)}") from None
+        raise DataError(f"{path} is not an npz of `vfmtok reconstruct`: {reason(error)}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
-        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: its names are no names")
+        raise DataError(f"{path} is not an npz of `vfmtok reconstruct`: its names are no names")
     unsafe = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    apart = ids.ndim == 2 and len(set(names)) == len(names) == len(ids)
-    if not apart or ids.dtype.kind != "u" or unsafe:
-        raise DataError(f"{path} is no ids.npz of `vfmtok reconstruct`: its arrays do not fit together")
-    return {"ids": ids, "names": names, "tokenizer_hash": fingerprint}
+    apart = codes.ndim in (2, 4) and len(set(names)) == len(names) == len(codes)
+    if not apart or codes.dtype.kind != ("u" if codes.ndim == 2 else "f") or unsafe:
+        raise DataError(f"{path} is not an npz of `vfmtok reconstruct`: its arrays do not fit together")
+    return {"codes": codes, "names": names, "tokenizer_hash": fingerprint}

@@ -4,6 +4,7 @@ Shapes: N images, K tokens, S side.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from PIL import Image
 
 from vfmtok import distributed
 from vfmtok.commands.models import add_models, open_models
+from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.errors import ConfigError
 from vfmtok.generators.drawing import draw_images
-from vfmtok.generators.token_sampling import Guidance, Sampling
 from vfmtok.pictures.rows import draw_rows
 
 
@@ -28,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=int, default=8, help="images of each class (default 8)")
     parser.add_argument("--out", default="samples.png", help="the picture (default samples.png)")
-    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance; 1 is none (default 1.5)")
-    parser.add_argument("--cfg-interval", type=int, default=-1, help="guide the first N + 2 tokens only (default: all)")
-    parser.add_argument("--cfg-schedule", choices=("constant", "linear", "cosine"), default="constant")
-    parser.add_argument("--top-k", type=int, default=0, help="0: all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--greedy", action="store_true", help="the likeliest token every time")
+    add_sampling(parser)
     parser.add_argument("--seed", "--global-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -55,25 +50,20 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
         chosen = find_classes(args.classes, classes, gpt.config.num_classes)
         if args.precision == "bf16":
             gpt = gpt.to(torch.bfloat16)
-        settings = {
-            "cfg_scale": args.cfg_scale, "cfg_interval": args.cfg_interval, "cfg_schedule": args.cfg_schedule,
-            "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
-            "greedy": args.greedy,
-        }  # fmt: skip
+        sampling = sampling_of(args, gpt)  # impossible settings end it here
         labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
-        Guidance(args.cfg_scale, args.cfg_interval, args.cfg_schedule)  # impossible settings end it here
-        Sampling(args.temperature, args.top_k, args.top_p, args.greedy)
         size = tokenizer.config.image_size if args.image_size is None else args.image_size
         if size < 1:
             raise ConfigError("--image-size must be positive")
         out = Path(args.out).expanduser()
         if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
             raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")
+    settings = {**dataclasses.asdict(sampling), "seed": args.seed}
     pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
     with distributed.together():
         if world.is_main:
             names = [classes[label] if classes else f"class {label}" for label in chosen]
-            title = f"{Path(args.gpt).name}: guidance {args.cfg_scale:g}, seed {args.seed}"
+            title = f"{Path(args.gpt).name}: {sampling.guidance}, seed {args.seed}"
             _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
 

@@ -24,7 +24,7 @@ from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.data.transforms import CounterRandom
 from vfmtok.errors import DataError
 from vfmtok.files import replacing
-from vfmtok.metrics.psnr_and_usage import count_codes
+from vfmtok.metrics.usage import count_codes
 
 VERSION = 1
 TO_DO, DONE, REPLACED = 0, 1, 2

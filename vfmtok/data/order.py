@@ -22,6 +22,11 @@ class OrderedBatch:
     samples_seen: int  # by all ranks, once this step is done
 
 
+def evenly_spaced(count: int, among: int) -> np.ndarray:
+    """Up to ``count`` (n,) int64 of the places 0 ... ``among`` - 1, from the first to the last at equal distances."""
+    return np.linspace(0, among - 1, min(count, among)).round().astype(np.int64)
+
+
 class SampleOrder:
     """The order of samples of a run, as one rank sees it.
 

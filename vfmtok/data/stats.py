@@ -1,24 +1,19 @@
-"""`vfmtok stats DATASET`: what a dataset holds, as text and as a contact sheet."""
+"""What a dataset holds: one pass over its records, and the summary as text."""
 
-import argparse
 import hashlib
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from vfmtok.data import image_files
-from vfmtok.data.dataset_folder import CHUNK, open_splits
+from vfmtok.data.dataset_folder import CHUNK
 from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import DataError
-from vfmtok.pictures.contact_sheet import Section, draw_sheet
 
 BARS = 30  # up to this many classes the histogram shows each
 EXAMPLES = 8  # images kept per class for the sheet
@@ -35,33 +30,6 @@ class Summary:
     formats: Counter = field(default_factory=Counter)
     corrupt: list[str] = field(default_factory=list)  # what is wrong with each bad record
     examples: dict[int, list[int]] = field(default_factory=dict)  # label -> indices for the sheet
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Decode every image of a dataset, print what is in it and draw a contact sheet."
-    parser.add_argument("dataset", help="a folder made by `vfmtok prepare`, or one LMDB folder")
-    parser.add_argument("--out", metavar="PICTURE", help="the contact sheet (default: contact_sheet.png in DATASET)")
-    parser.add_argument("--headers-only", action="store_true", help="faster: read sizes without decoding the pixels")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: by size, up to the cores)")
-
-
-def run(args: argparse.Namespace) -> None:
-    """The command. Raises DataError."""
-    path = Path(args.dataset)
-    out = Path(args.out) if args.out else path / "contact_sheet.png"
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise DataError(f"--out must end in .png, .jpg or .webp, got {out}")
-    sections = []
-    for split, dataset in open_splits(path).items():
-        summary = summarize(dataset, args.workers, not args.headers_only)
-        title = split or path.resolve().name
-        print("\n".join(report_lines(title, dataset, summary, decoded=not args.headers_only)))
-        sections.append(_section(title, dataset, summary))
-    try:
-        draw_sheet(sections).save(out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from None
-    print(f"contact sheet: {out}")
 
 
 def summarize(dataset: RecordDataset, workers: int | None = None, decode: bool = True) -> Summary:
@@ -174,25 +142,3 @@ def _bar_characters() -> tuple[str, str]:
     except UnicodeEncodeError:
         return "#", "."
     return "█", "·"
-
-
-# --------------------------------------------------------------------------------------
-# Picture
-# --------------------------------------------------------------------------------------
-
-
-def _section(title: str, dataset: RecordDataset, summary: Summary) -> Section:
-    """The examples of a dataset for the sheet, by class."""
-    rows = []
-    for label in sorted(summary.examples):
-        images = _decodable(dataset, sorted(summary.examples[label]))
-        rows.append((dataset.class_name(label), summary.labels[label], images))
-    return Section(f"{title}: {len(dataset)} images, {len(rows)} classes", rows)
-
-
-def _decodable(dataset: RecordDataset, indices: list[int]) -> Iterator[Image.Image]:
-    for index in indices:
-        try:
-            yield image_files.open_image(dataset[index].image)
-        except image_files.NotAnImage:  # only after --headers-only, which did not look
-            continue

@@ -1,8 +1,11 @@
 """The demo's page: which control calls which function of the studio, and where its answer is shown."""
 
+import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -10,6 +13,8 @@ import numpy as np
 from vfmtok.demo import studio as room
 from vfmtok.demo.studio import Studio, Tokenized
 from vfmtok.errors import VFMTokError
+from vfmtok.evaluation.sampling_points import has_sampling_points
+from vfmtok.pictures.sampling_points import default_tokens
 
 CSS = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important}
@@ -17,8 +22,7 @@ CSS = """
 .whole img {width: 100%; height: 100%; object-fit: contain}
 .clickable img {cursor: crosshair}
 """
-# All visitors share the models. Drawing points listens to the sampler, and would hear another's image meanwhile;
-# precision is a switch of the whole process.
+# All visitors share the models, and precision is a switch of the whole process.
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "models"}
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md", font=_FONTS).set(
@@ -33,31 +37,29 @@ def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Bloc
     """The page. ``examples``: image files to begin with, at least two."""
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {title}\n{_facts(studio)}")
-        if studio.gpt is not None:
+        if studio.generator is not None:
             with gr.Tab("Class to images", id="sample"):
                 _sampling_tab(studio)
         with gr.Tab("Image to tokens", id="tokenize"):
             _tokens_tab(studio, examples, page)
-        with gr.Tab("Mix two images", id="mix"):
-            _mixing_tab(studio, examples, page)
+        if studio.grid is not None:
+            with gr.Tab("Mix two images", id="mix"):
+                _mixing_tab(studio, examples, page)
     return page
 
 
 def _facts(studio: Studio) -> str:
     config = studio.tokenizer.config
-    text = (
-        f"An image of {config.image_size} px becomes **{config.code.num_tokens} tokens** "
-        f"({studio.side} x {studio.side} regions) of **{config.code.largest_codebook:,} codes**; "
-        f"encoder {config.encoder.name}."
-    )
-    if studio.gpt is not None:
-        parameters = sum(parameter.numel() for parameter in studio.gpt.parameters())
-        text += f" The generator has {parameters / 1e6:,.1f} M parameters and {studio.gpt.config.num_classes} classes."
+    text = f"An image of {config.image_size} px becomes **{studio.tokenizer.code}**"
+    text += f" on a grid of {studio.grid[0]} x {studio.grid[1]}. " if studio.grid is not None else ". "
+    if studio.generator is not None:
+        parameters = sum(parameter.numel() for parameter in studio.generator.parameters())
+        text += f"The generator has {parameters / 1e6:,.1f} M parameters and {studio.generator.num_classes} classes."
     return text
 
 
 def _told(function: Callable) -> Callable:
-    """What the user can mend is told on the page."""
+    """What the user can mend is shown on the page."""
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -76,17 +78,15 @@ def _told(function: Callable) -> Callable:
 
 def _sampling_tab(studio: Studio) -> None:
     choices = [(name, label) for label, name in enumerate(studio.class_names())]
-    vocabulary = studio.gpt.config.vocab_size
+    first, *others = dataclasses.fields(studio.generator.sampling)  # cfg_scale comes first
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             label = gr.Dropdown(choices, value=0, label="Class", elem_id="class")
             count = gr.Slider(1, 16, 8, step=1, label="Images")
-            guidance = gr.Slider(1, 10, 2, step=0.1, label="Guidance", info="1 is none")
+            controls = [_control(first, studio, value=2.0)]
             seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed")
-            with gr.Accordion("Token sampling", open=False):
-                temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
-                top_k = gr.Slider(0, vocabulary, 0, step=1, label="Top-k (0 is all)")
-                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
+            with gr.Accordion("Sampling", open=False):
+                controls += [_control(field, studio) for field in others]
             go = gr.Button("Sample", variant="primary", elem_id="go-sample")
         with gr.Column(scale=5, min_width=420):
             shown = gr.Gallery(
@@ -94,17 +94,31 @@ def _sampling_tab(studio: Studio) -> None:
                 buttons=["download_all"], elem_classes="pixels",
             )  # fmt: skip
             about = gr.Markdown("Choose a class and press **Sample**.", elem_id="about-samples")
+    names = [field.name for field in (first, *others)]
 
     @_told
-    def run(label, count, guidance, seed, temperature, top_k, top_p):
+    def run(label, count, seed, *values):
         if label is None or seed is None:
             raise VFMTokError("choose a class and a seed")
-        return room.sample(
-            studio, label, count, guidance=guidance, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
-        )
+        return room.sample(studio, label, count, seed=seed, **dict(zip(names, values, strict=True)))
 
-    inputs = [label, count, guidance, seed, temperature, top_k, top_p]
-    gr.on([go.click, seed.submit], run, inputs, [shown, about], **ONE_AT_A_TIME)
+    gr.on([go.click, seed.submit], run, [label, count, seed, *controls], [shown, about], **ONE_AT_A_TIME)
+
+
+def _control(field: dataclasses.Field, studio: Studio, value: Any = None) -> gr.components.Component:
+    """What sets a field of the generator's ``sampling``, by its type and metadata (generators/contract.py)."""
+    about, kind = field.metadata, typing.get_type_hints(studio.generator.sampling)[field.name]
+    value = field.default if value is None else value
+    label = about.get("label", field.name.replace("_", " ").capitalize())
+    said = {"label": label, "info": about.get("help")}
+    if typing.get_origin(kind) is typing.Literal:
+        return gr.Dropdown(list(typing.get_args(kind)), value=value, **said)
+    if kind is bool:
+        return gr.Checkbox(value, **said)
+    if "range" in about:
+        lowest, highest, step = about["range"]
+        return gr.Slider(lowest, highest, value, step=step, **said)
+    return gr.Number(value, precision=0 if kind is int else None, **said)
 
 
 # --------------------------------------------------------------------------------------
@@ -113,13 +127,14 @@ def _sampling_tab(studio: Studio) -> None:
 
 
 def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
-    has_points = studio.tokenizer.sampler.attention == "deformable"
-    first, third = studio.side // 4, studio.side - 1 - studio.side // 4
-    start = ", ".join(str(row * studio.side + column) for row in (first, third) for column in (first, third))
+    on_grid = studio.on_grid is not None
+    has_points = has_sampling_points(studio.tokenizer) and on_grid and studio.on_grid[1].start == 0
+    start = ", ".join(map(str, default_tokens(studio.on_grid[0]))) if on_grid else ""
     with gr.Row():
         image = _upload("Image", examples, examples[0], "upload", 320)
         decoded = _picture("Reconstruction", "reconstruction", ["pixels", "whole"], 320)
-        grid = _picture("Ids of its tokens: click cells to choose up to 8", "ids", ["clickable"], 320)
+        ids = "Ids of its tokens" + (": click cells to choose up to 8" if has_points else "")
+        grid = _picture(ids, "ids", ["clickable"], 320, visible=on_grid)
     about = gr.Markdown(elem_id="about-tokens")
     with gr.Column(visible=has_points):
         with gr.Row(equal_height=True):
@@ -132,7 +147,11 @@ def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         """(grid, points) of the chosen tokens."""
         if found is None:
             return None, None
-        return room.draw_ids(studio, found, chosen), room.draw_points(studio, found, chosen) if chosen else None
+        points = room.draw_points(studio, found, chosen) if has_points and chosen else None
+        return room.draw_ids(studio, found, chosen if has_points else ()), points
+
+    def parsed(text: str) -> list[int]:
+        return room.parse_tokens(studio, text) if has_points else []
 
     @_told
     def encode(path, text):
@@ -140,13 +159,15 @@ def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
             return None, None, None, None, "Give an image: drop it, paste it, or take an example."
         found = room.tokenize(studio, path)
         side = len(found.crop)
-        line = f"{len(found.ids)} ids, {len(set(found.ids.tolist()))} of them different. "
+        line = f"{studio.tokenizer.code}. "
+        if found.code.ndim == 1:
+            line = f"{len(found.code)} ids, {len(set(found.code.tolist()))} of them different. "
         line += f"PSNR {found.psnr:.2f} dB at {side} px, of the centre crop."
-        return found, room.enlarged(found.decoded), *drawn(found, room.parse_tokens(studio, text)), line
+        return found, room.enlarged(found.decoded), *drawn(found, parsed(text)), line
 
     @_told
     def choose(found, text):
-        return drawn(found, room.parse_tokens(studio, text))
+        return drawn(found, parsed(text))
 
     @_told
     def click(found, text, place: gr.SelectData):
@@ -158,7 +179,8 @@ def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
     outputs = [held, decoded, grid, points, about]
     gr.on([image.change, page.load], encode, [image, tokens], outputs, **ONE_AT_A_TIME)
     gr.on([tokens.submit, show.click], choose, [held, tokens], [grid, points], **ONE_AT_A_TIME)
-    grid.select(click, [held, tokens], [tokens, grid, points], **ONE_AT_A_TIME)
+    if has_points:
+        grid.select(click, [held, tokens], [tokens, grid, points], **ONE_AT_A_TIME)
 
 
 # --------------------------------------------------------------------------------------
@@ -178,7 +200,7 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         choice = _picture("Whose token is taken (blue: second). Click cells to change it", "choice", ["clickable"], 380)
         mixed = _picture("Decoded from these tokens", "mixed", ["pixels", "whole"], 380)
     tokens = [gr.State(), gr.State()]
-    mask = gr.State(room.pattern(start, studio.side, 0.5))
+    mask = gr.State(room.pattern(start, studio.grid, 0.5))
 
     def drawn(one: Tokenized | None, other: Tokenized | None, mask: np.ndarray):
         if one is None or other is None:
@@ -192,12 +214,12 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
 
     @_told
     def lay(one, other, name, share):
-        mask = room.pattern(name, studio.side, share)
+        mask = room.pattern(name, studio.grid, share)
         return mask, *drawn(one, other, mask)
 
     @_told
     def click(one, other, mask, place: gr.SelectData):
-        row, column = divmod(room.token_at(studio, *place.index), studio.side)
+        row, column = divmod(room.token_at(studio, *place.index), studio.grid[1])
         mask = mask.copy()
         mask[row, column] = not mask[row, column]
         return mask, *drawn(one, other, mask)
@@ -225,8 +247,8 @@ def _upload(caption: str, examples: list[str], value: str, name: str, height: in
     return image
 
 
-def _picture(caption: str, name: str, looks: list[str], height: int) -> gr.Image:
-    with gr.Column(min_width=260):
+def _picture(caption: str, name: str, looks: list[str], height: int, visible: bool = True) -> gr.Image:
+    with gr.Column(min_width=260, visible=visible):
         gr.Markdown(f"**{caption}**", elem_classes="caption")
         return gr.Image(
             show_label=False, format="png", interactive=False, height=height, elem_id=name, elem_classes=looks,

@@ -1,29 +1,35 @@
 """What the demo's page does, as plain functions: sample, tokenize, choose tokens, mix.
 
-Shapes: n images, K tokens of an image, G = sqrt(K) their grid's side, S image side, V codes, E code dimensions.
+Shapes: n images, K tokens of an image, h, w the grid on which a part of the code lies, S image side, V codes, E code
+dimensions.
 """
 
 import io
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vfmtok.code import Ids, Segment
+from vfmtok.config import config_from_dict
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.evaluation.round_trip import round_trip
-from vfmtok.generators.autoregressive import generate
-from vfmtok.generators.gpt.model import GPT
+from vfmtok.evaluation.reconstruction import round_trip
+from vfmtok.evaluation.sampling_points import picture_of_points
+from vfmtok.generators.contract import Generator
+from vfmtok.generators.drawing import generate
 from vfmtok.layers.precision import full_float32
-from vfmtok.pictures.reconstruction import COLOURS, draw_sampling_points
+from vfmtok.pictures.sampling_points import COLOURS
+from vfmtok.pictures.style import FRAME, INK, enlarged_side
 from vfmtok.sources.listing import SAMPLE
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.contract import Tokenizer
 
 VIEW = 512  # side of the pictures of a grid; images smaller than a quarter of it are enlarged unsmoothed
 MAX_CHOSEN = len(COLOURS)  # tokens whose sampling points are drawn
@@ -32,33 +38,43 @@ PATTERNS = ("left and right", "top and bottom", "centre", "checkerboard", "scatt
 
 @dataclass(frozen=True)
 class Studio:
-    """The models of a session. ``gpt`` None: images can be tokenized and mixed, not sampled."""
+    """The models of a session. ``generator`` None: images can be tokenized and mixed, not sampled."""
 
-    tokenizer: VFMTok
-    gpt: GPT | None
+    tokenizer: Tokenizer
+    generator: Generator | None
     classes: list[str] | None  # by label, where the generator's run knows them
 
     @property
-    def side(self) -> int:
-        """G."""
-        return round(self.tokenizer.code.num_tokens**0.5)
+    def on_grid(self) -> tuple[Segment, slice] | None:
+        """The segment of ids that lies on a grid in the image, and where it is in the row of ids."""
+        code = self.tokenizer.code
+        segments = zip(code.segments, code.slices(), strict=True) if isinstance(code, Ids) else ()
+        return next(((segment, place) for segment, place in segments if segment.grid is not None), None)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(h,w) on which ids or latents lie in the image; None: they have no place in it."""
+        code = self.tokenizer.code
+        if not isinstance(code, Ids):
+            return tuple(code.shape[1:]) if len(code.shape) == 3 else None
+        return self.on_grid[0].grid if self.on_grid is not None else None
 
     @property
     def device(self) -> torch.device:
         return self.tokenizer.device
 
     def class_names(self) -> list[str]:
-        count = self.gpt.config.num_classes if self.gpt is not None else 0
+        count = self.generator.num_classes if self.generator is not None else 0
         return self.classes or [f"class {label}" for label in range(count)]
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """An image and its ids, as the page keeps them."""
+    """An image and its code, as the page keeps them."""
 
     crop: np.ndarray  # (S,S,3) uint8
     decoded: np.ndarray  # (S,S,3) uint8
-    ids: np.ndarray  # (K,) int64
+    code: np.ndarray  # ids (K,) int64 or latents (C,h,w)
     psnr: float  # dB, of the two
 
 
@@ -67,35 +83,30 @@ class Tokenized:
 # --------------------------------------------------------------------------------------
 
 
-def sample(
-    studio: Studio,
-    label: int,
-    count: int,
-    *,
-    guidance: float = 2.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> tuple[list[Image.Image], str]:
-    """``count`` images of a class, large enough to look at, and a line about them. Raises VFMTokError."""
+def sample(studio: Studio, label: int, count: int, *, seed: int = 0, **settings: Any) -> tuple[list[Image.Image], str]:
+    """``count`` images of a class, large enough to look at, and a line about them.
+
+    Args:
+        settings: of ``generator.sampling``.
+
+    Raises:
+        VFMTokError: there is no such setting, or it is impossible.
+    """
     start = time.perf_counter()
+    sampling = config_from_dict(settings, studio.generator.sampling, "settings")
     labels = torch.full((int(count),), int(label))
-    ids = generate(
-        studio.gpt, labels, cfg_scale=guidance, top_k=int(top_k), top_p=top_p, temperature=temperature, seed=int(seed)
-    )  # (n,K)
-    pixels = decode(studio, ids)
+    pixels = decode(studio, generate(studio.generator, labels, seed=int(seed), **asdict(sampling)))
     seconds = time.perf_counter() - start
     name = studio.class_names()[int(label)]
-    about = f"{len(pixels)} x {name}, guidance {guidance:g}, seed {int(seed)}: {seconds:.1f} s on {studio.device.type}"
+    about = f"{len(pixels)} x {name}, {sampling.guidance}, seed {int(seed)}: {seconds:.1f} s on {studio.device.type}"
     return [enlarged(image) for image in pixels], about
 
 
-def decode(studio: Studio, ids: Tensor | np.ndarray) -> np.ndarray:
-    """ids (n,K) -> (n,S,S,3) uint8, in full float32."""
+def decode(studio: Studio, code: Tensor | np.ndarray) -> np.ndarray:
+    """ids (n,K) or latents (n,C,h,w) -> (n,S,S,3) uint8, in full float32."""
     with full_float32(studio.device.type):
-        ids = torch.as_tensor(ids).to(studio.device)
-        return studio.tokenizer.decode_to_uint8(ids, studio.tokenizer.config.image_size).cpu().numpy()
+        code = torch.as_tensor(code).to(studio.device)
+        return studio.tokenizer.decode_to_uint8(code, studio.tokenizer.config.image_size).cpu().numpy()
 
 
 # --------------------------------------------------------------------------------------
@@ -113,32 +124,34 @@ def tokenize(studio: Studio, path: str | Path) -> Tokenized:
     crop = EvaluationCrop(size)(content)  # (3,S,S)
     found = round_trip(studio.tokenizer, crop[None].to(studio.device), size)
     pixels = [side[0].cpu().numpy() for side in (found.originals, found.decoded)]  # 2 x (S,S,3)
-    return Tokenized(*pixels, found.ids[0].cpu().numpy(), found.psnr().item())
+    return Tokenized(*pixels, found.code[0].cpu().numpy(), found.psnr().item())
 
 
 def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Image.Image | None:
-    """Where the region sampler looks for these tokens; None where it has no points. Raises ConfigError."""
+    """Where these tokens look; None where tokens have no sampling points. Raises ConfigError."""
     pixels = torch.from_numpy(image.crop).permute(2, 0, 1)[None].to(studio.device)  # (1,3,S,S)
-    return draw_sampling_points(studio.tokenizer, to_unit_range(pixels), tuple(tokens))
+    return picture_of_points(studio.tokenizer, to_unit_range(pixels), tuple(tokens))
 
 
-def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image:
-    """The ids on their grid. Codes near each other have like colours; chosen tokens have frames in the
-    colours of their sampling points."""
-    every_id = torch.arange(studio.tokenizer.code.largest_codebook, device=studio.device)  # (V,)
-    colours = _code_colours(studio.tokenizer.quantizer.lookup(every_id))[image.ids]  # (K,3)
-    side, cell = studio.side, VIEW // studio.side
-    picture = Image.new("RGB", (side * cell, side * cell))
+def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image | None:
+    """The ids on their grid; None without a grid. Codes near each other have like colours where the tokenizer says
+    which are; chosen tokens have frames in the colours of their sampling points."""
+    if studio.on_grid is None:
+        return None
+    segment, place = studio.on_grid
+    ids, (rows, columns), cell = image.code[place], segment.grid, _cell(studio.grid)  # (h*w,)
+    colours = _code_colours(_code_vectors(studio, segment))[ids]  # (h*w,3)
+    picture = Image.new("RGB", (columns * cell, rows * cell))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(8, min(16, cell // 4)))
-    for token, (code, colour) in enumerate(zip(image.ids.tolist(), colours.tolist(), strict=True)):
-        x, y = token % side * cell, token // side * cell
+    for token, (code, colour) in enumerate(zip(ids.tolist(), colours.tolist(), strict=True)):
+        x, y = token % columns * cell, token // columns * cell
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=tuple(colour), outline="#ffffff")
-        ink = "#1f2328" if sum(colour) > 360 else "#ffffff"
+        ink = INK if sum(colour) > 360 else "#ffffff"
         draw.text((x + cell // 2, y + cell // 2), str(code), ink, font, anchor="mm")
     thick = max(2, cell // 12)
     for token, colour in zip(chosen, COLOURS, strict=False):
-        x, y = token % side * cell, token // side * cell
+        x, y = token % columns * cell, token // columns * cell
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline="#000000", width=thick + 2)
         draw.rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=thick)
     return picture
@@ -146,13 +159,18 @@ def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Im
 
 def token_at(studio: Studio, x: float, y: float) -> int:
     """The token of the cell that a click on a picture of the grid (``draw_ids``, ``draw_choice``) meets."""
-    cell, last = VIEW // studio.side, studio.side - 1
-    column, row = (max(0, min(last, int(place) // cell)) for place in (x, y))
-    return row * studio.side + column
+    cell, (rows, columns) = _cell(studio.grid), studio.grid
+    column, row = (max(0, min(last, int(place) // cell)) for place, last in ((x, columns - 1), (y, rows - 1)))
+    return row * columns + column
+
+
+def _cell(grid: tuple[int, int]) -> int:
+    """Pixels per side of a cell in the pictures of a grid."""
+    return max(1, VIEW // max(grid))
 
 
 def toggle(tokens: Sequence[int], token: int) -> list[int]:
-    """With ``token`` where it was not there, without it where it was; the eldest gives way to a ninth."""
+    """With ``token`` where it was not there, without it where it was; the oldest makes room for a ninth."""
     if token in tokens:
         return [other for other in tokens if other != token]
     return [*tokens, token][-MAX_CHOSEN:]
@@ -160,10 +178,18 @@ def toggle(tokens: Sequence[int], token: int) -> list[int]:
 
 def parse_tokens(studio: Studio, text: str) -> list[int]:
     """ "18, 21" -> [18, 21]. Raises ConfigError for what is no token."""
-    words, last = text.replace(",", " ").split(), studio.side**2 - 1
+    words, last = text.replace(",", " ").split(), studio.on_grid[0].count - 1
     if not all(word.isdecimal() and int(word) <= last for word in words) or not 0 < len(words) <= MAX_CHOSEN:
         raise ConfigError(f"name 1 to {MAX_CHOSEN} tokens, each from 0 to {last}, got '{text}'")
     return list(dict.fromkeys(map(int, words)))
+
+
+def _code_vectors(studio: Studio, segment: Segment) -> Tensor:
+    """(V,E): those behind the ids where the tokenizer tells them, else the ids themselves in a row."""
+    vectors = getattr(studio.tokenizer, "code_vectors", None)
+    if vectors is None:
+        return torch.linspace(0, 1, segment.size)[:, None].expand(-1, 2) ** torch.tensor([1.0, 2.0])
+    return vectors(studio.tokenizer.code.segments.index(segment))
 
 
 def _code_colours(codes: Tensor) -> np.ndarray:
@@ -181,49 +207,52 @@ def _code_colours(codes: Tensor) -> np.ndarray:
 # --------------------------------------------------------------------------------------
 
 
-def pattern(name: str, side: int, share: float) -> np.ndarray:
-    """(G,G) bool, True where the second image's tokens go: about ``share`` of all.
+def pattern(name: str, grid: tuple[int, int], share: float) -> np.ndarray:
+    """(h,w) bool, True where the second image's tokens go: about ``share`` of all.
 
     Raises ConfigError for a name that is not in ``PATTERNS``.
     """
-    row, column = np.mgrid[:side, :side]
-    if name == "left and right":
-        rank = -column
-    elif name == "top and bottom":
-        rank = -row
-    elif name == "centre":
-        middle = (side - 1) / 2
-        rank = np.hypot(row - middle, column - middle)
+    height, width = grid
+    row, column = np.mgrid[:height, :width]
+    if name == "left and right":  # whole lines
+        return column >= width - round(share * width)
+    if name == "top and bottom":
+        return row >= height - round(share * height)
+    if name == "centre":
+        rank = np.hypot(row - (height - 1) / 2, column - (width - 1) / 2)
     elif name == "checkerboard":
         rank = (row + column) % 2 == 0
     elif name == "scattered":
-        rank = np.random.default_rng(0).permutation(side * side).reshape(side, side)
+        rank = np.random.default_rng(0).permutation(height * width).reshape(grid)
     else:
         raise ConfigError(f"no pattern '{name}', only: {', '.join(PATTERNS)}")
-    if name in ("left and right", "top and bottom"):  # whole lines
-        return (side + rank - 1) < round(share * side)
     order = rank.ravel().argsort(kind="stable")
-    mask = np.zeros(side * side, bool)
-    mask[order[: round(share * side * side)]] = True
-    return mask.reshape(side, side)
+    mask = np.zeros(height * width, bool)
+    mask[order[: round(share * height * width)]] = True
+    return mask.reshape(grid)
 
 
 def mix(studio: Studio, first: Tokenized, second: Tokenized, mask: np.ndarray) -> np.ndarray:
-    """(S,S,3) uint8: decoded from the second image's tokens where mask (G,G) is True, and the first's elsewhere."""
-    ids = np.where(mask.ravel(), second.ids, first.ids)  # (K,)
-    return decode(studio, ids[None])[0]
+    """(S,S,3) uint8: decoded from the second image's code where mask (h,w) is True, and the first's elsewhere, as for
+    tokens without a place in the image."""
+    code = first.code.copy()
+    if studio.on_grid is not None:
+        place = studio.on_grid[1]
+        code[place] = np.where(mask.ravel(), second.code[place], first.code[place])
+    else:
+        code = np.where(mask, second.code, first.code)  # (C,h,w)
+    return decode(studio, code[None])[0]
 
 
 def draw_choice(studio: Studio, first: Tokenized, second: Tokenized, mask: np.ndarray) -> Image.Image:
     """Which region is whose: both images cut along the grid, the second's cells framed in blue, the first's in grey."""
-    side, cell = studio.side, VIEW // studio.side
-    pictures = [
-        Image.fromarray(image.crop).resize((side * cell,) * 2, Image.Resampling.BICUBIC) for image in (first, second)
-    ]
-    stencil = Image.fromarray(mask.astype(np.uint8) * 255).resize((side * cell,) * 2, Image.Resampling.NEAREST)
+    cell, (rows, columns) = _cell(studio.grid), studio.grid
+    size = (columns * cell, rows * cell)
+    pictures = [Image.fromarray(image.crop).resize(size, Image.Resampling.BICUBIC) for image in (first, second)]
+    stencil = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     picture = Image.composite(pictures[1], pictures[0], stencil)
     draw = ImageDraw.Draw(picture)
-    for whose, colour, width in ((False, "#d0d7de", 1), (True, "#0a84ff", 2)):
+    for whose, colour, width in ((False, FRAME, 1), (True, "#0a84ff", 2)):
         for row, column in np.argwhere(mask == whose).tolist():
             x, y = column * cell, row * cell
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline=colour, width=width)
@@ -237,7 +266,7 @@ def draw_choice(studio: Studio, first: Tokenized, second: Tokenized, mask: np.nd
 
 def enlarged(pixels: np.ndarray) -> Image.Image:
     """(S,S,3) uint8; a small image is enlarged by a whole factor and unsmoothed, so that what is seen is its pixels."""
-    side = len(pixels) * max(1, -(-(VIEW // 2) // len(pixels)))
+    side = enlarged_side(len(pixels), VIEW // 2)
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
 

@@ -1,8 +1,8 @@
 """Evaluation: the networks, the reference, and what is measured. Sees only the contracts and uint8 images.
 
-a tokenizer    reconstruction, reconstruction_numbers, round_trip, token_probe (L.P.)
-a generator    generation, samples, sweep; sample_metrics measures samples, whoever made them
+a tokenizer    reconstruction and its reconstruction_numbers, sampling_points (a picture), token_probe (L.P.)
+a generator    generation, samples (which, checked), sweep; sample_metrics measures samples, whoever made them
 networks       inception, inception_weights, lpips, encoder_distance (fd@...), model_size (parameters, FLOPs)
-their inputs   image_sources, given_images, reference, compared (opens and checks references)
-what is kept   results (numbers and their protocols), parts (unfinished work)
+their inputs   image_sources, given_images, reference (opened or measured), reference_file
+what is kept   results (numbers and their protocols), jobs (unfinished work)
 """

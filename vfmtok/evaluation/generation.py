@@ -3,10 +3,10 @@
 Sample n of a seed is one image: its label and its random numbers are functions of (seed, n), and batches begin at
 multiples of the batch size whatever the number of processes. So any number of them, and a run that was cut off and
 started again, give the same images; below float32 that holds for one batch size, which then is part of the job. Before
-anything is computed the samples are checked. Samples that are there already are measured anew where the Inception
+anything is computed the samples are checked. Finished samples are kept and only measured again where the Inception
 network or the reference is another one.
 
-Shapes: N samples, B batch, K tokens, E side of the images.
+Shapes: N samples, B batch, E side of the images.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tqdm import tqdm
 from vfmtok import distributed
 from vfmtok.code import check_fits
 from vfmtok.errors import SharedError
-from vfmtok.evaluation import parts
+from vfmtok.evaluation import jobs
 from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.evaluation.results import Measured, as_tree, not_finite
 from vfmtok.evaluation.sample_metrics import Subject, measure_samples
 from vfmtok.evaluation.samples import Samples, draw_grid, warnings_about, write_checked_samples
 from vfmtok.files import read_json
-from vfmtok.generators.autoregressive import generate
-from vfmtok.generators.gpt.model import GPT
+from vfmtok.generators.contract import Generator
+from vfmtok.generators.drawing import generate
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.hashing import model_hash, tokenizer_hash
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
-    from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+    from vfmtok.evaluation.reference import ReferenceSet
 
 MEASURING = ("Inception", "reference")  # fields of the job that do not change the samples
 
 
 def evaluate_generator(
-    gpt: GPT,
-    tokenizer: VFMTok,
+    generator: Generator,
+    tokenizer: Tokenizer,
     samples: Samples,
     folder: Path,
     world: distributed.World,
@@ -57,7 +57,7 @@ def evaluate_generator(
     """Sample, check, measure; leave samples.npz, grid.png and results.json in ``folder``. Every process must call it.
 
     Args:
-        gpt, tokenizer: on this process's device; the GPT in the dtype it is to sample in.
+        generator, tokenizer: on this process's device; the generator in the dtype it is to sample in.
         inception: None samples and checks only.
         references: None leaves out all that needs one.
         batch: B, of every process.
@@ -68,16 +68,16 @@ def evaluate_generator(
     Raises:
         VFMTokError: the same on all processes.
     """
-    check_fits(gpt.code, tokenizer.code, "the tokenizer")
-    job = _job(gpt, tokenizer, samples, inception, references)
-    if samples.precision != "none":  # then these change most images, by rounding (generators/gpt/generate.py)
+    check_fits(generator.code, tokenizer.code, "the tokenizer")
+    job = _job(generator, tokenizer, samples, inception, references)
+    if samples.precision != "none":  # then these change most images, by rounding (generators/autoregressive.py)
         job |= {"batch": batch, "compile": compile}
-    results = parts.begin_together(folder, job, world, may_change=MEASURING)
+    results = jobs.begin_together(folder, job, world, may_change=MEASURING, unsaid=samples.unsaid)
     if results is not None:
         return results
     checked = _made_before(folder, samples, world)
     if checked is None:
-        checked = _make(gpt, tokenizer, samples, folder, world, batch, compile, class_names)
+        checked = _make(generator, tokenizer, samples, folder, world, batch, compile, class_names)
     found = Measured(notes=["gFID, sFID, IS, Pr, Rc and KID are left out: no Inception network (--no-fid)"])
     if inception is not None:
         subject = Subject(NpzImages(folder / "samples.npz"), samples.guidance, samples.protocol)
@@ -91,19 +91,24 @@ def evaluate_generator(
                 "notes": found.notes,
                 "samples": checked,
             }
-            parts.finish(folder, results)
+            jobs.finish(folder, results)
     return distributed.gather(results)[0]
 
 
 def _job(
-    gpt: GPT, tokenizer: VFMTok, samples: Samples, inception: Inception | None, references: ReferenceSet | None
+    generator: Generator,
+    tokenizer: Tokenizer,
+    samples: Samples,
+    inception: Inception | None,
+    references: ReferenceSet | None,
 ) -> dict[str, Any]:
-    models = {"GPT": model_hash(gpt), "tokenizer": tokenizer_hash(tokenizer)}
+    # "GPT" whatever the family is: that is what unfinished jobs of version 0.1 have.
+    models = {"GPT": model_hash(generator), "tokenizer": tokenizer_hash(tokenizer)}
     if any(found != models for found in distributed.gather(models)):
         raise SharedError("the processes built different models: set encoder.weights, random weights differ")
     return {
         **models,
-        **asdict(samples),
+        **samples.job,
         "Inception": inception.protocol() if inception is not None else None,
         "reference": references.reference.identity if references is not None else None,
     }
@@ -126,8 +131,8 @@ def _made_before(folder: Path, samples: Samples, world: distributed.World) -> di
 
 
 def _make(
-    gpt: GPT,
-    tokenizer: VFMTok,
+    generator: Generator,
+    tokenizer: Tokenizer,
     samples: Samples,
     folder: Path,
     world: distributed.World,
@@ -136,46 +141,42 @@ def _make(
     class_names: list[str] | None,
 ) -> dict[str, Any] | None:
     """samples.npz and grid.png, and (in the first process) what was counted. Every process must call it."""
-    store = parts.Parts(folder, samples.count)
+    store = jobs.Blocks(folder, samples.count)
     share = store.share_to_do(batch, world)
     with distributed.together():
-        _sample_blocks(gpt, tokenizer, samples, share, store, world, compile)
+        _sample_blocks(generator, tokenizer, samples, share, store, world, compile)
     checked = None
     with distributed.together():
         if world.is_main:
-            labels, num_classes = samples.labels(gpt.config.num_classes), gpt.config.num_classes
+            labels, num_classes = samples.labels(generator.num_classes), generator.num_classes
             checked = write_checked_samples(store, samples, labels, num_classes, folder / "samples.npz")
             draw_grid(folder, samples, labels, class_names)
     return checked
 
 
 def _sample_blocks(
-    gpt: GPT,
-    tokenizer: VFMTok,
+    generator: Generator,
+    tokenizer: Tokenizer,
     samples: Samples,
     blocks: list[np.ndarray],
-    store: parts.Parts,
+    store: jobs.Blocks,
     world: distributed.World,
     compile: bool,
 ) -> None:
-    """Fill this process's share of the parts. Raises VFMTokError."""
-    labels = samples.labels(gpt.config.num_classes)
+    """Compute this process's share of the blocks. Raises VFMTokError."""
+    labels = samples.labels(generator.num_classes)
     with tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar:
         for rows in blocks:
             with full_float32(world.device.type):
-                ids = generate(
-                    gpt,
+                code = generate(
+                    generator,
                     torch.from_numpy(labels[rows]),
-                    cfg_scale=samples.cfg_scale,
-                    cfg_interval=samples.cfg_interval,
-                    temperature=samples.temperature,
-                    top_k=samples.top_k,
-                    top_p=samples.top_p,
                     seed=samples.seed,
                     sample_indices=torch.from_numpy(rows),
                     compile=compile,
-                )  # (B,K)
-                pixels = tokenizer.decode_to_uint8(ids, samples.size)  # (B,E,E,3)
-            arrays = {"images": pixels.cpu().numpy(), "labels": labels[rows], "ids": ids.int().cpu().numpy()}
+                    **asdict(samples.sampling),
+                )  # ids (B,K) or latents (B,C,h,w)
+                pixels = tokenizer.decode_to_uint8(code, samples.size)  # (B,E,E,3)
+            arrays = {"images": pixels.cpu().numpy(), "labels": labels[rows]}
             store.write(rows, arrays)
             bar.update(len(rows))

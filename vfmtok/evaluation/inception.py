@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vfmtok import distributed
 from vfmtok.errors import EvaluationError
 from vfmtok.evaluation.inception_weights import find_weights
 from vfmtok.layers.precision import full_float32
@@ -84,6 +85,11 @@ class Inception(nn.Module):
             spatial = tapped[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B,17*17*7)
             return InceptionFeatures(pool, spatial, logits.softmax(dim=-1))
 
+    @property
+    def description(self) -> str:
+        """In a protocol, with the weights it really has."""
+        return f"Inception 2015-12-05, weights {(self.weights_sha256 or 'unknown')[:8]}, float32"
+
     def protocol(self) -> dict[str, str | None]:
         """What a reader must know to compute the same features."""
         return {
@@ -103,6 +109,13 @@ def load_inception(
     """
     file = find_weights(path, download=download)
     return Inception(reading.read(file), spatial_tap, reading.sha256(file))
+
+
+def open_inception(path: Path | None, world: distributed.World, spatial_tap: SpatialTap = "convolution") -> Inception:
+    """The Inception network on this process's device; every process must call it. Raises WeightsError."""
+    with distributed.together():
+        network = load_inception(path, spatial_tap)
+    return network.eval().to(world.device)
 
 
 # --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""How well a tokenizer reconstructs a dataset: rFID, rIS, PSNR, SSIM, LPIPS, codebook usage, and a picture.
+"""How well a tokenizer reconstructs a dataset: rFID, rIS, PSNR, SSIM, LPIPS, codebook usage, and pictures.
 
 Every image is cut to the tokenizer's size, encoded and decoded; original and reconstruction are both brought to the
 evaluation's size in the same way (336 -> 256: bicubic, ``to_pixels``) and compared as uint8. Networks compute in
-float32 without TF32. What a block of images gives goes to disk at once (parts.py): the same command again continues.
+float32 without TF32. Each block of images is written at once (jobs.py): the same command again continues.
 
 Shapes: N records, n good records, B batch, K tokens, S side of the tokenizer's images, E side of the evaluation's.
 """
@@ -13,34 +13,58 @@ import contextlib
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vfmtok import distributed
+from vfmtok.code import Ids
 from vfmtok.data.loader import Batch, ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import ConfigError, SharedError
-from vfmtok.evaluation import parts
-from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, Found, Measures, all_numbers
+from vfmtok.errors import SharedError
+from vfmtok.evaluation import jobs
+from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, FinishedBlocks, Measures, all_numbers
 from vfmtok.evaluation.results import as_tree, not_finite
-from vfmtok.evaluation.round_trip import round_trip
+from vfmtok.evaluation.sampling_points import check_tokens, picture_of_points
 from vfmtok.files import replace_file
 from vfmtok.layers.precision import full_float32
-from vfmtok.metrics.pixels import PixelMetrics
-from vfmtok.pictures.reconstruction import chosen_tokens, draw_reconstructions, draw_sampling_points
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.metrics.pixels import PixelMetrics, psnr
+from vfmtok.pictures.reconstruction import draw_reconstructions
+from vfmtok.tokenizers.contract import Tokenizer, code_of, to_pixels
 from vfmtok.weights.hashing import tokenizer_hash
 
 SHOWN = 4  # images of the picture from either end and the middle
 
 
+class RoundTrip(NamedTuple):
+    """Images through the tokenizer and back, both sides as the pixels that are compared and shown."""
+
+    code: Tensor  # ids (B,K) int64 or latents (B,C,h,w)
+    originals: Tensor  # (B,E,E,3) uint8
+    decoded: Tensor  # (B,E,E,3) uint8
+
+    def psnr(self) -> Tensor:
+        """(B,) float64 in dB, on the CPU, peak 255; equal images give infinity."""
+        x, y = (pixels.cpu().permute(0, 3, 1, 2).double() / 255 for pixels in (self.originals, self.decoded))
+        return psnr(x, y)
+
+
+@torch.no_grad()
+def round_trip(tokenizer: Tokenizer, crops: Tensor, size: int) -> RoundTrip:
+    """crops (B,3,S,S) uint8 on the tokenizer's device -> both sides brought to ``size`` alike, in full float32."""
+    images = to_unit_range(crops)  # (B,3,S,S)
+    with full_float32(images.device.type):
+        code = code_of(tokenizer.encode(images), tokenizer.code)
+        return RoundTrip(code, to_pixels(images, size), tokenizer.decode_to_uint8(code, size))
+
+
 def evaluate_reconstruction(
-    tokenizer: VFMTok,
+    tokenizer: Tokenizer,
     records: RecordDataset,
     folder: Path,
     world: distributed.World,
@@ -64,25 +88,27 @@ def evaluate_reconstruction(
     Raises:
         VFMTokError: the same on all processes.
     """
-    with distributed.together():  # the points are drawn last: hours should not end in such a mistake
-        if shown_tokens is not None and chosen_tokens(tokenizer, shown_tokens) is None:
-            raise ConfigError("--tokens: this tokenizer reads windows and has no sampling points")
+    with distributed.together():  # both come last: hours should not end in such a mistake
+        if shown_tokens is not None:
+            check_tokens(tokenizer, shown_tokens, "--tokens")
+        if measures.probe is not None:
+            measures.probe.check(tokenizer, records)
     job = _job(tokenizer, records, measures, size)
-    results = parts.begin_together(folder, job, world)
+    results = jobs.begin_together(folder, job, world)
     if results is not None:
-        if shown_tokens is not None:  # drawn anew: nothing else depends on them
+        if shown_tokens is not None:  # drawn again: nothing else depends on them
             with distributed.together():
                 if world.is_main:
                     _draw_points(tokenizer, records, results["pictures"]["median"], folder, world, shown_tokens)
         return results
-    store = parts.Parts(folder, len(records))
+    store = jobs.Blocks(folder, len(records))
     share = store.share_to_do(batch, world)
     with distributed.together():
         _reconstruct_blocks(tokenizer, records, share, store, world, measures, size, num_workers)
     with distributed.together():
-        found = Found(store, world)
+        found = FinishedBlocks(store, world)
         found.check_bad(records)
-    measured = all_numbers(found, tokenizer, measures, world, size)
+    measured = all_numbers(found, tokenizer.code, measures, world, size)
     with distributed.together():
         if measures.probe is not None:
             measures.probe.measure(tokenizer, records, batch, num_workers, world, measured)
@@ -96,11 +122,11 @@ def evaluate_reconstruction(
                 "pictures": _draw(tokenizer, records, found, folder, world, size, shown_tokens),
             }
             _write_table(folder / "images.csv", records, found, measures.value_names)
-            parts.finish(folder, results)
+            jobs.finish(folder, results)
     return distributed.gather(results)[0]
 
 
-def _job(tokenizer: VFMTok, records: RecordDataset, measures: Measures, size: int) -> dict[str, Any]:
+def _job(tokenizer: Tokenizer, records: RecordDataset, measures: Measures, size: int) -> dict[str, Any]:
     fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
         raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
@@ -124,16 +150,16 @@ def _job(tokenizer: VFMTok, records: RecordDataset, measures: Measures, size: in
 
 
 def _reconstruct_blocks(
-    tokenizer: VFMTok,
+    tokenizer: Tokenizer,
     records: RecordDataset,
     blocks: list[np.ndarray],
-    store: parts.Parts,
+    store: jobs.Blocks,
     world: distributed.World,
     measures: Measures,
     size: int,
     num_workers: int,
 ) -> None:
-    """Fill this process's share of the parts. Raises DataError: too many bad records, or the disk refuses."""
+    """Compute this process's share of the blocks. Raises DataError: too many bad records, or the disk refuses."""
     crop = EvaluationCrop(tokenizer.config.image_size)
     loader = ImageLoader(records, crop, BlockOrder(blocks), num_workers=num_workers, max_bad_fraction=None)
     bad = 0
@@ -148,17 +174,19 @@ def _reconstruct_blocks(
 
 @torch.no_grad()
 def measure_block(
-    tokenizer: VFMTok, found: Batch, rows: np.ndarray, measures: Measures, size: int, device: torch.device
+    tokenizer: Tokenizer, found: Batch, rows: np.ndarray, measures: Measures, size: int, device: torch.device
 ) -> dict[str, np.ndarray]:
     """What is kept of a block: all that the numbers need of its good images, by name.
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    ids, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size)
+    code, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size)
     with full_float32(device.type):
         originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
-    arrays = {"indices": torch.from_numpy(rows), "labels": found.labels, "ids": ids.int(), **values}
+    arrays = {"indices": torch.from_numpy(rows), "labels": found.labels, **values}
+    if isinstance(tokenizer.code, Ids):  # for the usage of codebooks
+        arrays["ids"] = code.int()
     if measures.inception is not None:
         features = measures.inception(decoded)
         arrays |= {"pool": features.pool, "probabilities": features.probabilities}
@@ -174,9 +202,9 @@ def measure_block(
 
 
 def _draw(
-    tokenizer: VFMTok,
+    tokenizer: Tokenizer,
     records: RecordDataset,
-    found: Found,
+    found: FinishedBlocks,
     folder: Path,
     world: distributed.World,
     size: int,
@@ -201,21 +229,21 @@ def _draw(
 
 
 def _draw_points(
-    tokenizer: VFMTok,
+    tokenizer: Tokenizer,
     records: RecordDataset,
     indices: list[int],
     folder: Path,
     world: distributed.World,
     tokens: tuple[int, ...] | None,
 ) -> None:
-    """sampling_points.png of these records, if the tokenizer samples points."""
+    """sampling_points.png of these records, if the tokenizer has such points."""
     images = to_unit_range(_crops(records, indices, tokenizer, world))
-    points = draw_sampling_points(tokenizer, images, tokens)
+    points = picture_of_points(tokenizer, images, tokens)
     if points is not None:
         _save(points, folder / "sampling_points.png")
 
 
-def _crops(records: RecordDataset, indices: list[int], tokenizer: VFMTok, world: distributed.World) -> torch.Tensor:
+def _crops(records: RecordDataset, indices: list[int], tokenizer: Tokenizer, world: distributed.World) -> torch.Tensor:
     """uint8 (b,3,S,S), cut as they were measured."""
     crop = EvaluationCrop(tokenizer.config.image_size)
     return torch.stack([crop(records[index].image) for index in indices]).to(world.device)
@@ -225,8 +253,8 @@ def _save(picture, path: Path) -> None:
     replace_file(path, lambda file: picture.save(file, "PNG"))
 
 
-def _write_table(path: Path, records: RecordDataset, found: Found, names: tuple[str, ...]) -> None:
-    """A line for every image, for those who want to know which ones are bad."""
+def _write_table(path: Path, records: RecordDataset, found: FinishedBlocks, names: tuple[str, ...]) -> None:
+    """A line for every image: which ones are reconstructed badly?"""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["record", "class", *names])

@@ -1,4 +1,4 @@
-"""The numbers of a reconstruction, from what its parts hold: rFID, rIS, pixels, codebook usage, the paper's L.P.
+"""The numbers of a reconstruction, from its finished blocks: rFID, rIS, pixels, codebook usage.
 
 Shapes: N records, n good records, K tokens, E side of the evaluation's images.
 """
@@ -14,27 +14,28 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
+from vfmtok.code import Code, Ids, Segment
 from vfmtok.data.loader import check_bad
 from vfmtok.data.records import RecordDataset
-from vfmtok.evaluation import parts
-from vfmtok.evaluation.results import Measured, Number, describe_network, describe_reference
+from vfmtok.evaluation import jobs
+from vfmtok.evaluation.results import Measured, Number
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
 from vfmtok.metrics.inception_score import SPLITS, InceptionScore
-from vfmtok.metrics.usage import CodebookUsage
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.metrics.usage import CodeCounter
 
 if TYPE_CHECKING:  # they need torch-fidelity, which an evaluation without FID does not
     from vfmtok.evaluation.inception import Inception
-    from vfmtok.evaluation.reference import Reference
+    from vfmtok.evaluation.reference_file import Reference
 
 PIXEL_NAMES = ("psnr", "ssim", "ssim_data_range_2")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured beyond the pixels. Without ``inception`` there is neither rFID nor rIS, without ``lpips`` (one
-    distance (B,) for images (B,3,H,W) in [-1,1] twice) no LPIPS; ``reference`` None compares with the originals."""
+    """What is measured beyond the pixels. Without ``inception`` there is neither rFID nor rIS, without ``lpips`` no
+    LPIPS (it maps two image batches (B,3,H,W) in [-1,1] to distances (B,)); without ``reference`` rFID compares with
+    the originals."""
 
     inception: Inception | None = None
     reference: Reference | None = None
@@ -49,18 +50,18 @@ class Measures:
         return PIXEL_NAMES if self.lpips is None else (*PIXEL_NAMES, "lpips")
 
 
-class Found:
-    """All parts, of which every process reads its share for the sums over features.
+class FinishedBlocks:
+    """All blocks, of which every process reads its share for the sums over features.
 
-    Raises DataError if parts are missing.
+    Raises DataError if blocks are missing.
     """
 
-    def __init__(self, store: parts.Parts, world: distributed.World):
+    def __init__(self, store: jobs.Blocks, world: distributed.World):
         self.store, self.places = store, store.check_complete()
         indices = [store.read(place, "indices")[0] for place in self.places]
         self.indices = np.concatenate(indices)  # (n,)
-        self._starts = np.cumsum([0, *map(len, indices)])  # of each part among the good images
-        first, last = (len(self.places) * part // world.size for part in (world.rank, world.rank + 1))
+        self._starts = np.cumsum([0, *map(len, indices)])  # of each block among the good images
+        first, last = (len(self.places) * share // world.size for share in (world.rank, world.rank + 1))
         self._share = range(first, last)
 
     def whole(self, name: str) -> np.ndarray:
@@ -68,7 +69,7 @@ class Found:
         return np.concatenate([self.store.read(place, name)[0] for place in self.places])
 
     def shared(self, *names: str):
-        """For each part of this process's share: the places (b,) among the n good images, and the arrays."""
+        """For each block of this process's share: the places (b,) among the n good images, and the arrays."""
         for number in self._share:
             places = torch.arange(self._starts[number], self._starts[number + 1])
             yield places, *map(torch.from_numpy, self.store.read(self.places[number], *names))
@@ -81,27 +82,39 @@ class Found:
         return [f"{len(bad)} bad records skipped: {', '.join(map(str, bad))}"] if bad else []
 
 
-def all_numbers(found: Found, tokenizer: VFMTok, measures: Measures, world: distributed.World, size: int) -> Measured:
-    """Results from the parts (of Inception only in the first process); every process must call it.
+def all_numbers(found: FinishedBlocks, code: Code, measures: Measures, world: distributed.World, size: int) -> Measured:
+    """Results from the blocks (of Inception only in the first process); every process must call it.
 
-    Raises DataError, the same on all processes: a part is damaged.
+    Raises DataError, the same on all processes: a block is damaged.
     """
-    codebook = CodebookUsage(tokenizer.code.largest_codebook)
-    with distributed.together():  # all parts are read before the processes add up what they found
+    segments = list(zip(code.segments, code.slices(), strict=True)) if isinstance(code, Ids) else []
+    counters = [CodeCounter(segment.size) for segment, _ in segments]
+    with distributed.together():  # all blocks are read before the processes add up what they found
         features = _read_features(found, measures, world) if measures.inception is not None else None
         pixels = _pixel_numbers(found, measures, size)
-        for _, ids in found.shared("ids"):
-            codebook.update(ids)
+        for _, ids in found.shared("ids") if segments else ():
+            for counter, (_, place) in zip(counters, segments, strict=True):
+                counter.update(ids[:, place])
     with distributed.together():
         results = _inception_numbers(features, found, measures, world, size) if features is not None else Measured()
-        usage = codebook.compute()
+        usages = [counter.compute() for counter in counters]
     results.numbers += pixels
-    over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images"
-    results.numbers += [
-        Number("codebook usage", 100 * usage.usage, f"% of {codebook.codebook_size:,} codes occur {over}", 2),
-        Number("codebook perplexity", usage.perplexity, f"exp of the entropy of the codes' frequencies {over}", 1),
-    ]
+    for number, ((segment, _), usage) in enumerate(zip(segments, usages, strict=True)):
+        which = f", {_place_of(segment)}" if len(segments) > 1 else ""
+        name = f" of segment {number + 1}" if len(segments) > 1 else ""
+        over = f"over {usage.tokens:,} tokens of {len(found.indices):,} images{which}"
+        frequencies = f"exp of the entropy of the codes' frequencies {over}"
+        results.numbers += [
+            Number(f"codebook usage{name}", 100 * usage.usage, f"% of {segment.size:,} codes occur {over}", 2),
+            Number(f"codebook perplexity{name}", usage.perplexity, frequencies, 1),
+        ]
     return results
+
+
+def _place_of(segment: Segment) -> str:
+    if segment.grid is None:
+        return f"the {segment.count} without a place in it"
+    return f"the {segment.grid[0]}x{segment.grid[1]} on its grid"
 
 
 class _Features(NamedTuple):
@@ -112,8 +125,8 @@ class _Features(NamedTuple):
     score: InceptionScore | None  # None: too few images
 
 
-def _read_features(found: Found, measures: Measures, world: distributed.World) -> _Features:
-    """Of this process's share of the parts."""
+def _read_features(found: FinishedBlocks, measures: Measures, world: distributed.World) -> _Features:
+    """Of this process's share of the blocks."""
     count = len(found.indices)
     score = InceptionScore(count) if count >= SPLITS else None
     decoded, originals = FeatureStatistics(2048), FeatureStatistics(2048)
@@ -128,7 +141,7 @@ def _read_features(found: Found, measures: Measures, world: distributed.World) -
 
 
 def _inception_numbers(
-    features: _Features, found: Found, measures: Measures, world: distributed.World, size: int
+    features: _Features, found: FinishedBlocks, measures: Measures, world: distributed.World, size: int
 ) -> Measured:
     """rFID and rIS."""
     count, reference = len(found.indices), measures.reference
@@ -137,8 +150,8 @@ def _inception_numbers(
     scored = features.score.compute() if features.score is not None else None
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
         return Measured()
-    against = f"the same {count:,} originals" if reference is None else describe_reference(reference)
-    about, network = f"{count:,} reconstructions at {size} px", describe_network(measures.inception)
+    against = f"the same {count:,} originals" if reference is None else reference.description
+    about, network = f"{count:,} reconstructions at {size} px", measures.inception.description
     protocol = f"pool3; {about}, against {against}; {network}"
     results = Measured()
     results.add("rFID", lambda: frechet_distance(samples, gaussian, "rFID"), protocol)
@@ -150,7 +163,7 @@ def _inception_numbers(
     return results
 
 
-def _pixel_numbers(found: Found, measures: Measures, size: int) -> list[Number]:
+def _pixel_numbers(found: FinishedBlocks, measures: Measures, size: int) -> list[Number]:
     """Means over the images in their order: the same to the last bit, however they were shared."""
     at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px"
     protocols = {

@@ -1,62 +1,101 @@
-"""Reference statistics: what samples are compared with, and how they were made.
+"""What samples are compared with: opened, or measured from images, and checked against the network and the image size.
 
-The file is an npz in ADM's layout (mu, sigma of pool3; mu_s, sigma_s of sFID's features), so ADM's evaluation reads
-ours and we read ADM's ``VIRTUAL_imagenet256_labeled.npz`` as it is. Ours adds ``vfmtok``, a JSON text: the source,
-its count, the crop policy, the network, and a SHA-256 over statistics and protocol. ``arr_0``, if there,
-are reference images, which precision and recall need.
-
-Shapes: D features.
+Shapes: B batch, M reference images.
 """
 
 import hashlib
-import json
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.data.loader import BAD_FRACTION
 from vfmtok.errors import DataError, EvaluationError
-from vfmtok.evaluation.image_sources import ImageSource, NpzImages, batches, size_of
+from vfmtok.evaluation.image_sources import ImageSource, batches, open_images, size_of
 from vfmtok.evaluation.inception import POOL_DIM, SPATIAL_DIM, Inception, InceptionFeatures
-from vfmtok.files import replace_file
+from vfmtok.evaluation.reference_file import Reference, read_reference, statistics_digest
 from vfmtok.metrics.feature_bank import FeatureBank
-from vfmtok.metrics.frechet import FeatureStatistics, Gaussian
-from vfmtok.weights import reading
-
-FORMAT = 1
+from vfmtok.metrics.frechet import FeatureStatistics
 
 
 @dataclass(frozen=True)
-class Reference:
-    """pool and spatial are None where a file holds images alone; compute them then with ``measure_reference``."""
+class ReferenceSet:
+    """A reference with its statistics, and the features that precision and recall need."""
 
-    pool: Gaussian | None
-    spatial: Gaussian | None
-    protocol: dict  # empty for a file written by others
-    sha256: str  # over statistics and protocol; of a file without statistics, of the whole file
-    images: ImageSource | None = None
-    name: str = ""  # of the file
-    content: int | None = None  # of measured images: a sum of hashes, the same for any ranks and batches
+    reference: Reference
+    features: Tensor | None  # (M,2048); None: it holds no images
 
-    @property
-    def identity(self) -> str:
-        """Hex SHA-256 that says whether two references are the same. Statistics measured by another number of processes
-        or at another batch size differ in their last digits and are not hashed where the images are known."""
-        if self.content is None:
-            return self.sha256
-        return hashlib.sha256(json.dumps([self.protocol, self.content], sort_keys=True).encode()).hexdigest()
 
-    @property
-    def size(self) -> str | None:
-        """Of its images, such as "256x256"; None: not said."""
-        return self.protocol.get("size") or (size_of(self.images) if self.images is not None else None)
+def open_reference(
+    path: Path,
+    network: Inception,
+    size: int,
+    batch: int,
+    world: distributed.World,
+    bank: FeatureBank | None = None,
+) -> Reference:
+    """Statistics to compare with: of an npz of ours or ADM's, or measured from images; every process must call it.
+
+    Args:
+        path: an npz of statistics or images, a folder of images, or a prepared dataset.
+        size: side of what is compared with it, and of the evaluation crop of images that are not in an npz.
+        bank: takes the features of images that are measured.
+
+    Raises:
+        VFMTokError: nothing usable is there, its images have another size, or it was made with another network.
+    """
+    source, reference = None, None
+    with distributed.together():
+        if path.suffix == ".npz":
+            reference = read_reference(path)
+            source = reference.images
+        else:
+            source = open_images(path, size)
+        if reference is not None and reference.pool is not None:
+            _check_network(reference, network, path)
+        _check_size(reference.size if reference is not None else size_of(source), size, path)
+    if reference is None or reference.pool is None:
+        with distributed.together():
+            reference = measure_reference(network, source, source.name, batch, world.rank, world.size, bank)
+    return reference
+
+
+def open_reference_set(path: Path, network: Inception, size: int, batch: int, world: distributed.World) -> ReferenceSet:
+    """``open_reference`` with the features of its images, if it has images; every process must call it."""
+    bank = FeatureBank()  # a dataset's bad records have no features
+    reference = open_reference(path, network, size, batch, world, bank)
+    if reference.images is None:
+        return ReferenceSet(reference, None)
+    if reference.content is None:  # the statistics are the file's: its images are still to be looked at
+        with distributed.together():
+            for indices, features in inception_features(network, reference.images, batch, world.rank, world.size):
+                bank.update(features.pool, indices)
+    return ReferenceSet(reference, bank.compute())
+
+
+def _check_size(found: str | None, size: int, path: Path) -> None:
+    """Inception enlarges all images to 299: what was smaller is more blurred, and FID tells that first of all."""
+    if found not in (None, f"{size}x{size}"):
+        raise EvaluationError(
+            f"the reference {path} is of {found} images, what is compared with it of {size}x{size}: measure at its "
+            "size (--image-size-eval), or make a reference of this size (vfmtok stats --reference --size)"
+        )
+
+
+def _check_network(reference: Reference, network: Inception, path: Path) -> None:
+    """A reference of ours says which weights it was measured with."""
+    theirs, ours = reference.protocol.get("weights_sha256"), network.weights_sha256
+    if theirs and ours and theirs != ours:
+        raise EvaluationError(
+            f"the reference {path} was measured with other Inception weights ({theirs[:12]}..., not {ours[:12]}...)"
+        )
+
+
+# --------------------------------------------------------------------------------------
+# Measuring
+# --------------------------------------------------------------------------------------
 
 
 def inception_features(
@@ -106,91 +145,10 @@ def measure_reference(
         )
     protocol = {"source": name, "count": count, "crop": source.crop, "size": size_of(source)}
     protocol |= ({"bad_records": bad} if bad else {}) | network.protocol()
-    return Reference(*gaussians, protocol, _digest(*gaussians, protocol), source, name, content)
-
-
-def write_reference(reference: Reference, path: str | Path) -> None:
-    """Write the statistics (not the images), complete or not at all.
-
-    Raises:
-        EvaluationError: there are no statistics. DataError: the disk refuses.
-    """
-    if reference.pool is None or reference.spatial is None:
-        raise EvaluationError("this reference holds images and no statistics: measure it first")
-    about = {"format": FORMAT, "protocol": reference.protocol, "sha256": reference.sha256}
-    arrays = {
-        "mu": reference.pool.mean.numpy(),
-        "sigma": reference.pool.covariance.numpy(),
-        "mu_s": reference.spatial.mean.numpy(),
-        "sigma_s": reference.spatial.covariance.numpy(),
-        "vfmtok": np.array(json.dumps(about, sort_keys=True)),
-    }
-    replace_file(Path(path), lambda file: np.savez(file, **arrays))
-
-
-def read_reference(path: str | Path) -> Reference:
-    """A reference file of ours or in ADM's layout: statistics, images, or both.
-
-    Raises:
-        DataError: it is missing, damaged, of a newer format, or holds neither.
-    """
-    path = Path(path)
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"the reference {path} is a bare array, not an npz file")
-        with archive:
-            names = set(archive.files)
-            arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "vfmtok") if name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read the reference {path}: {error}") from None
-    images = NpzImages(path) if "arr_0" in names else None
-    about = _read_about(arrays.pop("vfmtok", None), path)
-    if not arrays:
-        if images is None:
-            raise DataError(f"{path} is no reference: it has neither mu, sigma, mu_s, sigma_s nor images in 'arr_0'")
-        return Reference(None, None, {}, reading.sha256(path), images, path.name)
-    wanted = ("mu", "sigma", "mu_s", "sigma_s") if {"mu_s", "sigma_s"} & arrays.keys() else ("mu", "sigma")
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise DataError(f"the reference {path} lacks '{missing[0]}'")
-    protocol = about.get("protocol", {})
-    count = protocol.get("count")
-    pool = _gaussian(arrays["mu"], arrays["sigma"], count, POOL_DIM, path)
-    spatial = _gaussian(arrays["mu_s"], arrays["sigma_s"], count, SPATIAL_DIM, path) if "mu_s" in arrays else None
-    digest = _digest(pool, spatial, protocol)
-    if about and about.get("sha256") != digest:
-        raise DataError(f"the reference {path} does not match the SHA-256 inside it: it was damaged or edited")
-    return Reference(pool, spatial, protocol, digest, images, path.name)
-
-
-def _read_about(text: np.ndarray | None, path: Path) -> dict:
-    if text is None:
-        return {}
-    try:
-        about = json.loads(str(text))
-        if about["format"] > FORMAT:
-            raise DataError(f"the reference {path} is of format {about['format']}; this program reads {FORMAT}")
-        return {"protocol": dict(about["protocol"]), "sha256": about["sha256"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the description inside {path} is damaged: {error}") from None
-
-
-def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None, dim: int, path: Path) -> Gaussian:
-    if mean.shape != (dim,) or covariance.shape != (dim, dim):
-        raise DataError(f"{path}: statistics of shapes {mean.shape}, {covariance.shape} instead of {dim} features")
-    return Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count)
+    return Reference(*gaussians, protocol, statistics_digest(*gaussians, protocol), source, name, content)
 
 
 def _image_hash(image: Tensor, index: int) -> int:
     digest = hashlib.blake2b(index.to_bytes(8, "little"), digest_size=8)
     digest.update(image.contiguous().numpy())
     return int.from_bytes(digest.digest(), "little")
-
-
-def _digest(pool: Gaussian, spatial: Gaussian | None, protocol: dict) -> str:
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode())
-    for gaussian in filter(None, (pool, spatial)):
-        digest.update(gaussian.mean.numpy().tobytes())
-        digest.update(gaussian.covariance.numpy().tobytes())
-    return digest.hexdigest()

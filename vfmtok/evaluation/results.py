@@ -1,20 +1,14 @@
 """Numbers with their protocols, as lines for people and as JSON; and the warnings that belong to them."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vfmtok.errors import EvaluationError
 from vfmtok.metrics.frechet import RankDeficientWarning
-
-if TYPE_CHECKING:  # it needs torch-fidelity
-    from vfmtok.evaluation.inception import Inception
-    from vfmtok.evaluation.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def as_tree(numbers: list[Number]) -> dict[str, dict[str, Any]]:
 
 
 def not_finite(numbers: list[Number]) -> list[str]:
-    """A warning for each number that is none."""
+    """A warning for each number that is infinite or NaN."""
     return [f"{n.name} is {n.value}" for n in numbers if not math.isfinite(n.value)]
 
 
@@ -90,18 +84,3 @@ class Measured:
         else:
             self.numbers.append(number)
             self.warnings += found
-
-
-def describe_network(network: Inception) -> str:
-    """Inception in a protocol, with the weights it really has."""
-    return f"Inception 2015-12-05, weights {(network.weights_sha256 or 'unknown')[:8]}, float32"
-
-
-def describe_reference(reference: Reference) -> str:
-    """A reference in a protocol: what it says of itself, and its hash."""
-    about = reference.protocol
-    named = f"{reference.name} (by others: count and crop not said)"
-    if about:
-        bad = f", {about['bad_records']} bad records left out" if "bad_records" in about else ""
-        named = f"{about['source']} ({about['count']:,} images, crop {about['crop']}{bad})"
-    return f"{named}, reference {reference.identity[:12]}"

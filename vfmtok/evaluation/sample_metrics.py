@@ -16,7 +16,7 @@ from vfmtok import distributed
 from vfmtok.encoders.vfm import Encoder
 from vfmtok.evaluation.encoder_distance import EncoderStatistics
 from vfmtok.evaluation.image_sources import ImageSource, batches
-from vfmtok.evaluation.results import Measured, Number, describe_network, describe_reference
+from vfmtok.evaluation.results import Measured, Number
 from vfmtok.metrics.feature_bank import FeatureBank
 from vfmtok.metrics.frechet import FeatureStatistics, Gaussian, check_same_tap, frechet_distance
 from vfmtok.metrics.inception_score import SPLITS, InceptionScore, Score
@@ -24,8 +24,8 @@ from vfmtok.metrics.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
 from vfmtok.metrics.precision_recall import NEIGHBOUR, precision_recall
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
-    from vfmtok.evaluation.compared import ReferenceSet
     from vfmtok.evaluation.inception import Inception
+    from vfmtok.evaluation.reference import ReferenceSet
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measure_samples(
     found = Measured()
     with distributed.together():
         if world.is_main:  # the distances take seconds of all cores; one process is enough
-            network = describe_network(inception)
+            network = inception.description
             _add_distances(found, subject, references, gaussians, network, inception.protocol()["spatial"])
             _add_score(found, subject, scored, network)
             _add_pairs(found, subject, references, features, network, world)
@@ -99,7 +99,7 @@ def _add_distances(
         found.notes.append("gFID and sFID are left out: no reference (--ref-batch)")
         return
     reference = references.reference
-    protocol = f"{subject.about}, against {describe_reference(reference)}; {network}"
+    protocol = f"{subject.about}, against {reference.description}; {network}"
     name = subject.named("gFID")
     found.add(name, lambda: frechet_distance(gaussians[0], reference.pool, "gFID"), f"pool3; {protocol}")
     if reference.spatial is None:
@@ -193,7 +193,5 @@ def _add_encoder_distance(
     config = encoder.config
     of = f"mean over the cells of level {config.levels[-1]} at {config.image_size} px"
     of += f", weights {(config.weights_sha256 or 'unknown')[:8]}"
-    protocol = (
-        f"{of}; {subject.about}, against {gaussians[1].count:,} images of {describe_reference(references.reference)}"
-    )
+    protocol = f"{of}; {subject.about}, against {gaussians[1].count:,} images of {references.reference.description}"
     found.add(subject.named(name), lambda: frechet_distance(*gaussians, name), protocol)

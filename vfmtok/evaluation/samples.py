@@ -6,18 +6,20 @@ Shapes: N samples, E side of the images.
 import hashlib
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import ConfigError, EvaluationError
-from vfmtok.evaluation import parts
+from vfmtok.evaluation import jobs
 from vfmtok.evaluation.image_sources import NpzImages
 from vfmtok.files import replace_file
-from vfmtok.generators.token_sampling import Guidance, Sampling
+from vfmtok.generators.contract import SamplingSettings
+from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.pictures.contact_sheet import Section, draw_sheet
 
 GRID_CLASSES, GRID_IMAGES = 10, 8
@@ -27,20 +29,14 @@ GRID_CLASSES, GRID_IMAGES = 10, 8
 class Samples:
     """Which images are sampled. ``classes``: "random" draws every label (published), "balanced" takes them in turn."""
 
+    sampling: SamplingSettings = field(default_factory=TokenSampling)  # of the generator's family
     count: int = 50_000
     size: int = 256
-    cfg_scale: float = 1.5
-    cfg_interval: int = -1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
     seed: int = 0
     classes: str = "random"
-    precision: str = "none"  # of the GPT; the tokenizer decodes in float32
+    precision: str = "none"  # of the generator; the tokenizer decodes in float32
 
     def __post_init__(self):
-        Guidance(self.cfg_scale, self.cfg_interval)  # impossible settings end here, not after hours
-        Sampling(self.temperature, self.top_k, self.top_p)
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"the seed must be in [0,2^64), got {self.seed}")
         if self.count < 1 or self.size < 1:
@@ -49,30 +45,48 @@ class Samples:
             raise ConfigError(f"classes are 'random' or 'balanced', not '{self.classes}'")
 
     @property
+    def job(self) -> dict[str, Any]:
+        """All that makes other images, flat, for the job of an evaluation (jobs.py)."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sampling"}
+        return asdict(self.sampling) | own
+
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """What a job means that does not mention a setting, which came later."""
+        return asdict(type(self.sampling)())
+
+    @property
     def guidance(self) -> str:
         """What every result carries in its name."""
-        if self.cfg_scale == 1:
-            return "no CFG"
-        return f"CFG {self.cfg_scale:g}" + (f" interval {self.cfg_interval}" if self.cfg_interval >= 0 else "")
+        return self.sampling.guidance
 
     @property
     def protocol(self) -> str:
         """What the numbers of these samples begin with."""
         words = [f"{self.count:,} samples at {self.size} px", self.guidance, f"{self.classes} classes"]
-        words += [f"seed {self.seed}", *(f"{name} {value}" for name, value in self._changed("classes"))]
+        words += [f"seed {self.seed}", *(f"{name} {value}" for name, value in self._changed() if name != "classes")]
         return ", ".join(words)
 
     @property
     def name(self) -> str:
         """Of the folder: everything that makes other images."""
-        words = [self.guidance.replace(" ", "-").lower(), f"{self.count}x{self.size}px", f"seed-{self.seed}"]
+        return f"{self.guidance.replace(' ', '-').lower()}-{self.name_at_any_scale}"
+
+    @property
+    def name_at_any_scale(self) -> str:
+        """The same without the guidance."""
+        words = [f"{self.count}x{self.size}px", f"seed-{self.seed}"]
         return "-".join([*words, *(f"{name.replace('-', '')}-{value}" for name, value in self._changed())])
 
-    def _changed(self, *but: str) -> list[tuple[str, Any]]:
-        """What is not as it is by default, by the names of its flags."""
-        fields = [name for name in ("temperature", "top_k", "top_p", "classes", "precision") if name not in but]
-        values = [(name.replace("_", "-"), getattr(self, name), getattr(Samples, name)) for name in fields]
-        return [(name, value) for name, value, plain in values if value != plain]
+    def _changed(self) -> list[tuple[str, Any]]:
+        """(flag, value) of every setting that differs from its default, guidance and what names always say aside."""
+        named = {f.name: (getattr(self.sampling, f.name), f.default) for f in fields(self.sampling)}
+        named |= {name: (getattr(self, name), getattr(Samples, name)) for name in ("classes", "precision")}
+        return [
+            (name.replace("_", "-"), value)
+            for name, (value, default) in named.items()
+            if value != default and not name.startswith("cfg_")
+        ]
 
     def labels(self, num_classes: int) -> np.ndarray:
         """(N,) int64; label n depends on (seed, n) alone. Raw Philox words stay the same in every NumPy."""
@@ -88,9 +102,9 @@ class Samples:
 
 
 def write_checked_samples(
-    store: parts.Parts, samples: Samples, labels: np.ndarray, num_classes: int, path: Path
+    blocks: jobs.Blocks, samples: Samples, labels: np.ndarray, num_classes: int, path: Path
 ) -> dict[str, Any]:
-    """All parts as one npz: ``arr_0`` (N,E,E,3) uint8 and ``labels`` (N,) int64, part by part: they may be 10 GB.
+    """All blocks as one npz: ``arr_0`` (N,E,E,3) uint8 and ``labels`` (N,) int64, one by one: they may be 10 GB.
 
     Returns:
         what was counted.
@@ -99,7 +113,7 @@ def write_checked_samples(
         DataError: samples are missing, or the disk refuses.
         EvaluationError: labels, dtype, shape or range are not what they must be.
     """
-    places, seen, flat, top = store.check_complete(), Counter(), 0, 0
+    places, seen, flat, top = blocks.check_complete(), Counter(), 0, 0
 
     def write(file) -> None:
         nonlocal flat, top
@@ -109,8 +123,8 @@ def write_checked_samples(
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(entry, header)
                 for place in places:
-                    images, found = store.read(place, "images", "labels")
-                    _check_part(images, found, labels, place, samples)
+                    images, found = blocks.read(place, "images", "labels")
+                    _check_block(images, found, labels, place, samples)
                     seen.update(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
                     flat += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
                     top = max(top, int(images.max()))
@@ -133,12 +147,12 @@ def write_checked_samples(
 
 
 def warnings_about(checked: dict[str, Any]) -> list[str]:
-    """What people must hear of what ``write_checked_samples`` counted."""
+    """What people must know of what ``write_checked_samples`` counted."""
     found = (("copies", "are copies of others"), ("single_colour", "are of a single colour"))
     return [f"{checked[key]} of the {checked['count']} samples {text}" for key, text in found if checked[key]]
 
 
-def _check_part(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: parts.Place, samples: Samples):
+def _check_block(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: jobs.Place, samples: Samples):
     start, stop = place
     shape = (stop - start, samples.size, samples.size, 3)
     if images.dtype != np.uint8 or images.shape != shape:
@@ -155,7 +169,7 @@ def _check_part(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place
 def draw_grid(folder: Path, samples: Samples, labels: np.ndarray, class_names: list[str] | None) -> None:
     """grid.png: up to ten classes, the first samples of each."""
     present = np.unique(labels)
-    chosen = present[np.linspace(0, len(present) - 1, min(GRID_CLASSES, len(present))).round().astype(int)]
+    chosen = present[evenly_spaced(GRID_CLASSES, len(present))]
     wanted = {int(label): np.flatnonzero(labels == label) for label in chosen}
     shown = {int(index) for indices in wanted.values() for index in indices[:GRID_IMAGES]}
     found = {}

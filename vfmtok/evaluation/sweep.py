@@ -7,9 +7,11 @@ from typing import Any
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
+from vfmtok.evaluation.jobs import differences
 from vfmtok.evaluation.results import as_lines
 from vfmtok.evaluation.samples import Samples
 from vfmtok.files import read_json, replace_file, write_json
+from vfmtok.generators.contract import at_scale
 
 Evaluate = Callable[[Samples, Path], dict[str, Any]]
 
@@ -38,22 +40,22 @@ def run_sweep(
         scale -> results.
     """
     found: dict[float, dict[str, Any]] = {}
-    # Without guidance nothing is left of its interval. All settings are looked at before the first one takes hours.
-    settings = [replace(samples, cfg_scale=s, cfg_interval=samples.cfg_interval if s != 1 else -1) for s in scales]
+    # All settings are looked at before the first one takes hours.
+    settings = [replace(samples, sampling=at_scale(samples.sampling, scale)) for scale in scales]
     for setting in settings:
         place = folder / f"{model}-{setting.name}"
-        results = found[setting.cfg_scale] = evaluate(setting, place)
+        results = found[setting.sampling.cfg_scale] = evaluate(setting, place)
         distributed.print_main("\n".join(as_lines(f"{model}: {place}", results)))
     if len(found) > 1:
         with distributed.together():
             if world.is_main:
-                scale_free = replace(samples, cfg_scale=1.0, cfg_interval=-1).name.removeprefix("no-cfg-")
-                interval = f"-interval-{samples.cfg_interval}" if samples.cfg_interval >= 0 else ""
-                _keep(found, folder / f"{model}-sweep{interval}-{scale_free}", model)
+                _, _, *otherwise = at_scale(samples.sampling, 2.0).guidance.split()  # without "CFG 2"
+                stem = "-".join([model, "sweep", *otherwise, samples.name_at_any_scale])
+                _keep(found, folder / stem, model, samples.unsaid)
     return found
 
 
-def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
+def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str, unsaid: dict[str, Any]) -> None:
     """All results in one JSON file, what earlier sweeps of the same models found included, and the picture.
 
     Those of other models, or against another reference, do not belong on the same curve; they keep their own folders.
@@ -61,10 +63,12 @@ def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
     path = stem.with_name(stem.name + ".json")
     job = _without_guidance(next(iter(found.values()))["job"])
     earlier = read_json(path) or {}
-    if earlier and earlier.get("job") != job:
-        different = next((key for key, value in job.items() if earlier.get("job", {}).get(key) != value), "job")
-        print(f"sweep: {path} was of another {different} and begins anew")
-        earlier = {}
+    if earlier:
+        theirs = earlier.get("job", {})
+        different = differences(job, theirs, unsaid) or sorted(theirs.keys() - job.keys())
+        if different:
+            print(f"sweep: {path} was of another {different[0]} and is replaced")
+            earlier = {}
     scales = {f"{scale:g}": {"numbers": r["numbers"], "warnings": r["warnings"]} for scale, r in found.items()}
     scales = dict(sorted((earlier.get("scales", {}) | scales).items(), key=lambda item: float(item[0])))
     write_json(path, {"job": job, "scales": scales})
@@ -77,7 +81,7 @@ def _keep(found: dict[float, dict[str, Any]], stem: Path, model: str) -> None:
 
 
 def _without_guidance(job: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in job.items() if key not in ("cfg_scale", "cfg_interval")}
+    return {key: value for key, value in job.items() if not key.startswith("cfg_")}
 
 
 def _short_names(numbers: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""The paper's L.P. column: a linear probe on the mean of an image's region tokens (linear_probe.py), trained on one set
-of records and tested on another.
+"""The paper's L.P. column: a linear probe (metrics/probe.py) on the mean of an image's region tokens, trained on one
+set of records and tested on another.
 
 Shapes: N records, n good records, B batch, K tokens, D width.
 """
@@ -18,11 +18,11 @@ from vfmtok.data.loader import ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.errors import DataError, EvaluationError
+from vfmtok.errors import ConfigError, DataError, EvaluationError
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.layers.precision import full_float32
 from vfmtok.metrics.probe import ProbeRecipe, linear_probe
-from vfmtok.tokenizers.vfmtok.model import VFMTok
+from vfmtok.tokenizers.contract import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,13 @@ class TokenProbe:
         """What changes its result."""
         return {"train": self.train.fingerprint, "optimizer": self.recipe.optimizer}
 
-    def check(self, val: RecordDataset) -> None:
-        """Raise DataError unless it is another set with the same classes."""
+    def check(self, tokenizer: Tokenizer, val: RecordDataset) -> None:
+        """Raise DataError unless ``val`` is another set with the same classes, ConfigError if there are no tokens."""
+        size = tokenizer.config.image_size
+        with torch.no_grad():
+            encoding = tokenizer.encode(torch.zeros(1, 3, size, size, device=tokenizer.device))
+        if not hasattr(encoding, "region_tokens"):
+            raise ConfigError(f"--linear-probe: a {tokenizer.config.kind} tokenizer has no region tokens to learn from")
         if self.train.fingerprint == val.fingerprint:
             raise DataError(f"the linear probe would be tested on the images it learns from: {val.path}")
         if self.train.classes != val.classes:
@@ -45,7 +50,7 @@ class TokenProbe:
 
     def measure(
         self,
-        tokenizer: VFMTok,
+        tokenizer: Tokenizer,
         val: RecordDataset,
         batch: int,
         num_workers: int,
@@ -57,7 +62,6 @@ class TokenProbe:
         Raises:
             DataError: too many records are bad, or the sets do not go together.
         """
-        self.check(val)
         sets = [mean_tokens(tokenizer, records, batch, num_workers, world) for records in (self.train, val)]
         if not world.is_main:
             return
@@ -79,7 +83,7 @@ class TokenProbe:
 
 
 def mean_tokens(
-    tokenizer: VFMTok, records: RecordDataset, batch: int, num_workers: int, world: distributed.World
+    tokenizer: Tokenizer, records: RecordDataset, batch: int, num_workers: int, world: distributed.World
 ) -> tuple[Tensor, Tensor]:
     """(n,D) float32 and labels (n,) of the good records in their order, in every process, which all must call it.
 

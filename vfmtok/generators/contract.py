@@ -3,12 +3,37 @@
 Shapes: B batch; a code is ids (B,K) int64 or latents (B,C,h,w), as ``generator.code`` says.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from vfmtok.code import Code
 from vfmtok.generators.counter_random import Draws
+
+
+class SamplingSettings(Protocol):
+    """How codes are drawn: a frozen dataclass, whose fields are keyword arguments of the family's ``sample``.
+
+    Defaults are those of the published evaluation; impossible values raise ConfigError where it is made. Names of
+    fields that begin with ``cfg_`` are about guidance. A field's metadata may say for people what to call it
+    ("label"), what it does ("help") and where it makes sense ("range": lowest, highest, step).
+    """
+
+    cfg_scale: float  # strength of guidance; 1 is none
+
+    @property
+    def guidance(self) -> str:
+        """All that the cfg_ fields say, for names of results and folders: "no CFG", or "CFG 1.5" and what else."""
+
+
+Settings = TypeVar("Settings", bound=SamplingSettings)
+
+
+def at_scale(settings: Settings, scale: float) -> Settings:
+    """The same at another guidance scale; at 1, without guidance, nothing is left of its other settings."""
+    guiding = {f.name: f.default for f in fields(settings) if f.name.startswith("cfg_")} if scale == 1 else {}
+    return replace(settings, **{**guiding, "cfg_scale": scale})
 
 
 @runtime_checkable
@@ -24,9 +49,13 @@ class Generator(Protocol):
         released: a ``NameMap``, where weights of this family were published.
         reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         fields_of_released: where that is so, fields of the configuration that published tensors tell.
+        sampling: the class of its settings of ``sample`` (``SamplingSettings``).
     """
 
     config: Any
+
+    @property
+    def sampling(self) -> type: ...
 
     @property
     def code(self) -> Code: ...
@@ -40,5 +69,18 @@ class Generator(Protocol):
     def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """Named float32 scalars, to be summed. ``draws`` gives all chance but the dropout masks inside layers."""
 
-    def sample(self, labels: Tensor, *, seed: int = 0, sample_indices: Tensor | None = None, **settings: Any) -> Tensor:
-        """Codes of new images of the classes ``labels`` (B,): sample n of a seed is the same in any batch."""
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        seed: int = 0,
+        sample_indices: Tensor | None = None,
+        compile: bool = False,
+        **settings: Any,
+    ) -> Tensor:
+        """Codes of new images of the classes ``labels`` (B,): sample n of a seed is the same in any batch.
+
+        Args:
+            compile: run its steps through ``torch.compile``.
+            settings: fields of ``sampling``.
+        """

@@ -4,7 +4,7 @@ Shapes: B batch, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -69,6 +69,35 @@ class Sampling:
         require(finite, "temperature", "must be positive (greedy takes the likeliest token)", self.temperature)
         require(self.top_k >= 0, "top_k", "must be 0 (all tokens) or more", self.top_k)
         require(0 < self.top_p <= 1, "top_p", "must be in (0,1]", self.top_p)
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """The settings of ``autoregressive.generate``, which explains them (``SamplingSettings`` of contract.py)."""
+
+    cfg_scale: float = field(default=1.5, metadata={"label": "Guidance", "help": "1 is none", "range": (1, 10, 0.1)})
+    cfg_interval: int = field(default=-1, metadata={"help": "guide the first N + 2 tokens only; -1: all"})
+    cfg_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
+    cfg_power: float = field(default=1.0, metadata={"help": "of power-cosine"})
+    temperature: float = field(default=1.0, metadata={"range": (0.1, 2, 0.05)})
+    top_k: int = field(default=0, metadata={"label": "Top-k", "help": "0: all"})
+    top_p: float = field(default=1.0, metadata={"label": "Top-p", "range": (0.05, 1, 0.05)})
+    greedy: bool = field(default=False, metadata={"help": "the likeliest token every time"})
+
+    def __post_init__(self):
+        Guidance(self.cfg_scale, self.cfg_interval, self.cfg_schedule, self.cfg_power)
+        Sampling(self.temperature, self.top_k, self.top_p, self.greedy)
+
+    @property
+    def guidance(self) -> str:
+        """What names of results and folders say of it: "no CFG", or "CFG", the scale, and what is not by default."""
+        if self.cfg_scale == 1:
+            return "no CFG"
+        words = [f"CFG {self.cfg_scale:g}"]
+        words += [f"interval {self.cfg_interval}"] if self.cfg_interval >= 0 else []
+        words += [self.cfg_schedule] if self.cfg_schedule != "constant" else []
+        words += [f"{self.cfg_power:g}"] if self.cfg_schedule == "power-cosine" else []
+        return " ".join(words)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:

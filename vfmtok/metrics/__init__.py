@@ -4,9 +4,8 @@ frechet            FID, sFID, FD: the distance of two Gaussians
 inception_score    IS
 kernel_distance    KID
 precision_recall   improved precision and recall
-pixels             PSNR and SSIM of images as they come
-psnr_and_usage     the formulas of PSNR and of codebook usage
-usage              codebook usage and perplexity over all ranks
+pixels             PSNR, SSIM and LPIPS of images and their reconstructions
+usage              codebook usage and perplexity
 probe              a linear classifier on features
 feature_bank       features as they come, over all ranks
 """

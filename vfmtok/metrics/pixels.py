@@ -17,10 +17,14 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.errors import EvaluationError
 from vfmtok.metrics.frechet import as_float64
-from vfmtok.metrics.psnr_and_usage import psnr
 
 WINDOW = 7
 _K1, _K2 = 0.01, 0.03
+
+
+def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """Two batches (B,3,H,W) in [0,1] -> (B,) in dB: -10 log10 of the mean squared error; equal images give infinity."""
+    return -10 * (originals - reconstructions).square().mean(dim=(1, 2, 3)).log10()
 
 
 def ssim(originals: Tensor, reconstructions: Tensor, data_range: float = 1.0) -> Tensor:
@@ -82,7 +86,11 @@ class PixelMetrics:
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+<<<<<<< HEAD
         """Two batches (B,3,H,W) uint8 -> by name the values (B,) of these images, float64."""
+=======
+        """Two uint8 batches (B,3,H,W) -> by name the values (B,) of these images, float64."""
+>>>>>>> 137743e (Evaluation, pictures and demo see only the contracts: codes with segments or latents, sampling settings of any family, grids of any shape; evaluation on fewer floors; one vocabulary of pictures)
         if originals.shape != reconstructions.shape or originals.dim() != 4:
             raise EvaluationError(
                 f"originals {tuple(originals.shape)} and reconstructions {tuple(reconstructions.shape)} don't match"

@@ -1,20 +1,38 @@
-"""How a codebook is used: the share of codes in use, the perplexity, and the histogram.
+"""How a codebook is used: the share of codes in use, and the perplexity of their frequencies.
 
-Shapes: V codebook size.
+Token caches print them, training logs them, the evaluation sums them over ranks: all by the formulas here.
+
+Shapes: V codebook size, N records.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.errors import EvaluationError
-from vfmtok.metrics.psnr_and_usage import usage_of_counts
+
+
+def usage_of_counts(counts: Tensor) -> tuple[float, float]:
+    """How often each code occurred, (V,) integers and not all 0 -> the share of codes that occur, and the perplexity:
+    exp of the entropy of their frequencies in nats, 1 ... V."""
+    counts = counts.cpu().double()  # MPS has no float64
+    p = counts / counts.sum()
+    return (counts > 0).double().mean().item(), (-torch.xlogy(p, p).sum()).exp().item()
+
+
+def count_codes(ids: np.ndarray, size: int) -> Tensor:
+    """(V,) int64 over all of ids (N,...), which may be a memory map: it is read in parts."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(ids), 4096):
+        counts += np.bincount(ids[start : start + 4096].ravel(), minlength=size)
+    return torch.from_numpy(counts)
 
 
 @dataclass(frozen=True)
-class Usage:
+class CodebookUsage:
     """usage: codes that occur, as a fraction of V; perplexity: exp of the entropy in nats, 1 ... V."""
 
     usage: float
@@ -23,7 +41,7 @@ class Usage:
     tokens: int
 
 
-class CodebookUsage:
+class CodeCounter:
     """Counts of ids as they come, over all ranks, of ``codebook_size`` codes. ``update`` never waits for a GPU."""
 
     def __init__(self, codebook_size: int):
@@ -41,7 +59,7 @@ class CodebookUsage:
         ids = torch.where((ids < 0) | (ids >= self.codebook_size), self.codebook_size, ids)
         self._counts.scatter_add_(0, ids, torch.ones_like(ids))
 
-    def compute(self) -> Usage:
+    def compute(self) -> CodebookUsage:
         """Of all ranks; every rank must call it.
 
         Raises:
@@ -55,4 +73,4 @@ class CodebookUsage:
         if outside or not tokens:
             problem = f"{outside} ids lie outside the codebook of {self.codebook_size}" if outside else "no ids"
             raise EvaluationError(f"codebook usage: {problem}")
-        return Usage(*usage_of_counts(histogram), histogram, tokens)
+        return CodebookUsage(*usage_of_counts(histogram), histogram, tokens)

@@ -1,8 +1,10 @@
 """Every picture and page that the package makes.
 
-contact_sheet   datasets and token caches at a glance; fonts for any script
+style           what all pictures share: colours, margins, enlarging, text in any script
+contact_sheet   datasets and token caches at a glance
 rows            images of classes in rows, reconstructions in columns
-reconstruction  originals beside reconstructions, errors, sampling points
+reconstruction  originals beside reconstructions, and errors
+sampling_points where tokens read the image
 curves          training runs over each other
 report          what the quickstart left, as one page
 """

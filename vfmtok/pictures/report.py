@@ -21,7 +21,7 @@ from vfmtok import __version__
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.metrics.psnr_and_usage import usage_of_counts
+from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.pictures.curves import draw_curves, read_log
 
 TIMINGS = "timings.tsv"  # a line per finished stage: name, seconds, command

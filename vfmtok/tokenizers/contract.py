@@ -3,7 +3,7 @@
 Shapes: B batch, S image side.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ class Encoding(Protocol):
     # ids: Tensor, (B,K) int64, where ``tokenizer.code`` is Ids
     # latents: Tensor, (B,C,h,w), where it is Latents
     # features: list[Tensor], of a frozen encoder, where there is one
+    # region_tokens: Tensor, (B,K,D), what each token says before quantization, where a linear probe may learn from it
 
 
 class TokenizerOutput(Protocol):
@@ -27,6 +28,15 @@ class TokenizerOutput(Protocol):
 
     reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
     losses: dict[str, Tensor]  # as ``Encoding.losses``
+
+
+class SamplingPoints(NamedTuple):
+    """Where in the image the tokens of the first segment read, in one layer. Places are (x,y), in [0,1] inside it."""
+
+    layer: str  # for people, such as "layer 1 of 6"
+    references: Tensor  # (K,2): each token's own place
+    locations: Tensor  # (B,K,P,2)
+    weights: Tensor  # (B,K,P), from 0 on: how much of the token comes from there
 
 
 @runtime_checkable
@@ -42,6 +52,13 @@ class Tokenizer(Protocol):
         recomputed: classes of submodules that recompute their activations in the backward pass where asked.
         reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         released: a ``NameMap``, where weights of this family were published.
+
+    What only some families have is absent elsewhere, and pictures and numbers of it are left out:
+
+        has_sampling_points: True where tokens read the image at points, which ``sampling_points(images)`` then gives:
+            images (B,3,H,W) in [-1,1] -> list[SamplingPoints], the first, a middle and the last layer.
+        code_vectors(segment): (V,E) behind the ids of a segment, near for codes that mean like things.
+        region_tokens: of an encoding, see ``Encoding``.
     """
 
     config: Any

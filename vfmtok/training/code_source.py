@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from vfmtok.code import check_fits
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_for_training, open_split
 from vfmtok.data.loader import ImageLoader
-from vfmtok.data.order import SampleOrder
+from vfmtok.data.order import SampleOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
@@ -242,11 +241,6 @@ def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: st
 # --------------------------------------------------------------------------------------
 
 
-def evenly_spaced(length: int, count: int) -> np.ndarray:
-    """Up to ``count`` of 0 ... length - 1, from first to last."""
-    return np.linspace(0, length - 1, min(count, length)).round().astype(np.int64)
-
-
 def chosen_tokens(
     source: CodeCache | RecordDataset, data: TokenData, count: int, world: distributed.World, recipe: GeneratorRecipe
 ) -> tuple[Tensor, Tensor]:
@@ -260,7 +254,7 @@ def chosen_tokens(
     Raises:
         DataError: there are none, too many are bad, or they are none that the GPT has.
     """
-    chosen = evenly_spaced(len(source), count)
+    chosen = evenly_spaced(count, len(source))
     with distributed.together():
         if not len(source):
             raise DataError(f"{source.path} holds no samples")

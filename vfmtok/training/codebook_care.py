@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.metrics.psnr_and_usage import usage_of_counts
+from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.training.recipe import CodebookConfig
 
 LATENTS_PER_CODE = 32  # that k-means sees

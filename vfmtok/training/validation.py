@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.data.loader import ImageLoader
-from vfmtok.data.order import BlockOrder
+from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
-from vfmtok.metrics.psnr_and_usage import psnr
+from vfmtok.metrics.pixels import psnr
 from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
 from vfmtok.training.objective import perceptual_distance
 
@@ -42,7 +42,7 @@ class HeldOut:
 
     def read(self) -> None:
         """Decode this process's images. Raises DataError if too many are bad."""
-        chosen = np.linspace(0, len(self.records) - 1, self.count).round().astype(np.int64)
+        chosen = evenly_spaced(self.count, len(self.records))
         share = chosen[self.world.rank :: self.world.size]
         self._images = read_images(self.records, EvaluationCrop(self.size), share, self.num_workers)
 

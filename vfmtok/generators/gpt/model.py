@@ -27,8 +27,9 @@ from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.gpt.released import RELEASED, fields_of_released
 from vfmtok.generators.gpt.rotary import rotary_table, rotate
-from vfmtok.generators.gpt.segments import SegmentedCache
+from vfmtok.generators.gpt.segments import HolisticSampling, SegmentedCache
 from vfmtok.generators.kv_cache import KVCache, LayerCache
+from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.layers.precision import at_least_float32
 
 
@@ -96,6 +97,11 @@ class GPT(nn.Module):
     def code(self) -> Ids:
         """What it learns and samples."""
         return self.config.code
+
+    @property
+    def sampling(self) -> type[TokenSampling]:
+        """The class of its sampling settings."""
+        return HolisticSampling if self.config.num_holistic else TokenSampling
 
     @property
     def num_classes(self) -> int:

@@ -1,8 +1,18 @@
 """Decoding across the boundary between holistic tokens and those of the grid."""
 
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from vfmtok.generators.kv_cache import KVCache
+from vfmtok.generators.token_sampling import TokenSampling
+
+
+@dataclass(frozen=True)
+class HolisticSampling(TokenSampling):
+    """The settings of ``GPT.sample`` with holistic tokens."""
+
+    published_boundary: bool = field(default=False, metadata={"help": "embed the last holistic token as Hita did"})
 
 
 class SegmentedCache(KVCache):

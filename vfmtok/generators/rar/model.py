@@ -24,6 +24,7 @@ from vfmtok.generators.kv_cache import KVCache, LayerCache
 from vfmtok.generators.rar.config import RARConfig
 from vfmtok.generators.rar.orders import training_orders
 from vfmtok.generators.rar.released import RELEASED
+from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.layers.precision import at_least_float32
 
 EPS = 1e-6  # of all norms
@@ -72,11 +73,15 @@ class RAR(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
+<<<<<<< HEAD
     reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "embeddings": ("embeddings", "cls_token", "positions", "target_positions", "slot_conditions"),
         "blocks": ("blocks",),
         "output head": ("head_modulation", "output"),
     }
+=======
+    sampling = TokenSampling  # the class of its sampling settings
+>>>>>>> 137743e (Evaluation, pictures and demo see only the contracts: codes with segments or latents, sampling settings of any family, grids of any shape; evaluation on fewer floors; one vocabulary of pictures)
     first_token_slot = 2  # behind cls and the class
     any_order = True
 

@@ -16,11 +16,11 @@ from vfmtok.code import Ids
 from vfmtok.decoders.vqgan import PixelDecoder
 from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
-from vfmtok.layers.precision import linear_in_float32
+from vfmtok.layers.precision import full_float32, linear_in_float32
 from vfmtok.layers.residual import ResBlock
 from vfmtok.quantizers import build_quantizer
 from vfmtok.quantizers.cosine import Quantized
-from vfmtok.tokenizers.contract import check_images, to_pixels
+from vfmtok.tokenizers.contract import SamplingPoints, check_images, to_pixels
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, SamplerLayer
 from vfmtok.tokenizers.vfmtok.released import RELEASED
@@ -122,10 +122,30 @@ class VFMTok(nn.Module):
         latents, quantized = self.quantize(region_tokens)
         return Encoding(quantized.ids, quantized.codes, latents, region_tokens, features, quantized.losses)
 
+    @property
+    def has_sampling_points(self) -> bool:
+        """Whether its region tokens read the image at points, not in windows."""
+        return self.sampler.attention == "deformable"
+
+    @torch.no_grad()
+    def sampling_points(self, images: Tensor) -> list[SamplingPoints]:
+        """Where region tokens read images (B,3,H,W) in [-1,1]: in the first, a middle and the last layer."""
+        depth = len(self.sampler.layers)
+        with full_float32(images.device.type):
+            found = self.sampler.sampling_points(self.encoder(images), {0, depth // 2, depth - 1})
+        return [
+            SamplingPoints(f"layer {layer + 1} of {depth}", self.sampler.references, places.flatten(2, 4), w.flatten(2))
+            for layer, (places, w) in found.items()  # (B,K,H,L,P,2), (B,K,H,L,P)
+        ]
+
     def quantize(self, region_tokens: Tensor) -> tuple[Tensor, Quantized]:
         """(B,K,D) -> latents (B,K,E) and their codes. A float32 island, the projection included."""
         latents = linear_in_float32(self.to_latents, region_tokens)  # (B,K,E)
         return latents, self.quantizer(latents)
+
+    def code_vectors(self, segment: int = 0) -> Tensor:
+        """The quantized vectors (V,E) of all ids, near each other for codes that mean like things."""
+        return self.quantizer.lookup(torch.arange(self.code.segments[segment].size, device=self.device))
 
     def decode(self, code: Tensor) -> Tensor:
         """ids (B,K) int64, or quantized vectors (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""

@@ -1,11 +1,11 @@
 """The region sampler: learned queries on a grid read the encoder's maps and become region tokens.
 
 Shapes: B batch, K queries (region tokens), L levels, N cells of a level, S cells of all levels,
-C channels of a level, D width.
+C channels of a level, D width, H heads, P points.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,20 @@ class RegionSampler(nn.Module):
         for layer in self.layers:
             x = layer(x, self.query_positions, self.references, maps, self.grids)  # (B,K,D)
         return x
+
+    def sampling_points(self, features: list[Tensor], chosen: Collection[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """L tensors (B,N,C) -> of the chosen layers where they read: locations (B,K,H,L,P,2) and weights (B,K,H,L,P).
+
+        See ``DeformableAttention.sampling_points``.
+        """
+        maps, found = self.project(features), {}  # (B,S,D)
+        x = self.query_norm(self.queries).expand(len(maps), -1, -1)  # (B,K,D)
+        for number, layer in enumerate(self.layers):
+            if number in chosen:
+                queries = x + self.query_positions
+                found[number] = layer.cross_attention.sampling_points(queries, self.references, self.grids)
+            x = layer(x, self.query_positions, self.references, maps, self.grids)  # (B,K,D)
+        return found
 
     def project(self, features: list[Tensor]) -> Tensor:
         """L tensors (B,N,C) -> the maps that all layers read, one level after the other: (B,S,D)."""

@@ -120,6 +120,10 @@ class VQGAN(nn.Module):
         quantized = self.quantizer(latents)
         return Encoding(quantized.ids, quantized.codes, latents, features, quantized.losses)
 
+    def code_vectors(self, segment: int = 0) -> Tensor:
+        """The quantized vectors (V,E) of all ids, near each other for codes that mean like things."""
+        return self.quantizer.lookup(torch.arange(self.code.segments[segment].size, device=self.device))
+
     def decode(self, code: Tensor) -> Tensor:
         """ids (B,K) int64, or quantized vectors (B,K,E) -> images (B,3,S,S), unclamped, nominally in [-1,1]."""
         if not code.is_floating_point():

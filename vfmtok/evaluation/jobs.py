@@ -1,8 +1,8 @@
-"""Long evaluations in parts on disk: what is finished stays finished, whoever goes on with it.
+"""Long evaluations as jobs on disk, block by block: what is finished stays finished, and any process can continue.
 
 A job's folder holds ``job.json`` (what is computed), ``parts/`` while it runs (an npz for every block of samples, there
 complete or not at all), and ``results.json`` once it is done. Several machines must see the same folder. Blocks begin
-at multiples of the batch size, whatever the number of processes: so are the batches that the networks see.
+at multiples of the batch size, whatever the number of processes, so the networks see the same batches.
 
 Shapes: N samples, B batch.
 """
@@ -12,7 +12,9 @@ import json
 import os
 import re
 import shutil
+import types
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,17 @@ from vfmtok.files import read_json, replace_file, write_json
 Place = tuple[int, int]  # samples start ... stop - 1
 
 
-def begin(folder: Path, job: dict[str, Any], may_change: tuple[str, ...] = ()) -> dict[str, Any] | None:
+def begin(
+    folder: Path,
+    job: dict[str, Any],
+    may_change: tuple[str, ...] = (),
+    unsaid: Mapping[str, Any] = types.MappingProxyType({}),
+) -> dict[str, Any] | None:
     """Make the folder of a job, or find the one to continue.
 
     Args:
-        may_change: keys of the job in which it may differ from what the folder holds: what is there is gone on with.
+        may_change: keys in which the job may differ from the folder's, whose samples are kept.
+        unsaid: what keys meant before jobs had them.
 
     Returns:
         the results if this very job is finished, else None.
@@ -42,13 +50,13 @@ def begin(folder: Path, job: dict[str, Any], may_change: tuple[str, ...] = ()) -
         if found is None:
             continue
         theirs = found.get("job", {}) if name == "results.json" else found
-        different = [key for key, value in _plain(job).items() if theirs.get(key) != value]
+        different = differences(job, theirs, unsaid)
         fixed = [key for key in different if key not in may_change]
         if fixed:
             key = fixed[0]
             raise DataError(
-                f"{folder} holds an evaluation with another {key} ({theirs.get(key)}, not {job[key]}): choose another "
-                "folder, or delete that one"
+                f"{folder} holds an evaluation with another {key} ({theirs.get(key, unsaid.get(key))}, not "
+                f"{job[key]}): choose another folder, or delete that one"
             )
         if name == "results.json" and not different:
             return found
@@ -60,14 +68,24 @@ def begin(folder: Path, job: dict[str, Any], may_change: tuple[str, ...] = ()) -
     return None
 
 
+def differences(job: dict[str, Any], theirs: dict[str, Any], unsaid: Mapping[str, Any]) -> list[str]:
+    """Keys in which a job differs from another, which was in a file. ``unsaid`` as for ``begin``."""
+    theirs = {**unsaid, **theirs}
+    return [key for key, value in _plain(job).items() if theirs.get(key) != value]
+
+
 def begin_together(
-    folder: Path, job: dict[str, Any], world: distributed.World, may_change: tuple[str, ...] = ()
+    folder: Path,
+    job: dict[str, Any],
+    world: distributed.World,
+    may_change: tuple[str, ...] = (),
+    unsaid: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """``begin`` in the first process, its answer in all; raises SharedError where ``begin`` raises."""
     results = None
     with distributed.together():
         if world.is_main:
-            results = begin(folder, job, may_change)
+            results = begin(folder, job, may_change, unsaid)
     results = distributed.gather(results)[0]
     if results is not None:
         distributed.print_main(f"{folder} is already complete")
@@ -75,13 +93,13 @@ def begin_together(
 
 
 def finish(folder: Path, results: dict[str, Any]) -> None:
-    """Write ``results.json``, which holds the job as well, and let the parts go. Raises DataError."""
+    """Write ``results.json``, which holds the job as well, and remove the blocks. Raises DataError."""
     write_json(folder / "results.json", results)
     shutil.rmtree(folder / "parts", ignore_errors=True)  # left over they do no harm
     (folder / "job.json").unlink(missing_ok=True)
 
 
-class Parts:
+class Blocks:
     """The finished blocks of samples 0 ... ``count`` - 1 below a job's folder."""
 
     def __init__(self, folder: Path, count: int):
@@ -93,11 +111,11 @@ class Parts:
         places = sorted((int(match[1]), int(match[2])) for match in found if match)
         for (_, stop), (start, _) in itertools.pairwise(places):
             if start < stop:
-                raise DataError(f"{self.folder} holds sample {start} twice: delete the folder and begin anew")
+                raise DataError(f"{self.folder} holds sample {start} twice: delete the folder and start again")
         return places
 
     def blocks_to_do(self, batch: int) -> list[np.ndarray]:
-        """Blocks (at most B,) int64 of consecutive samples that no part holds."""
+        """Blocks (at most B,) int64 of consecutive samples that are not finished."""
         to_do = np.ones(self.count, bool)
         for start, stop in self.finished():
             to_do[start:stop] = False
@@ -113,7 +131,7 @@ class Parts:
             return self.blocks_to_do(batch)[world.rank :: world.size]
 
     def check_complete(self) -> list[Place]:
-        """All parts. Raises DataError if a sample is missing."""
+        """All blocks. Raises DataError if a sample is missing."""
         places = self.finished()
         if sum(stop - start for start, stop in places) != self.count:
             raise DataError(f"{self.folder} lacks samples: do all machines see the same folder?")
@@ -125,7 +143,7 @@ class Parts:
         replace_file(target, lambda file: np.savez(file, **arrays))
 
     def read(self, place: Place, *names: str) -> list[np.ndarray]:
-        """Arrays of a part by name; only these are read. Raises DataError."""
+        """Arrays of a block by name; only these are read. Raises DataError."""
         path = self.folder / f"{place[0]:08d}-{place[1]:08d}.npz"
         try:
             with np.load(path, allow_pickle=False) as archive:

@@ -1,0 +1,56 @@
+"""Flags of how a generator samples, whatever its family: ``generator.sampling`` says which settings there are."""
+
+import argparse
+from collections.abc import Iterable
+
+import yaml
+
+from vfmtok.config import config_from_dict
+from vfmtok.errors import ConfigError
+from vfmtok.generators.contract import Generator, SamplingSettings
+
+# (flag, what it takes, help); the setting has the flag's name. A flag that is not given leaves the family's default.
+PUBLISHED_FLAGS = (
+    ("--cfg-scale", float, "guidance; 1 is none (default of a GPT: 1.5)"),
+    ("--cfg-interval", int, "guide the first N + 2 tokens only (default -1: all)"),
+    ("--cfg-schedule", str, "how guidance rises over the tokens: constant (default), linear, cosine, power-cosine"),
+    ("--cfg-power", float, "of power-cosine (default 1)"),
+    ("--temperature", float, "default 1"),
+    ("--top-k", int, "0: all (default)"),
+    ("--top-p", float, "default 1"),
+)
+
+
+def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ()) -> None:
+    """The published flags, but those that a command has in a form of its own, and --sampling for every setting."""
+    for flag, takes, text in PUBLISHED_FLAGS:
+        if flag not in leave_out:
+            parser.add_argument(flag, type=takes, metavar=takes.__name__.upper(), help=text)
+    parser.add_argument("--greedy", action="store_true", default=None, help="the likeliest token every time")
+    parser.add_argument(
+        "--sampling",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of the generator's family, such as top_k=100",
+    )
+
+
+def sampling_of(args: argparse.Namespace, generator: Generator) -> SamplingSettings:
+    """The settings that the flags of ``add_sampling`` say.
+
+    Raises:
+        ConfigError: the family has no such setting (names the closest), or a value is impossible.
+    """
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in PUBLISHED_FLAGS] + ["greedy"]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    for text in args.sampling:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--sampling takes KEY=VALUE, got '{text}'")
+        try:
+            given[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--sampling {text}: {value} is no value") from None
+    source = f"settings of how a {generator.config.kind} generator samples"
+    return config_from_dict(given, generator.sampling, source)
