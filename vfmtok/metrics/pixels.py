@@ -86,11 +86,7 @@ class PixelMetrics:
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-<<<<<<< HEAD
         """Two batches (B,3,H,W) uint8 -> by name the values (B,) of these images, float64."""
-=======
-        """Two uint8 batches (B,3,H,W) -> by name the values (B,) of these images, float64."""
->>>>>>> 137743e (Evaluation, pictures and demo see only the contracts: codes with segments or latents, sampling settings of any family, grids of any shape; evaluation on fewer floors; one vocabulary of pictures)
         if originals.shape != reconstructions.shape or originals.dim() != 4:
             raise EvaluationError(
                 f"originals {tuple(originals.shape)} and reconstructions {tuple(reconstructions.shape)} don't match"

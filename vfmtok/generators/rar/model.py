@@ -73,15 +73,12 @@ class RAR(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
-<<<<<<< HEAD
     reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "embeddings": ("embeddings", "cls_token", "positions", "target_positions", "slot_conditions"),
         "blocks": ("blocks",),
         "output head": ("head_modulation", "output"),
     }
-=======
     sampling = TokenSampling  # the class of its sampling settings
->>>>>>> 137743e (Evaluation, pictures and demo see only the contracts: codes with segments or latents, sampling settings of any family, grids of any shape; evaluation on fewer floors; one vocabulary of pictures)
     first_token_slot = 2  # behind cls and the class
     any_order = True
 
