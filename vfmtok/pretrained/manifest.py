@@ -1,13 +1,15 @@
 """Manifests: a published number and everything it takes to measure it again, one YAML file each (pretrained/manifests).
 
-The numbers of one row of a published table that one run gives share a file.
+A file is one measurement, or a model with ``rows`` (with and without guidance): what a row says is added to what the
+file says for all. The row "cfg" of gpt-b.yaml is the manifest ``gpt-b-cfg``; of a file of one's own, ``FILE.yaml:cfg``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vfmtok.config import closest_match, load_config, require, require_positive
+from vfmtok.config import closest_match, config_from_dict, read_tree, require, require_positive
 from vfmtok.errors import ConfigError
 from vfmtok.generators.gpt.config import GPT_SIZES
 
@@ -20,25 +22,46 @@ NUMBERS = {  # that each task measures
 
 @dataclass(frozen=True)
 class Expected:
-    """A published number and how far from it a measurement may be."""
+    """A published number and how far from it a measurement may be.
+
+    Attributes:
+        paper: what the paper prints, where the README of the released files says otherwise.
+        binding: False: it is of another run than the released file, shown for comparison, and decides nothing.
+    """
 
     name: str
     value: float
     band: float
+    paper: float | None = None
+    binding: bool = True
+
+    def __str__(self) -> str:
+        paper = f" (paper {self.paper:g})" if self.paper is not None else ""
+        return f"{self.name} {self.value:g} ± {self.band:g}{paper}"
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What is sampled; see ``evaluation.samples.Samples``."""
+class PublishedSamples:
+    """What is sampled; see ``evaluation.samples.Samples``. ``settings`` are further ones of the generator's family, as
+    "key=value"; what is None is as it is by default."""
 
-    cfg_scale: float
-    cfg_interval: int
-    top_k: int
-    top_p: float
-    temperature: float
     precision: Literal["none", "fp16", "bf16"]
     classes: Literal["random", "balanced"]
     seed: int
+    cfg_scale: float | None = None
+    cfg_interval: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    settings: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """Of test_net.py."""
+        words = ["--precision", self.precision, "--classes", self.classes, "--global-seed", str(self.seed)]
+        for name in ("cfg_scale", "cfg_interval", "top_k", "top_p", "temperature"):
+            if (value := getattr(self, name)) is not None:
+                words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+        return words + [word for setting in self.settings for word in ("--sampling", setting)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,7 @@ class Manifest:
     gpt: str | None = None
     gpt_model: str | None = None  # its size; None: ``gpt`` is a run or folder of ours, which knows it
     prefer: Literal["ema", "model"] = "ema"  # the weights to take where a file has both: their average, or the last
-    sampling: Sampling | None = None
+    sampling: PublishedSamples | None = None
 
     def __post_init__(self):
         require_positive(self, "", "count", "image_size")
@@ -80,18 +103,57 @@ class Manifest:
 
 def manifest_names() -> list[str]:
     """Of the published ones."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(_published())
 
 
 def find_manifest(name: str) -> Manifest:
-    """A published one by name, or one's own by the path of its file.
+    """A published one by name, or one's own by the path of its file and, if it has several rows, FILE.yaml:ROW.
 
     Raises ConfigError: there is none (names the closest match), or it breaks the schema (names the key).
     """
-    if name in manifest_names():
-        return load_config(FOLDER / f"{name}.yaml", kind=Manifest)
-    path = Path(name).expanduser()
+    published = _published()
+    if name in published:
+        return published[name]
+    file, _, row = name.rpartition(":") if name.rpartition(":")[0].endswith((".yaml", ".yml")) else (name, "", "")
+    path = Path(file).expanduser()
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return load_config(path, kind=Manifest)
-    hint = closest_match(name, manifest_names())
-    raise ConfigError(f"no manifest '{name}'{hint}: give one of {', '.join(manifest_names())}, or a YAML file")
+        manifests = read_manifests(path)
+        if row not in manifests:
+            raise ConfigError(
+                f"{path} has the rows {', '.join(manifests)}: name one, as {path}:{next(iter(manifests))}"
+            )
+        return manifests[row]
+    hint = closest_match(name, published)
+    raise ConfigError(f"no manifest '{name}'{hint}: give one of {', '.join(sorted(published))}, or a YAML file")
+
+
+def read_manifests(path: Path) -> dict[str, Manifest]:
+    """The manifests of a file by row; one without rows is "". Raises ConfigError."""
+    tree = read_tree(path)
+    rows = tree.pop("rows", {"": {}})
+    if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
+        raise ConfigError(f"{path}: rows must be a section of sections")
+    return {name: config_from_dict(_with_row(tree, row), Manifest, str(path)) for name, row in rows.items()}
+
+
+def _published() -> dict[str, Manifest]:
+    found = {}
+    for path in FOLDER.glob("*.yaml"):
+        for row, manifest in read_manifests(path).items():
+            found[f"{path.stem}-{row}" if row else path.stem] = manifest
+    return found
+
+
+def _with_row(tree: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says for all and what a row adds to it: texts and lists are continued, sections and values set."""
+    whole = dict(tree)
+    for key, value in row.items():
+        before = whole.get(key)
+        if isinstance(before, str) and isinstance(value, str):
+            value = f"{before.strip()}, {value.strip()}"
+        elif isinstance(before, list) and isinstance(value, list):
+            value = [*value, *before]
+        elif isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = {**before, **value}
+        whole[key] = value
+    return whole
