@@ -119,9 +119,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Is this the first process?"""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return rank() == 0
 
 
 def barrier() -> None:
@@ -134,12 +139,12 @@ def gather(value: Any) -> list[Any]:
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_patient_group())
+    dist.all_gather_object(values, value, group=patient_group())
     return values
 
 
 @functools.cache
-def _patient_group() -> dist.ProcessGroup:
+def patient_group() -> dist.ProcessGroup:
     """All processes, by gloo. The first may download or measure for hours while the others wait for it here; the
     default group takes half an hour of silence for a hang."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))

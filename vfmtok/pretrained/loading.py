@@ -6,7 +6,7 @@ Names and shapes are checked strictly; only fine-tuning may take a part (``load_
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from vfmtok.generators import AnyGeneratorConfig, build_generator, family_of_siz
 from vfmtok.generators import generator_config as sized_config
 from vfmtok.pretrained.published import PUBLISHED, PublishedFile, Section, published_file
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer, load_config, tokenizer_tree
-from vfmtok.weights import checkpoint, download, reading
+from vfmtok.weights import download, reading, saved
+from vfmtok.weights.checkpoint import newest_checkpoint
 from vfmtok.weights.hashing import tokenizer_hash
 from vfmtok.weights.name_maps import copy_strictly, load_released, name_map, own_tensors, rename
 from vfmtok.weights.reading import Preference
@@ -168,8 +169,13 @@ def generator_config(weights: Weights, size: str | None, given: dict[str, Any]) 
     return sized_config(size, **{**told, **given})
 
 
-def load_matching(model: nn.Module, weights: Weights) -> list[str]:
+def load_matching(
+    model: nn.Module, weights: Weights, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_
+) -> list[str]:
     """Copy every tensor that fits by name and shape, for fine-tuning, and list all the others.
+
+    Args:
+        copy: ``copy(into, value)`` of one tensor, for models whose tensors are sharded.
 
     Returns:
         lines for people: how many tensors came from the file, which start at random, which were not used.
@@ -183,7 +189,7 @@ def load_matching(model: nn.Module, weights: Weights) -> list[str]:
     if not fitting:
         raise WeightsError(f"no tensor of {weights.source} fits this model")
     for name in fitting:
-        own[name].data.copy_(tensors[name])
+        copy(own[name].detach(), tensors[name])
     new = [
         f"{name} (its shape is {tuple(own[name].shape)}, the file's {tuple(tensors[name].shape)})"
         if name in tensors
@@ -246,9 +252,9 @@ def _read_folder(path: Path, section: Section | None, prefer: Preference) -> Wei
         raise WeightsError(f"{folder} holds no {section}: it is a {found}'s")
     facts = {name: tree.get(name) for name in ("classes", "tokenizer_hash")}
     with contextlib.suppress(WeightsError, KeyError, TypeError):  # a saved model, or weights without their state.json
-        facts = checkpoint.read_state(folder)["numbers"]["parts"]["tokens"]
-    tensors = checkpoint.read_part(folder, part)
-    source = str(folder / f"{part}.safetensors")
+        facts = saved.read_state(folder)["numbers"]["parts"]["tokens"]
+    tensors = saved.read_part(folder, part)
+    source = str(folder / part) if (folder / part).is_dir() else str(folder / f"{part}.safetensors")
     log.info("weights of %s", source)
     config = _config_in(tree, found, folder / "config.yaml")
     known = (facts.get("classes"), facts.get("tokenizer_hash")) if found == "generator" else ()
@@ -260,13 +266,13 @@ def checkpoint_part(path: Path, what: str, prefer: Preference = "ema") -> tuple[
 
     Raises WeightsError.
     """
-    folder = checkpoint.newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    folder = newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     order = ("ema", "model") if prefer == "ema" else ("model", "ema")
-    part = next((part for part in order if checkpoint.has_part(folder, part)), None)
+    part = next((part for part in order if saved.has_part(folder, part)), None)
     if part is None or not (folder / "config.yaml").is_file():
         raise WeightsError(f"{path} holds no {what}: expected config.yaml beside model.safetensors or ema.safetensors")
     digest = _saved_sha256(folder / "config.yaml")
-    if digest is not None and reading.sha256(folder / f"{part}.safetensors") != digest:
+    if digest is not None and reading.sha256(saved.part_file(folder, part)) != digest:
         raise WeightsError(
             f"{folder / part}.safetensors is not the one that its config.yaml was written with: it was cut or changed"
         )

@@ -18,7 +18,7 @@ from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import family_of_size
 from vfmtok.pretrained import loading
 from vfmtok.pretrained.published import PUBLISHED, VFMTOK, Section, published_file
-from vfmtok.weights import checkpoint, reading
+from vfmtok.weights import reading, saved
 from vfmtok.weights.download import AbsentError, UnreachedError, asked_sha256, fetch, hub_access
 from vfmtok.weights.reading import Preference
 
@@ -127,7 +127,7 @@ def _check_asked(path: Path, part: str, sha256: str | None, prefer: Preference) 
     file = path
     if path.is_dir():
         folder, taken = loading.checkpoint_part(path, part, prefer)
-        file = checkpoint.part_file(folder, taken)
+        file = saved.part_file(folder, taken)
     if reading.sha256(file) != sha256:
         raise WeightsError(f"{file} does not have the SHA-256 {sha256}")
 

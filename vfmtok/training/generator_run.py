@@ -68,16 +68,15 @@ class GeneratorRun:
         self.held_out, self.baselines = self._read_held_out()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
         seed_step(run.seed, -1, 0)  # the first weights
-        self.gpt = GPT(recipe.generator)
+        self.gpt = self._build()
         self.notes: list[str] = []  # for people
         # More is better there: the log-likelihood of a held-out token.
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
         with distributed.together():
             if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-                self.notes += pretrained.load_matching(
-                    self.gpt, pretrained.read_weights(finetune_from, "generator", size)
-                )
-        self.gpt.to(world.device).train()
+                weights = pretrained.read_weights(finetune_from, "generator", size)
+                self.notes += pretrained.load_matching(self.gpt, weights, sharding.keep_slice)
+        self.gpt.train()
         self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
         self.alarms = TokenAlarms()
@@ -114,9 +113,19 @@ class GeneratorRun:
         self.gpt.use_attention(path)
         return path
 
+    def _build(self) -> GPT:
+        """On this process's device: whole, or the slices that it keeps."""
+        recipe, device = self.recipe, self.world.device
+        if recipe.parallel == "ddp":
+            return GPT(recipe.generator).to(device)
+
+        def shard(gpt: GPT) -> None:
+            sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), recipe.run.precision)
+
+        return sharding.build_sharded(lambda: GPT(recipe.generator), shard, device)
+
     def _parallel(self) -> str:
         if self.recipe.parallel == "fsdp":
-            sharding.shard(self.gpt, self.gpt.layers, ("prefill", "decode_step"), self.recipe.run.precision)
             return f"weights and optimizer spread over {self.world.size} processes (FSDP2)"
         return "one process" if self.world.size == 1 else f"a copy in each of {self.world.size} processes (DDP)"
 

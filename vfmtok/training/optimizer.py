@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok.training.recipe import OptimizerConfig
-from vfmtok.training.sharding import spread_like, whole
+from vfmtok.training.sharding import whole
+from vfmtok.weights.saved import Part
 
 
 def build_optimizer(config: OptimizerConfig, groups: Iterable[nn.Parameter] | list[dict]) -> torch.optim.Optimizer:
@@ -91,11 +92,15 @@ def moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) ->
     }
 
 
-def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of ``moments``; parameters that had not been updated yet begin anew."""
-    by_name = {name: parameter for parameter, name in names.items()}
+def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], saved: Part) -> None:
+    """The inverse of ``moments``; parameters that had not been updated yet start without."""
+    by_name, tensors = {name: parameter for parameter, name in names.items()}, {}
     optimizer.state.clear()
-    for key, value in tensors.items():
+    for key, shape in saved.shapes().items():
         kind, _, name = key.partition("/")
         parameter = by_name[name]
-        optimizer.state[parameter][kind] = spread_like(value, parameter)
+        # A moment is sharded as its parameter is; counts of steps are whole in every process.
+        whole = tuple(parameter.shape) != shape
+        value = torch.zeros(shape, device=parameter.device) if whole else torch.zeros_like(parameter.detach())
+        optimizer.state[parameter][kind] = tensors[key] = value
+    saved.read_into(tensors)

@@ -8,12 +8,12 @@ from typing import IO, Any
 
 from vfmtok import distributed
 from vfmtok.config import config_to_dict, save_config
-from vfmtok.errors import ConfigError, WeightsError
+from vfmtok.errors import ConfigError, SharedError, WeightsError
 from vfmtok.training.health import Alarms, peak_memory
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
-from vfmtok.weights import checkpoint
-from vfmtok.weights.checkpoint import CheckpointFolder
+from vfmtok.weights.checkpoint import CheckpointFolder, open_together
+from vfmtok.weights.saved import SavedCheckpoint
 
 
 @contextlib.contextmanager
@@ -118,9 +118,9 @@ def resume(
             begin at different places or with different data.
     """
     with distributed.together():  # all have read it before any restores: sharded weights are spread by all
-        saved = checkpoints.load_newest()
+        saved = checkpoints.open_newest()
         if saved is None and start_from is not None:
-            saved = _load_other(start_from)
+            saved = _open_other(start_from)
     with distributed.together():
         _check_agreement(saved, state.data)
         if saved is None:
@@ -129,7 +129,7 @@ def resume(
     return [f"continuing from {saved.path}, step {state.step} of {total_steps}", *lines]
 
 
-def _check_agreement(saved: checkpoint.Checkpoint | None, data: dict[str, Any]) -> None:
+def _check_agreement(saved: SavedCheckpoint | None, data: dict[str, Any]) -> None:
     """All processes found the same, which folders of single machines and late listings of shared ones need not be."""
     step, seen = (0, 0) if saved is None else (saved.step, saved.numbers["samples_seen"])
     dataset = f"a dataset of {data['samples']} (fingerprint {data['fingerprint'][:12]})"
@@ -142,15 +142,18 @@ def _check_agreement(saved: checkpoint.Checkpoint | None, data: dict[str, Any]) 
         )
 
 
-def _load_other(path: Path) -> checkpoint.Checkpoint:
-    """Another run's newest checkpoint, or the one named. Raises WeightsError."""
-    if (path / "checkpoints").is_dir():
-        found = CheckpointFolder(path / "checkpoints").load_newest()
-        if found is not None:
-            return found
-    if not (path / "state.json").is_file():
-        raise WeightsError(f"{path} is no checkpoint to continue from; --finetune takes weights alone")
-    return checkpoint.load(path)
+def _open_other(path: Path) -> SavedCheckpoint:
+    """Another run's newest checkpoint, or the one named. Raises WeightsError, in all processes."""
+    is_run = (path / "checkpoints").is_dir()
+    with distributed.together():
+        if not is_run and not (path / "state.json").is_file():
+            raise WeightsError(f"{path} is no checkpoint to continue from; --finetune takes weights alone")
+    if all(distributed.gather(is_run)):
+        found = CheckpointFolder(path / "checkpoints").open_newest()
+        if found is None:
+            raise WeightsError(f"{path} has no finished checkpoint yet")
+        return found
+    return open_together(path)
 
 
 def owes_validation(state: RunState) -> bool:
@@ -160,17 +163,19 @@ def owes_validation(state: RunState) -> bool:
 
 
 def save(state: RunState, checkpoints: CheckpointFolder, log: RunLog, world: distributed.World, must: bool) -> None:
-    """Write a checkpoint in the first process. A failure ends the run only if nothing comes after it."""
+    """Write a checkpoint. A failure ends the run only if nothing comes after it. Every process must call it, and waits
+    until it is written: what the first one writes for the others may take long."""
+    failure = None
     saved = state.checkpoint()
-    if not world.is_main:
-        return
     try:
-        path = checkpoints.save(saved)
-        log.say(f"saved {path}")
+        if world.is_main or saved.is_sharded:
+            path = checkpoints.save(saved)
+            log.say(f"saved {path}")
     except OSError as error:
-        text = (
-            f"the checkpoint of step {saved.step} could not be written ({error.strerror or error}); the last one stays"
-        )
+        failure = error.strerror or str(error)
+    failure = distributed.gather(failure)[0]
+    if failure is not None:
+        text = f"the checkpoint of step {saved.step} could not be written ({failure}); the last one stays"
         if must:
-            raise ConfigError(text) from None
+            raise (ConfigError if world.size == 1 else SharedError)(text)
         log.alarm(saved.step, text)

@@ -1,18 +1,21 @@
 """Fully sharded training (FSDP2): every process keeps a slice of each weight, gradient, moment and average.
 
-Weights are gathered layer by layer where they are needed. What is saved is whole tensors, so a checkpoint does not
-tell how the run that wrote it was spread, and may be continued in any way.
+Weights are gathered layer by layer where they are needed. No process ever holds the whole model: it is built in parts
+(``first_weights.py``), and each process writes and reads its own slices (``weights/sharded.py``).
 """
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError
+from vfmtok.training.first_weights import build_in_parts
+from vfmtok.weights import sharded
+from vfmtok.weights.sharded import is_sharded
 
 # What is used of FSDP2.
 PARTS = ("fully_shard", "MixedPrecisionPolicy", "register_fsdp_forward_method")
@@ -71,36 +74,34 @@ def _fsdp():
     raise ConfigError(f"--parallel fsdp needs PyTorch 2.5 or newer, this is {torch.__version__}")
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a slice of it only (a DTensor)."""
-    return hasattr(tensor, "full_tensor")
-
-
 def whole(tensor: Tensor) -> Tensor:
     """The tensor as a whole. Of a sharded one every process must ask."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors by name. Sharded ones are gathered one by one to the CPU of processes with ``keep``, and the others
-    get none of them; tensors that are not sharded are shared, not copied. Every process must call it."""
-    found = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if not is_sharded(tensor):
-            found[name] = tensor
-        elif keep:
-            found[name] = full.cpu()
-    return found
+def build_sharded(
+    build: Callable[[], nn.Module], shard: Callable[[nn.Module], None], device: torch.device
+) -> nn.Module:
+    """The model that ``build()`` makes with the random numbers as they stand, with this process's slices only.
+
+    Args:
+        shard: spreads a model in place, as ``shard`` above.
+
+    Raises ConfigError where this PyTorch is too old.
+    """
+    sharded.check_available()
+    return build_in_parts(build, shard, keep_slice, device)
 
 
-def spread_like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A copy of ``value`` on the device of ``tensor``, and sharded as it is where it has its shape."""
-    value = value.to(tensor.device, copy=True)
-    if not is_sharded(tensor) or value.shape != tensor.shape:
-        return value
-    try:
-        from torch.distributed.tensor import distribute_tensor
-    except ImportError:  # before PyTorch 2.5
-        from torch.distributed._tensor import distribute_tensor
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements)
+@torch.no_grad()
+def keep_slice(into: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into ``into``, or of a sharded one the slice that this process keeps. Nothing is sent."""
+    if is_sharded(into):
+        value = _distribute(value.to(into.device), into.device_mesh, into.placements, src_data_rank=None)
+    into.copy_(value)
+
+
+def _distribute(*arguments, **keywords) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor  # new in PyTorch 2.5
+
+    return distribute_tensor(*arguments, **keywords)

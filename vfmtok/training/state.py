@@ -14,9 +14,9 @@ from vfmtok.errors import ConfigError, DataError, WeightsError
 from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, load_moments, moments
 from vfmtok.training.recipe import changed_keys
-from vfmtok.training.sharding import gathered, spread_like
 from vfmtok.weights.checkpoint import Checkpoint
-from vfmtok.weights.name_maps import check_tensors, own_tensors
+from vfmtok.weights.name_maps import check_shapes, own_tensors
+from vfmtok.weights.saved import SavedCheckpoint
 
 
 @dataclass
@@ -48,7 +48,7 @@ class RunState:
     commit: str | None = field(default_factory=lambda: _commit())  # at the start: the checkout may move on meanwhile
 
     def checkpoint(self) -> Checkpoint:
-        """All that is to be saved. Every process must call it; tensors are shared, not copied, unless sharded."""
+        """All that is to be saved; tensors are shared, not copied."""
         parts: dict[str, dict[str, Tensor]] = {name: own_tensors(module) for name, module in self.modules.items()}
         for name, stepper in self.steppers.items():
             parts[f"{name}_optimizer"] = moments(stepper.optimizer, _parameter_names(self.modules[name]))
@@ -56,7 +56,6 @@ class RunState:
             parts["ema"] = self.ema.average
         for name, part in self.tensors.items():
             parts[name] = part.state_dict()
-        parts = {name: gathered(tensors, keep=distributed.is_main()) for name, tensors in parts.items()}
         numbers = {
             "samples_seen": self.samples_seen,
             "metrics": self.metrics,
@@ -68,8 +67,8 @@ class RunState:
         }
         return Checkpoint(self.step, parts, numbers, dump_config(self.recipe))
 
-    def restore(self, checkpoint: Checkpoint, is_main: bool) -> list[str]:
-        """Become what was saved.
+    def restore(self, checkpoint: SavedCheckpoint, is_main: bool) -> list[str]:
+        """Become what was saved. Of a sharded model every process must call it.
 
         Returns:
             lines for people: what differs from the run that was saved.
@@ -81,16 +80,17 @@ class RunState:
         lines = self._check(checkpoint) + self._check_data(checkpoint)
         for name, module in self.modules.items():
             if name in checkpoint.parts:
-                _copy(own_tensors(module), checkpoint.parts[name])
+                checkpoint.parts[name].read_into(own_tensors(module))
         for name, stepper in self.steppers.items():
-            if name in checkpoint.parts:
+            if f"{name}_optimizer" in checkpoint.parts:
                 names = _parameter_names(self.modules[name])
                 load_moments(stepper.optimizer, names, checkpoint.parts[f"{name}_optimizer"])
         if self.ema is not None:
-            _copy(self.ema.average, checkpoint.parts.get("ema", own_tensors(next(iter(self.modules.values())))))
+            first = next(iter(self.modules))  # whose weights an average begins with
+            checkpoint.parts["ema" if "ema" in checkpoint.parts else first].read_into(self.ema.average)
         for name, part in self.tensors.items():
             if name in checkpoint.parts:
-                part.load_state_dict(checkpoint.parts[name], is_main)
+                part.load_state_dict(checkpoint.parts[name].read(), is_main)
         saved = checkpoint.numbers["parts"]
         for name, part in (self.numbers | self.steppers).items():
             if name in saved:
@@ -99,7 +99,7 @@ class RunState:
         self.metrics = checkpoint.numbers["metrics"]
         return lines
 
-    def _check(self, checkpoint: Checkpoint) -> list[str]:
+    def _check(self, checkpoint: SavedCheckpoint) -> list[str]:
         try:  # fields newer than the checkpoint are what they are pinned at, else at their defaults
             saved = config_from_dict(checkpoint.numbers["recipe"], type(self.recipe), saved=True)
         except ConfigError as error:
@@ -115,15 +115,15 @@ class RunState:
             )
         for name, module in self.modules.items():
             if name in checkpoint.parts:
-                shapes = {key: tuple(tensor.shape) for key, tensor in own_tensors(module).items()}
-                check_tensors(checkpoint.parts[name], shapes, f"this run's {name}")
+                own = {key: tuple(tensor.shape) for key, tensor in own_tensors(module).items()}
+                check_shapes(checkpoint.parts[name].shapes(), own, f"this run's {name}")
         lines = [f"changed since the checkpoint: {key} {old} -> {new}" for key, (old, new) in changes.items()]
         lines += [
             f"not in the checkpoint, begins anew: {name}" for name in self.modules if name not in checkpoint.parts
         ]
         return lines
 
-    def _check_data(self, checkpoint: Checkpoint) -> list[str]:
+    def _check_data(self, checkpoint: SavedCheckpoint) -> list[str]:
         """The training data are those of the checkpoint, whatever their path. Version 0.1 did not save which."""
         before, now = checkpoint.numbers.get("data") or {}, self.data
         if not before or not now or before["fingerprint"] == now["fingerprint"]:
@@ -139,12 +139,6 @@ class RunState:
 
 def _parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
     return {tensor: name for name, tensor in own_tensors(module).items() if isinstance(tensor, nn.Parameter)}
-
-
-@torch.no_grad()
-def _copy(into: dict[str, Tensor], source: dict[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(spread_like(source[name], tensor))
 
 
 def _commit() -> str | None:

@@ -4,5 +4,5 @@ reading      the tensors of a file, without running code; where encoders' weight
 download     files of the Hub, checked
 name_maps    published names of tensors, strictly in and out
 hashing      which model is it?
-checkpoint   a run's checkpoints: complete or not there
+checkpoint   a run's checkpoints: complete or not there; saved: how they are read; sharded: by many processes
 """

@@ -2,9 +2,12 @@
 
 A checkpoint is a folder ``step_0001000``:
 
-- ``<part>.safetensors`` for every part (model, ema, discriminator, moments of the optimizers, ...),
+- ``<part>.safetensors`` for every part (model, ema, discriminator, moments of the optimizers, ...); of a sharded run a
+  folder ``<part>`` instead, with files of every process (see ``sharded.py``),
 - ``config.yaml``: the recipe the run was made by,
 - ``state.json``: the numbers of the run, the SHA-256 of every other file, and its own.
+
+Several processes share the work of reading: each checks its share of the files, and all go by what all found.
 
 Random states are not among them: a run draws its random numbers from (seed, step, rank), see ``seed_step``.
 """
@@ -17,31 +20,22 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from vfmtok import distributed
 from vfmtok.errors import WeightsError
-from vfmtok.weights.reading import read, sha256
+from vfmtok.weights import sharded
+from vfmtok.weights.reading import sha256
+from vfmtok.weights.saved import Checkpoint, SavedCheckpoint, open_checkpoint, sealed
 
 NAME = re.compile(r"step_(\d{7,})(\.old)?")
 LEFTOVER = re.compile(r"step_(\d{7,})\.(tmp|old)")  # of a process that was killed while it saved
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Checkpoint:
-    """What is saved of a run, and comes back."""
-
-    step: int  # finished steps
-    parts: dict[str, dict[str, Tensor]]  # part -> name -> tensor
-    numbers: dict[str, Any]  # JSON: position, metrics, versions, the recipe
-    config: str = ""  # the recipe as YAML
-    path: Path | None = field(default=None, compare=False)
 
 
 class CheckpointFolder:
@@ -71,25 +65,44 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and remove those that are too many.
 
+        One process writes it. Where its tensors are sharded, all must call this, and each writes its slices.
+
         Raises:
-            OSError: it could not be written (disk full, ...); the others are untouched, nothing half is left.
+            OSError: it could not be written (disk full, ...), in all processes that write; the others are untouched,
+                nothing half is left.
         """
         final = self.folder / f"step_{checkpoint.step:07d}"
-        temporary, old = _beside(final, ".tmp"), _beside(final, ".old")
+        temporary = _beside(final, ".tmp")
+        spread = checkpoint.is_sharded
+        main = not spread or distributed.is_main()
+        agreed = _all_or_none if spread else contextlib.nullcontext
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            digests = {}
-            for name, tensors in checkpoint.parts.items():
-                file = temporary / f"{name}.safetensors"
-                digests[file.name] = _write_tensors(tensors, file)
+            with agreed():
+                if main:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    temporary.mkdir(parents=True)
+            digests = (_write_sharded if spread else _write_files)(checkpoint.parts, temporary)
+            with agreed():
+                if main:
+                    self._complete(checkpoint, temporary, final, digests)
+        except BaseException:
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if main:
+            self._remove_old(checkpoint.step)
+        return final
+
+    def _complete(self, checkpoint: Checkpoint, temporary: Path, final: Path, digests: dict[str, str]) -> None:
+        """Write what is beside the tensors, and let the folder appear under its name."""
+        old = _beside(final, ".old")
+        try:
             (temporary / "config.yaml").write_bytes(checkpoint.config.encode())
-            digests["config.yaml"] = hashlib.sha256(checkpoint.config.encode()).hexdigest()
+            digests = {**digests, "config.yaml": hashlib.sha256(checkpoint.config.encode()).hexdigest()}
             state = {"step": checkpoint.step, "numbers": checkpoint.numbers, "files": digests}
-            (temporary / "state.json").write_text(json.dumps(_sealed(state), indent=1), encoding="utf-8")
-            for file in temporary.iterdir():
-                _sync(file)
-            _sync(temporary)
+            (temporary / "state.json").write_text(json.dumps(sealed(state), indent=1), encoding="utf-8")
+            for path in [*temporary.rglob("*"), temporary]:
+                _sync(path)
             if final.exists():  # the same step once more, after a fall-back or with the validation that was left out
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(final, old)
@@ -100,30 +113,33 @@ class CheckpointFolder:
             if old.is_dir() and not final.exists():
                 with contextlib.suppress(OSError):  # it is found under this name too
                     os.rename(old, final)
-            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._remove_old(checkpoint.step)
-        return final
 
-    def load_newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+    def open_newest(self) -> SavedCheckpoint | None:
+        """The newest checkpoint that is whole, or None where there is none at all. All processes must call it.
 
-        Damaged ones are logged and passed over.
+        Damaged ones are logged and passed over, by all processes together.
 
         Raises:
             WeightsError: there are checkpoints and none is whole.
         """
         steps = self.steps()
+        alike = len(set(map(tuple, distributed.gather(steps)))) == 1  # else the caller finds out where each would begin
         for step in reversed(steps):
             try:
-                return load(self.path(step))
+                return open_together(self.path(step)) if alike else open_checked(self.path(step))
             except WeightsError as error:
                 log.warning("%s: passed over, falling back to the checkpoint before", error)
         if steps:
             raise WeightsError(
-                f"{self.folder}: none of its {len(steps)} checkpoints is whole; remove them to begin anew"
+                f"{self.folder}: none of its {len(steps)} checkpoints is whole; remove them to start from the beginning"
             )
         return None
+
+    def load_newest(self) -> Checkpoint | None:
+        """``open_newest``, read whole."""
+        saved = self.open_newest()
+        return None if saved is None else saved.read()
 
     def newest(self) -> Path | None:
         """The folder of the newest complete-looking checkpoint, or None."""
@@ -168,56 +184,38 @@ def newest_checkpoint(run: Path) -> Path:
     return found
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """What state.json of a checkpoint folder says: step, numbers, files (name -> SHA-256). Raises WeightsError."""
+def open_checked(path: Path) -> SavedCheckpoint:
+    """Open a checkpoint folder and hash all of it. Raises WeightsError: a file is missing, cut or changed."""
+    saved = open_checkpoint(path)
+    saved.check()
+    return saved
+
+
+def open_together(path: Path) -> SavedCheckpoint:
+    """The same by all processes, each of which hashes its share. Raises WeightsError in all of them."""
+    saved, problem = None, None
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: no readable state.json ({type(error).__name__})") from None
-    if not isinstance(state, dict) or state != _sealed({key: state[key] for key in state if key != "sha256"}):
-        raise WeightsError(f"{path}/state.json was cut or changed")
-    return state
+        saved = open_checkpoint(path)
+    except WeightsError as error:
+        problem = str(error)
+    found = distributed.gather((problem, saved and saved.seal))
+    problem = next((text for text, _ in found if text is not None), None)
+    if problem is None and len(set(found)) > 1:
+        problem = f"{path} is not the same checkpoint for all processes"
+    if problem is None and saved is not None:
+        try:
+            saved.check(distributed.rank(), distributed.world_size())
+        except WeightsError as error:
+            problem = str(error)
+        problem = next((text for text in distributed.gather(problem) if text is not None), None)
+    if problem is not None or saved is None:
+        raise WeightsError(problem)
+    return saved
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint folder.
-
-    Raises:
-        WeightsError: it is not there, or a file is missing, cut or changed.
-    """
-    state = read_state(path)
-    for name, digest in state["files"].items():
-        file = path / name
-        if not file.is_file() or sha256(file) != digest:
-            raise WeightsError(f"{file} is missing, cut or changed")
-    parts = {
-        name.removesuffix(".safetensors"): safetensors.torch.load_file(path / name)
-        for name in state["files"]
-        if name.endswith(".safetensors")
-    }
-    config = (path / "config.yaml").read_text(encoding="utf-8")
-    return Checkpoint(state["step"], parts, state["numbers"], config, path)
-
-
-def part_file(path: Path, part: str) -> Path:
-    """The file of a part in a checkpoint folder, or a saved model's."""
-    return path / f"{part}.safetensors"
-
-
-def has_part(path: Path, part: str) -> bool:
-    """Whether a checkpoint folder, or a saved model's, holds tensors of this name ("model", "ema", ...)."""
-    return part_file(path, part).is_file()
-
-
-def read_part(path: Path, part: str) -> dict[str, Tensor]:
-    """One part, without the others; checked where there is a state.json, which weights that were moved may lack.
-
-    Raises WeightsError.
-    """
-    file = path / f"{part}.safetensors"
-    if (path / "state.json").exists() and read_state(path)["files"].get(file.name) != sha256(file):
-        raise WeightsError(f"{file} was cut or changed: take the checkpoint before it")
-    return read(file)
+    """Read a checkpoint folder. Raises WeightsError: it is not there, or a file is missing, cut or changed."""
+    return open_checked(path).read()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -234,6 +232,36 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
+def _write_files(parts: dict[str, dict[str, Tensor]], folder: Path) -> dict[str, str]:
+    """A file of every part. Returns their SHA-256. Raises OSError."""
+    return {f"{name}.safetensors": _write_tensors(t, folder / f"{name}.safetensors") for name, t in parts.items()}
+
+
+def _write_sharded(parts: dict[str, dict[str, Tensor]], folder: Path) -> dict[str, str]:
+    """A folder of every part, by all processes. Returns the SHA-256 of all files, each by whom wrote it."""
+    digests: dict[str, str] = {}
+    for name, tensors in parts.items():
+        sharded.write(folder / name, tensors)
+    with _all_or_none():
+        for name in parts:
+            for file in sharded.own_files(folder / name, distributed.rank()):
+                digests[f"{name}/{file.name}"] = sha256(file)
+    return {name: digest for found in distributed.gather(digests) for name, digest in found.items()}
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Wait for all processes at the end; an OSError or WeightsError of one becomes an OSError of all."""
+    text = None
+    try:
+        yield
+    except (OSError, WeightsError) as error:
+        text = getattr(error, "strerror", None) or str(error)
+    failed = [found for found in distributed.gather(text) if found is not None]
+    if failed:
+        raise OSError(failed[0])
+
+
 def _write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
     """Returns the SHA-256 of the file. Raises OSError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -242,11 +270,6 @@ def _write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
         return sha256(file)
     except (safetensors.SafetensorError, WeightsError) as error:  # two dresses of what the operating system said
         raise OSError(str(error)) from None
-
-
-def _sealed(state: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(state, sort_keys=True)
-    return {**state, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _sync(path: Path) -> None:

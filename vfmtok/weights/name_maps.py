@@ -8,7 +8,7 @@ into the model, with its exact shape. A model carries its map as the attribute `
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -104,14 +104,25 @@ def rename(name: str, names: Names) -> str:
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], model: str) -> None:
-    """Raise WeightsError unless ``state_dict`` has exactly the names and shapes of ``expected``."""
-    missing = [name for name in expected if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in expected]
-    found = {name: tuple(getattr(state_dict[name], "shape", ())) for name in expected if name in state_dict}
+    """Raise WeightsError unless ``state_dict`` has exactly the names and shapes of ``expected``, and holds tensors."""
+    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state_dict.items()}
+    others = {name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)}
+    check_shapes(found, expected, model, others)
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    model: str,
+    others: Collection[str] = (),
+) -> None:
+    """The same, of shapes; ``others`` are names of what is no tensor."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
     misshaped = [
         f"{name} {found[name]} instead of {tuple(shape)}"
         for name, shape in expected.items()
-        if name in found and (found[name] != tuple(shape) or not isinstance(state_dict[name], Tensor))
+        if name in found and (found[name] != tuple(shape) or name in others)
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
