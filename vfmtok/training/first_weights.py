@@ -37,11 +37,28 @@ class Step:
     random: Tensor | None
 
 
+class Scratch:
+    """Memory for one tensor after the other. (Thousands of tensors made and freed between small objects that stay would
+    leave the allocator with holes as large as the model.)"""
+
+    def __init__(self):
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def take(self, length: int, dtype: torch.dtype) -> Tensor:
+        """(length,) of anything, until the next call."""
+        size = length * dtype.itemsize
+        if len(self.memory) < size:
+            self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # first frees what it has
+            self.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+        return self.memory[:size].view(dtype)
+
+
 class Noted(TorchDispatchMode):
     """Within this context, notes how tensors on the meta device would have been filled."""
 
     def __init__(self):
         super().__init__()
+        self.scratch = Scratch()
         self.steps: dict[StorageWeakRef, list[Step] | None] = {}  # by memory; None: what is in it can't be repeated
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -60,7 +77,12 @@ class Noted(TorchDispatchMode):
     def _note_in_place(self, operation: Callable, name: str, args: tuple, kwargs: dict, repeatable: bool) -> None:
         target = args[0]
         view = (tuple(target.shape), target.stride(), target.storage_offset())
-        random = self._drawn(operation, lambda: operation(torch.empty_strided(*view[:2]), *args[1:], **kwargs))
+
+        def draw() -> None:
+            memory = self.scratch.take(_length(target), target.dtype)
+            operation(memory.as_strided(*view), *args[1:], **kwargs)
+
+        random = self._drawn(operation, draw)
         memory = StorageWeakRef(target.untyped_storage())
         step = Step(operation, args[1:], kwargs, view, random)
         whole = target.numel() == _length(target)
@@ -90,14 +112,16 @@ class Noted(TorchDispatchMode):
         return before
 
     def way_to(self, tensor: Tensor) -> Callable[[], Tensor] | None:
-        """What fills a tensor of the meta device for real, on the CPU; None if that is not known."""
+        """What gives the values of a tensor of the meta device, on the CPU, until the next one is asked for; None if
+        they are not known."""
         steps = self.steps.get(StorageWeakRef(tensor.untyped_storage()))
         if not steps:
             return None
-        length, place = _length(tensor), (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        length, dtype = _length(tensor), tensor.dtype
+        place = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
 
         def fill() -> Tensor:
-            memory = torch.empty(length, dtype=tensor.dtype)
+            memory = self.scratch.take(length, dtype)
             for step in steps:
                 if step.random is not None:
                     torch.set_rng_state(step.random)

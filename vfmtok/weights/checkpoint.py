@@ -85,9 +85,11 @@ class CheckpointFolder:
             with agreed():
                 if main:
                     self._complete(checkpoint, temporary, final, digests)
-        except BaseException:
+        except BaseException as error:
             if main:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if spread and isinstance(error, OSError):  # all raise it; none goes on before it is removed
+                distributed.barrier()
             raise
         if main:
             self._remove_old(checkpoint.step)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, WeightsError
 
-FILE_BYTES = 1 << 29  # about so much of a part is in one file: what a process has in memory twice while it writes
+FILE_BYTES = 1 << 28  # about so much is in one file; a process has it three times in memory while it writes
 
 
 def check_available() -> None:
