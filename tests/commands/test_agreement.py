@@ -1,13 +1,21 @@
-"""The judge of generated images, its floor, and the overlap with training images, beside loops."""
+"""The class probe of generated images, its floor, and the overlap with training images, beside loops."""
 
 import numpy as np
 import pytest
 import torch
 
-from vfmtok.commands.agreement import PROBE, Judge, largest_overlap, open_judges_encoder, positional_unigram
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.dataset_folder import open_splits
+from vfmtok.evaluation.agreement import (
+    PROBE,
+    ClassProbe,
+    largest_overlap,
+    measure_real,
+    open_probe_encoder,
+    positional_unigram,
+    read_batches,
+)
 from vfmtok.metrics.probe import linear_probe
 
 TOKENS, CODES, CLASSES, VIEWS = 16, 32, 3, 2
@@ -53,14 +61,44 @@ def test_overlap_is_that_of_a_loop(cache):
     assert wanted[3] == TOKENS
 
 
-def test_the_judge_is_a_linear_probe(sample_set, tiny_tokenizer):
+def test_the_floor_is_that_of_version_0_1(cache):
+    """Which read the cache token by token, in this order of chance."""
+    labels, random = torch.tensor([2, 0, 1, 1]), np.random.default_rng(3)
+    wanted = torch.empty(4, TOKENS, dtype=torch.int64)
+    for row, label in enumerate(labels.tolist()):
+        donors = random.choice(np.flatnonzero(cache.labels.numpy() == label), TOKENS)
+        for token, donor in enumerate(donors):
+            wanted[row, token] = cache[donor, random.integers(VIEWS)][0][token]
+    assert torch.equal(positional_unigram(cache, labels, 3), wanted)
+
+
+def test_overlap_with_some_images_is_that_with_those(cache, monkeypatch):
+    ids = torch.stack([cache[i, 1][0] for i in (0, 7, 29)])  # all of the five
+    assert largest_overlap(ids, cache, 5).tolist() == [1, 1, 1]
+    ids = torch.stack([cache[i, 0][0] for i in (1, 8)])
+    found = largest_overlap(ids, cache, 5)
+    wanted = [
+        max((row == cache[i, v][0]).float().mean().item() for i in (0, 7, 14, 22, 29) for v in range(VIEWS))
+        for row in ids
+    ]
+    assert found.tolist() == pytest.approx(wanted) and (found < 1).all()
+    monkeypatch.setattr("vfmtok.evaluation.agreement.COMPARED", 1)  # one training image at a time
+    assert torch.equal(largest_overlap(ids, cache, 5), found)
+
+
+def test_the_probe_is_a_linear_probe(sample_set, tiny_tokenizer):
     """Its verdict on held-out images is what ``linear_probe`` measures on the same features."""
     tokenizer, splits = tiny_tokenizer().eval(), open_splits(sample_set)
-    encoder = open_judges_encoder(tokenizer)
+    encoder = open_probe_encoder(tokenizer)
     assert encoder.levels == (1, 2, 3, 4, 5, 6)  # the whole of a small encoder, not only what the tokenizer reads
-    judge = Judge(encoder, tokenizer, splits["train"], num_classes=9)
-    (images, labels), (train_images, train_labels) = judge.read(splits["val"]), judge.read(splits["train"])
-    features = [torch.cat([x.mean(1) for x in encoder(part / 127.5 - 1)], 1) for part in (train_images, images)]
+    probe = ClassProbe(encoder, tokenizer, splits["train"], num_classes=9)
+    sets = [[torch.cat(column) for column in zip(*read_batches(splits[s], 32), strict=True)] for s in ("train", "val")]
+    features = [torch.cat([x.mean(1) for x in encoder(images / 127.5 - 1)], 1) for images, _ in sets]
+    (_, train_labels), (images, labels) = sets
     wanted = linear_probe(features[0], train_labels, features[1], labels, 9, PROBE).top1
-    assert judge.of_images(images, labels) == pytest.approx(wanted, abs=2 / len(labels))  # other batches
-    assert judge.of_images(images, (labels + 1) % 9) < judge.of_images(images, labels)
+    found = measure_real(probe, [(images, labels)])
+    assert found.agreement == pytest.approx(wanted, abs=2 / len(labels))  # other batches
+    assert probe.agrees(images, (labels + 1) % 9).double().mean() < found.agreement
+    assert found.decoded_agreement == probe.agreement_of_codes(found.codes, labels)
+    few = ClassProbe(encoder, tokenizer, splits["train"], 9, limit=20)
+    assert few.count == 20 and found.count == len(labels) == len(splits["val"])

@@ -87,6 +87,14 @@ class CodeCache:
         index, view = key
         return torch.from_numpy(self._ids[index, view].astype(np.int64)), int(self.labels[index])
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """ids (n,V,K) of records ``indices`` (n,)."""
+        return self._ids[indices]
+
+    def flat_ids(self) -> np.ndarray:
+        """(N*V*K,), mapped: record by record, view by view."""
+        return self._ids.reshape(-1)
+
     def view_for(self, seed: int, epoch: int, index: int) -> int:
         """The view of record ``index`` to train on: drawn again every epoch, the same for any workers or ranks."""
         return CounterRandom(seed, epoch, index).below(self.num_views)

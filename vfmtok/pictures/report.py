@@ -82,7 +82,8 @@ def _headline(folder: Path) -> str:
             tiles.append((f"{log['validation/loss'][1][-1]:.2f}", "nats per held-out token", against))
     if (folder / TIMINGS).is_file():
         total = sum(seconds for _, seconds, _ in _stages(folder))
-        tiles.append((f"{total / 60:.1f} min", "for everything", "the stages at the end of this page"))
+        finished = "stages that did not finish are not counted; the others are at the end of this page"
+        tiles.append((f"{total / 60:.1f} min", "for the stages that finished", finished))
     if not tiles:
         raise FileNotFoundError("results of any stage")
     cells = "".join(
