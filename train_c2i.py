@@ -2,8 +2,8 @@
 
 from vfmtok import distributed
 from vfmtok.commands import generator_flags
-from vfmtok.commands.flags import path_of
-from vfmtok.training.train_generator import train_gpt
+from vfmtok.training.recipe import begun_at
+from vfmtok.training.train_generator import train_generator
 
 
 def main() -> None:
@@ -11,14 +11,7 @@ def main() -> None:
     with distributed.program("train_c2i.py") as world:
         with distributed.together():
             recipe = generator_flags.generator_recipe(args)
-        weights = path_of(args.gpt_ckpt)
-        train_gpt(
-            recipe,
-            world,
-            start_from=None if args.finetune else weights,
-            finetune_from=weights if args.finetune else None,
-            size=args.gpt_model,
-        )
+        train_generator(begun_at(recipe, args.gpt_ckpt, args.finetune), world, size=args.gpt_model)
 
 
 if __name__ == "__main__":

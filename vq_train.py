@@ -2,7 +2,7 @@
 
 from vfmtok import distributed
 from vfmtok.commands import tokenizer_flags as flags
-from vfmtok.commands.flags import path_of
+from vfmtok.training.recipe import begun_at
 from vfmtok.training.train_tokenizer import train_tokenizer
 
 
@@ -13,13 +13,7 @@ def main() -> None:
             recipe = flags.tokenizer_recipe(args)
         if args.codebook_embed_dim is not None:
             distributed.print_main("--codebook-embed-dim is without effect: VFMTok has no patch codebook")
-        weights = path_of(args.vq_ckpt)
-        train_tokenizer(
-            recipe,
-            world,
-            start_from=None if args.finetune else weights,
-            finetune_from=weights if args.finetune else None,
-        )
+        train_tokenizer(begun_at(recipe, args.vq_ckpt, args.finetune), world)
 
 
 if __name__ == "__main__":

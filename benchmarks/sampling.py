@@ -29,12 +29,13 @@ from torch import Tensor, nn
 
 import vfmtok
 from vfmtok.generators.gpt.rotary import rotate
+from vfmtok.layers.precision import allow_tf32
 
 
 def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    allow_tf32(False)  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     config = vfmtok.gpt_config(arguments.gpt_model, num_tokens=arguments.tokens)

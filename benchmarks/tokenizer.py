@@ -25,13 +25,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
 from vfmtok.layers.deformable_attention import deformable_sampling
+from vfmtok.layers.precision import allow_tf32
 
 
 def main() -> None:
     arguments = parse_arguments()
     warnings.filterwarnings("ignore", message="the frozen encoder")
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    allow_tf32(False)  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {name}; median of {arguments.repeat} runs")

@@ -22,6 +22,7 @@ from torch import nn
 
 from vfmtok import distributed
 from vfmtok.commands import generator_flags
+from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import autocast
 from vfmtok.training import passes
 from vfmtok.training.generator_run import GeneratorRun
@@ -55,7 +56,7 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
     split = {name: statistics.median(values) for name, values in times.items()}
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))
     bound = time_products(run)
-    batch, tokens = run.recipe.run.global_batch, run.recipe.generator.num_tokens
+    batch, tokens = run.recipe.run.global_batch, run.generator.code.num_tokens
     distributed.print_main(
         f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
         f"{run.recipe.run.precision} on {world.device}, {torch.get_num_threads()} threads\n"
@@ -73,7 +74,7 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
 
 def time_steps(run: GeneratorRun, steps: int) -> dict[str, list[float]]:
     """Seconds of every part of every step but the first ones."""
-    tokens, stepper, device = run.tokens(), run.state.steppers["model"], run.world.device
+    tokens, stepper, device = run.codes(), run.state.steppers["model"], run.world.device
     times: dict[str, list[float]] = {name: [] for name in PARTS}
     for step in range(WARM_UP + steps):
         spent = dict.fromkeys(PARTS, 0.0)
@@ -84,12 +85,13 @@ def time_steps(run: GeneratorRun, steps: int) -> dict[str, list[float]]:
         if hasattr(tokens, "loader"):  # what was not waited for went into encoding
             spent["encoding"] = spent["reading"] - tokens.loader.wait_seconds
             spent["reading"] = tokens.loader.wait_seconds
-        for last, (ids, labels) in passes.micro_batches(run.plan.micro_batch, batch.ids, batch.labels):
+        parts = passes.micro_batches(run.plan.micro_batch, batch.code, batch.labels, batch.positions)
+        for last, (code, labels, positions) in parts:
             start = _now(device)
             with passes.synced(run.model, last):
                 with run.autocast():
-                    ids, labels = ids.to(device), labels.to(device)
-                    loss = run.model(labels, ids[:, :-1], targets=ids).loss
+                    draws = Draws(run.recipe.run.seed, positions.to(device))
+                    loss = sum(run.model(code.to(device), labels.to(device), draws).values())
                 between = _now(device)
                 stepper.backward(loss / run.recipe.run.accumulation)
             spent["forward"] += between - start
@@ -107,11 +109,11 @@ def time_steps(run: GeneratorRun, steps: int) -> dict[str, list[float]]:
 
 def time_products(run: GeneratorRun, repeat: int = 5) -> float:
     """Seconds of all linear layers in all passes of a step, forward and backward, each by itself."""
-    device, rows = run.world.device, run.plan.micro_batch * run.recipe.generator.num_tokens
+    device, rows = run.world.device, run.plan.micro_batch * run.generator.code.num_tokens
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.recipe.run.precision, torch.float32)
     total = 0.0
     with autocast("none", device):
-        for linear in (module for module in run.gpt.modules() if isinstance(module, nn.Linear)):
+        for linear in (module for module in run.generator.modules() if isinstance(module, nn.Linear)):
             weight = linear.weight.detach().to(dtype)
             x = torch.randn(rows, weight.shape[1], device=device, dtype=dtype)  # (R,in)
             gradient = torch.randn(rows, weight.shape[0], device=device, dtype=dtype)  # (R,out)

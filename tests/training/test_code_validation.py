@@ -1,11 +1,11 @@
-"""What validation counts and what it warns of. The loss itself is in ``test_train_gpt.py``, beside a run's."""
+"""What validation counts and what it warns of. The loss itself is in ``test_train_generator.py``, beside a run's."""
 
 import math
 
 import pytest
 import torch
 
-from vfmtok.training.code_validation import TokenAlarms, unigram_cross_entropy
+from vfmtok.training.code_validation import CodeAlarms, unigram_cross_entropy
 
 
 def test_unigram_of_ids_never_seen_is_finite():
@@ -13,7 +13,7 @@ def test_unigram_of_ids_never_seen_is_finite():
 
 
 def test_alarms():
-    alarms = TokenAlarms()
+    alarms = CodeAlarms()
     assert alarms.check(5.0, 4.0, warmed_up=False) == []
     assert "no better than" in alarms.check(4.5, 4.0, warmed_up=True)[0]
     assert alarms.check(4.4, 4.0, warmed_up=True) == []  # told already

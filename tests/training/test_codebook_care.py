@@ -1,11 +1,14 @@
 """Usage, k-means and revival, beside NumPy and constructed cases."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import ranks
 import torch
 import torch.nn.functional as F
 
+from vfmtok.code import Ids, Segment
 from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 from vfmtok.training.codebook_care import CodebookCare, spherical_kmeans
 from vfmtok.training.recipe import CodebookConfig
@@ -21,18 +24,37 @@ def make_care(size=32, dim=4, tokens=16, **settings):
     ), average
 
 
+def counted(care: CodebookCare, step: int, ids: list[torch.Tensor], latents: list[torch.Tensor]) -> None:
+    """A step of as many passes as there are ids (b,K)."""
+    for part, vectors in zip(ids, latents or [None] * len(ids), strict=True):
+        care.note(SimpleNamespace(ids=part, latents=vectors))
+    care.after_step(step)
+
+
 def test_usage_of_windows():
     """Windows of 3 steps: the share of codes seen, and exp of the entropy."""
     care, _ = make_care(window=48)
     random = np.random.default_rng(0)
     ids = random.integers(0, 9, size=(7, 2, 8))
-    assert care.usage() is None
+    assert care.usage() == [] and care.numbers() == {}
     for step in range(7):
-        care.after_step(step, list(torch.from_numpy(ids[step, :, None])), [])
+        counted(care, step, list(torch.from_numpy(ids[step, :, None])), [])
     counts = np.bincount(ids[3:6].ravel(), minlength=32)  # the last whole window
     p = counts[counts > 0] / counts.sum()
-    assert care.usage().used == pytest.approx((counts > 0).mean())
-    assert care.usage().perplexity == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+    (usage,) = care.usage()
+    assert usage.used == pytest.approx((counts > 0).mean())
+    assert usage.perplexity == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+
+
+def test_segments_are_counted_apart():
+    """Id 3 of the first codebook is not id 3 of the second."""
+    code = Ids((Segment(2, 8), Segment(3, 4)))
+    care = CodebookCare(None, [], None, CodebookConfig(window=5), 5, 0, torch.device("cpu"), code)
+    counted(care, 0, [torch.tensor([[0, 3, 3, 3, 1]])], [])
+    assert [usage.used for usage in care.usage()] == [2 / 8, 2 / 4]
+    numbers = care.numbers()
+    assert numbers["codebook/usage"] == 2 / 8 and numbers["codebook/usage_1"] == 2 / 4
+    assert numbers["codebook/perplexity_0"] == pytest.approx(2)
 
 
 def test_unused_codes_become_latents():
@@ -43,7 +65,7 @@ def test_unused_codes_become_latents():
     before, average_before = codebook.detach().clone(), average.clone()
     latents = torch.randn(1, 16, 4)
     used = torch.arange(16) % 5
-    care.after_step(0, [used[None]], [latents])
+    counted(care, 0, [used[None]], [latents])
     unit = F.normalize(latents[0], dim=-1)
     for table, old in ((codebook.detach(), before), (average, average_before)):
         assert torch.equal(table[:5], old[:5])
@@ -60,7 +82,7 @@ def test_latents_that_are_not_finite_revive_nothing():
     before = care.quantizer.codebook.detach().clone()
     latents = torch.randn(1, 16, 4)
     latents[0, ::2] = float("nan")
-    care.after_step(0, [torch.zeros(1, 16, dtype=torch.long)], [latents])
+    counted(care, 0, [torch.zeros(1, 16, dtype=torch.long)], [latents])
     for table in (care.quantizer.codebook.detach(), average):
         assert torch.isfinite(table).all() and not torch.equal(table[1:], before[1:])
 
@@ -71,8 +93,8 @@ def test_nothing_is_counted_or_revived_before_quantization():
     for step in range(2):
         care.before_step(step)
         assert care.quantizer.continuous
-        care.after_step(step, [torch.zeros(1, 16, dtype=torch.long)], [torch.randn(1, 16, 4)])
-    assert torch.equal(care.quantizer.codebook, before) and care.usage() is None
+        counted(care, step, [torch.zeros(1, 16, dtype=torch.long)], [torch.randn(1, 16, 4)])
+    assert torch.equal(care.quantizer.codebook, before) and care.usage() == []
     care.before_step(2)
     assert not care.quantizer.continuous
 
@@ -109,7 +131,7 @@ def revive_as_one_of_two(rank: int):
     care, average = make_care(tokens=32, window=32, revive=True)
     latents = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(5))
     ids = torch.arange(32).view(2, 16) % torch.tensor([[3], [7]])
-    care.after_step(0, [ids[rank : rank + 1]], [latents[rank : rank + 1]])
+    counted(care, 0, [ids[rank : rank + 1]], [latents[rank : rank + 1]])
     return torch.cat([care.quantizer.codebook.detach(), average])
 
 
@@ -117,7 +139,7 @@ def test_two_processes_revive_as_one(tmp_path):
     care, average = make_care(tokens=32, window=32, revive=True)
     latents = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(5))
     ids = torch.arange(32).view(2, 16) % torch.tensor([[3], [7]])
-    care.after_step(0, [ids], [latents])
+    counted(care, 0, [ids], [latents])
     one = torch.cat([care.quantizer.codebook.detach(), average])
     for other in ranks.run(revive_as_one_of_two, tmp_path):
         assert torch.equal(other, one)

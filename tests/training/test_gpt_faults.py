@@ -14,7 +14,7 @@ from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.generator_run import GeneratorRun
-from vfmtok.training.train_generator import train_gpt
+from vfmtok.training.train_generator import train_generator
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 
@@ -38,10 +38,10 @@ def test_what_does_not_fit_is_refused(caches, sections, message, monkeypatch):
 
 
 def test_a_run_does_not_go_on_with_tokens_of_another_tokenizer(caches, tmp_path_factory):
-    train_gpt(small_recipe(caches), ALONE)
+    train_generator(small_recipe(caches), ALONE)
     other = tmp_path_factory.mktemp("other")
     write_cache(other / "train", made_by="cd" * 32)
-    with pytest.raises(DataError, match="trained on the tokens of another tokenizer"):
+    with pytest.raises(DataError, match="trained on the codes of another tokenizer"):
         GeneratorRun(small_recipe(caches, data={"code_path": str(other / "train")}), ALONE)
 
 
@@ -65,22 +65,22 @@ def test_a_damaged_training_cache_is_one_line(caches):
     """The counted rows leave out the last of 40 here: it is met on the way."""
     run = GeneratorRun(small_recipe(caches), ALONE)
     damage(caches / "train", "ids.npy", 32)
-    tokens = run.tokens()
+    tokens = run.codes()
     with pytest.raises(DataError, match="train is damaged: it holds the id 32"):
         for _ in range(5):
             next(tokens)
 
 
-def _refused(recipes: list[GeneratorRecipe], start_from: list[Path | None], rank: int) -> torch.Tensor:
+def _refused(recipes: list[GeneratorRecipe], rank: int) -> torch.Tensor:
     with pytest.raises(SharedError) as caught:
-        GeneratorRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")), start_from[rank])
+        GeneratorRun(recipes[rank], distributed.World(rank, 2, torch.device("cpu")))
     return torch.tensor(list(str(caught.value).encode()))
 
 
-def all_say(folder: Path, other: dict, start_from: tuple[Path | None, Path | None] = (None, None)) -> str:
+def all_say(folder: Path, other: dict, both: dict | None = None) -> str:
     """What two processes say, the second of which has ``other`` sections in its recipe."""
-    recipes = [small_recipe(folder), small_recipe(folder, **other)]
-    program = partial(_refused, recipes, list(start_from))
+    recipes = [small_recipe(folder, **(both or {})), small_recipe(folder, **other)]
+    program = partial(_refused, recipes)
     told = [bytes(text.tolist()).decode() for text in ranks.run(program, folder)]
     assert told[0] == told[1]
     return told[0]
@@ -94,7 +94,7 @@ def test_what_one_process_finds_wrong_all_say(caches):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_all_processes_begin_at_the_same_place(caches, parallel):
     """They do not where the run's folder is each machine's own."""
-    train_gpt(small_recipe(caches, optimizer={"steps": 4}), ALONE)
+    train_generator(small_recipe(caches, optimizer={"steps": 4}), ALONE)
     told = all_say(caches, {"run": {"results_dir": str(caches / "own")}, "parallel": parallel})
     assert told.startswith("process 0 would begin at step 4, 32 samples seen of a dataset of 40 ")
     assert ", process 1 at step 0, 0 samples seen" in told
@@ -108,9 +108,9 @@ def test_all_processes_have_the_same_data(caches):
 
 def test_a_checkpoint_that_one_process_lacks(caches):
     """It is told before the others spread theirs."""
-    train_gpt(small_recipe(caches, "first", optimizer={"steps": 4}), ALONE)
-    found = (caches / "first/checkpoints/step_0000004", caches / "first/checkpoints/step_0000005")
-    assert "step_0000005 is no checkpoint to continue from" in all_say(caches, {}, found)
+    train_generator(small_recipe(caches, "first", optimizer={"steps": 4}), ALONE)
+    first, second = ({"run": {"continue_from": str(caches / f"first/checkpoints/step_000000{n}")}} for n in (4, 5))
+    assert "step_0000005 is no checkpoint to continue from" in all_say(caches, second, first)
 
 
 def test_two_processes_tell_one_line(caches):

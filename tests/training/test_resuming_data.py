@@ -11,7 +11,7 @@ from vfmtok import distributed
 from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.data.records import write_records
 from vfmtok.errors import DataError
-from vfmtok.training.train_generator import train_gpt
+from vfmtok.training.train_generator import train_generator
 from vfmtok.weights import checkpoint
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -54,9 +54,9 @@ def test_a_checkpoint_that_does_not_say_its_data(images, tiny_recipe, train):
 
 
 def test_another_cache_under_the_same_path(caches):
-    train_gpt(small_recipe(caches, optimizer={"steps": 4}), ALONE)
+    train_generator(small_recipe(caches, optimizer={"steps": 4}), ALONE)
     shutil.rmtree(caches / "train")
     write_cache(caches / "train", seed=7)
     with pytest.raises(DataError, match="40 samples, fingerprint 7"):
-        train_gpt(small_recipe(caches), ALONE)
-    train_gpt(small_recipe(caches, run={"new_data": True}), ALONE)
+        train_generator(small_recipe(caches), ALONE)
+    train_generator(small_recipe(caches, run={"new_data": True}), ALONE)

@@ -33,7 +33,7 @@ from vfmtok.generators.drawing import draw_codes
 from vfmtok.training import sharding
 from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.run_log import RunLog
-from vfmtok.training.train_generator import train_gpt
+from vfmtok.training.train_generator import train_generator
 from vfmtok.weights.hashing import tokenizer_hash
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -81,23 +81,23 @@ def place(tmp_path_factory) -> Place:
 def run(place) -> Path:
     pictures = {"every": 3, "classes": 2, "per_class": 3}
     recipe = small_recipe(place.folder, gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": 3})
-    train_gpt(recipe, ALONE)
+    train_generator(recipe, ALONE)
     return place.folder / "run"
 
 
 def test_images_train_as_their_cache_does(place):
     """The same crops encoded at every step give the losses of the cache, and the same held-out loss."""
     settings = {"gpt": GPT, "optimizer": {"steps": 6}, "pictures": {"every": 0}}
-    train_gpt(small_recipe(place.folder, "cached", **settings), ALONE)
+    train_generator(small_recipe(place.folder, "cached", **settings), ALONE)
     images = {"code_path": None, "path": str(place.folder / "images"), "flip": False}
-    train_gpt(small_recipe(place.folder, "images_run", data=place.data(**images), **settings), ALONE)
+    train_generator(small_recipe(place.folder, "images_run", data=place.data(**images), **settings), ALONE)
     for name in ("loss/token", "validation/loss", "validation/accuracy"):
         found = logged(place.folder / "images_run", name)
         assert found == pytest.approx(logged(place.folder / "cached", name), abs=1e-5) and found
     both = place.data(val_path=str(place.folder / "images"))  # a cache to train on, images held out
     found = GeneratorRun(small_recipe(place.folder, "both", data=both, **settings), ALONE)
     cached = GeneratorRun(small_recipe(place.folder, "both", **settings), ALONE)
-    assert torch.equal(found.held_out.ids, cached.held_out.ids) and found.baselines == cached.baselines
+    assert torch.equal(found.held_out.code, cached.held_out.code) and found.baselines == cached.baselines
     assert torch.equal(found.held_out.labels, cached.held_out.labels)
 
 
@@ -113,7 +113,7 @@ def test_labels_beyond_the_classes_are_one_line(place, tmp_path):
     run = GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data(**images)), ALONE)
     run.data.records = RecordDataset(tmp_path / "val_lmdb")
     with pytest.raises(DataError, match="labels 0 to 6"):
-        next(run.tokens())
+        next(run.codes())
 
 
 def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
@@ -143,7 +143,7 @@ def test_a_stop_at_a_step_of_pictures_loses_none(place, run, monkeypatch):
         recipe = small_recipe(
             place.folder, "stopped", gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": steps}
         )
-        train_gpt(recipe, ALONE)
+        train_generator(recipe, ALONE)
         assert len(list((folder / "pictures").glob("*_0000003.png"))) == (0 if steps == 4 else 2)
     for name in ("samples", "ema_samples"):
         file = f"pictures/{name}_0000003.png"
@@ -153,7 +153,7 @@ def test_a_stop_at_a_step_of_pictures_loses_none(place, run, monkeypatch):
 def test_pictures_that_cannot_be_drawn_end_no_run(place, capsys):
     """At this temperature the logits overflow. The checkpoint is there before the pictures are tried."""
     pictures, folder = {"every": 2, "temperature": 1e-45}, place.folder / "cold"
-    train_gpt(
+    train_generator(
         small_recipe(place.folder, "cold", gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": 4}), ALONE
     )
     alarm = "no picture of samples: the model's logits are not finite"
@@ -270,9 +270,9 @@ def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):
     write_cache(tmp_path / "train", codes=64)
     with pytest.raises(DataError, match="made by another tokenizer"):
         GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data()), ALONE)
-    train_gpt(small_recipe(tmp_path, gpt=GPT, optimizer={"steps": 1}), ALONE)
+    train_generator(small_recipe(tmp_path, gpt=GPT, optimizer={"steps": 1}), ALONE)
     assert sample(place, tmp_path / "run", tmp_path / "a.png", "--classes", "1") == 2
-    assert "trained on the tokens of another tokenizer" in capsys.readouterr().err
+    assert "trained on the codes of another tokenizer" in capsys.readouterr().err
     assert tokenizer_hash(place.tokenizer) != "ab" * 32
 
 

@@ -19,14 +19,14 @@ from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
 from vfmtok.training.generator_run import GeneratorRun
-from vfmtok.training.train_generator import train_gpt
+from vfmtok.training.train_generator import train_generator
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 REGULARISED = {"dropout_p": 0.1, "token_dropout_p": 0.1, "label_dropout_p": 0.1, "drop_path_rate": 0.1}
 
 
 def trained(folder: Path, name: str = "run", **sections) -> Path:
-    train_gpt(small_recipe(folder, name, **sections), ALONE)
+    train_generator(small_recipe(folder, name, **sections), ALONE)
     return folder / name
 
 
@@ -155,11 +155,11 @@ def test_sharding_needs_processes(caches):
 def test_only_matrices_decay(caches):
     """Without a gradient, AdamW takes lr * decay of a matrix and nothing of a norm's weight."""
     run = GeneratorRun(small_recipe(caches, optimizer={"weight_decay": 0.5}), ALONE)
-    before = {name: tensor.detach().clone() for name, tensor in run.gpt.named_parameters()}
-    for parameter in run.gpt.parameters():
+    before = {name: tensor.detach().clone() for name, tensor in run.generator.named_parameters()}
+    for parameter in run.generator.parameters():
         parameter.grad = torch.zeros_like(parameter)
     run.state.steppers["model"].step(0.1)
-    for name, tensor in run.gpt.named_parameters():
+    for name, tensor in run.generator.named_parameters():
         factor = 0.95 if tensor.ndim >= 2 else 1.0
         assert torch.allclose(tensor, before[name] * factor, rtol=1e-6), name
     assert any(tensor.ndim < 2 for tensor in before.values())
@@ -185,8 +185,8 @@ def test_a_run_is_a_generator_under_both_names(caches, tmp_path):
     weights = pretrained.read_weights(save_run(folder, tmp_path / "model"), "generator")
     assert weights.classes == ["cat", "dog", "Ωmega"] and weights.tokenizer_hash == "ab" * 32
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in gpt.state_dict().items())
-    tuned = GeneratorRun(small_recipe(caches, "tuned"), ALONE, finetune_from=tmp_path / "released.pt")
-    assert torch.equal(tuned.gpt.output.weight, gpt.output.weight)
+    tuned = GeneratorRun(small_recipe(caches, "tuned", run={"start_from": str(tmp_path / "released.pt")}), ALONE)
+    assert torch.equal(tuned.generator.output.weight, gpt.output.weight)
     with pytest.raises(WeightsError, match="holds no tokenizer"):
         pretrained.load_tokenizer(folder)
 

@@ -7,6 +7,7 @@ import vfmtok
 from vfmtok import cli
 from vfmtok.errors import WeightsError
 from vfmtok.pretrained import loading as pretrained
+from vfmtok.training.recipe import begun_at
 from vfmtok.weights import checkpoint, reading
 from vfmtok.weights.name_maps import load_released
 
@@ -79,7 +80,7 @@ def test_finetuning_says_what_is_new(run, released, tiny_recipe, train, capsys, 
         cli.main(["export", str(run), str(source)])
     capsys.readouterr()
     recipe = tiny_recipe("optimizer.steps=1", "tokenizer.quantizer.codebook_size=32", name="tuned")
-    train(recipe, finetune_from=source)
+    train(begun_at(recipe, source, finetune=True))
     told = capsys.readouterr().out
     count = len(pretrained.read_weights(run).tensors)
     assert f"{count - 1} of {count} tensors loaded" in told
@@ -96,7 +97,7 @@ def test_continuing_another_runs_checkpoint(run, tiny_recipe, train, capsys, tmp
     settings = ("adversarial.discriminator=patchgan", "adversarial.start=1")
     train(tiny_recipe("optimizer.steps=6", *settings))  # the run itself goes on
     newer = tiny_recipe("optimizer.steps=6", *settings, name="other")
-    train(newer, start_from=tmp_path / "run/checkpoints/step_0000006")
+    train(begun_at(newer, tmp_path / "run/checkpoints/step_0000006", finetune=False))
     assert "step 6 of 6" in capsys.readouterr().out
 
 

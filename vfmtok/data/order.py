@@ -75,12 +75,18 @@ class SampleOrder:
         count = self.global_batch
         if not self.across_epochs:
             count = min(count, self.num_samples - samples_seen % self.num_samples)
-        first, last = (samples_seen + count * part // self.world_size for part in (self.rank, self.rank + 1))
-        epochs, places = np.divmod(np.arange(first, last), self.num_samples)
+        epochs, places = np.divmod(self.positions(samples_seen + count, count), self.num_samples)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             indices[epochs == epoch] = self.epoch_order(epoch)[places[epochs == epoch]]
         return OrderedBatch(epochs, indices, samples_seen + count)
+
+    def positions(self, end: int, count: int | None = None) -> np.ndarray:
+        """(b,) int64: where in the endless sequence this rank's samples lie, of the step that ends at ``end`` samples
+        seen and has ``count``, by default a whole global batch. No two samples of a run have the same position."""
+        count = self.global_batch if count is None else count
+        first, last = (end - count + count * part // self.world_size for part in (self.rank, self.rank + 1))
+        return np.arange(first, last)
 
     def batches(self, samples_seen: int = 0) -> Iterator[OrderedBatch]:
         """Every following step, without end."""

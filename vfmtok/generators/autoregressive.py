@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok.code import Ids
@@ -180,6 +181,14 @@ def computing_dtype(weight: Tensor) -> torch.dtype:
     """The dtype that projections by ``weight`` will have: autocast's where it is on."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def score_logits(logits: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """logits (B,K,V), the ids they predict (B,K) -> what ``Generator.held_out`` gives, (B,) float64 each: "loss", the
+    mean of -log p in nats per token, and "accuracy", the share of tokens that have the largest logit."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")  # (B*K,)
+    hits = logits.argmax(-1) == ids  # (B,K)
+    return {"loss": losses.view_as(ids).double().mean(1), "accuracy": hits.double().mean(1)}
 
 
 def _eager_step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:

@@ -50,6 +50,20 @@ class Generator(Protocol):
         reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         fields_of_released: where that is so, fields of the configuration that published tensors tell.
         sampling: the class of its settings of ``sample`` (``SamplingSettings``).
+
+    Optional: what a family offers of these is used where it matters, and nothing is missed without it.
+
+    Attributes:
+        held_out: a method (code, labels) -> {"loss": (B,) float64, ...}, what validation averages over samples, in eval
+            mode; for ids in nats per token, to compare with frequencies. Without it: ``loss`` in eval mode.
+        decayed: a method that names the parameters with weight decay. Without it: those with two axes or more.
+        layers: an iterable of submodules, sharded (FSDP) one at a time. Without it: the model as one.
+        sharded_methods: names of methods besides ``forward`` that compute with the weights outside of ``forward``;
+            "loss" too, unless it calls the model itself, and so "sample".
+        checkpoint_activations: settable: recompute activations in the backward pass.
+        step: settable: the number of the training step, from 0, where ``loss`` depends on it.
+        fastest_attention: a method (device, dtype, batch) -> the name of an attention kernel, which ``use_attention``
+            takes.
     """
 
     config: Any
@@ -67,7 +81,10 @@ class Generator(Protocol):
     def null_class(self) -> int: ...
 
     def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Named float32 scalars, to be summed. ``draws`` gives all chance but the dropout masks inside layers."""
+        """Named float32 scalars, means over the batch, to be summed.
+
+        ``draws`` gives all chance but the dropout masks inside layers, so that a sample trains alike in any batch.
+        """
 
     def sample(
         self,

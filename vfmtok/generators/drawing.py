@@ -3,6 +3,8 @@
 Shapes: N images, B batch, S image side.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.errors import ConfigError
 from vfmtok.generators.contract import Generator
 from vfmtok.layers.precision import autocast
+
+# Values that change nothing: a command may give them to a family that has no such setting.
+NEUTRAL = {
+    "cfg_interval": -1, "cfg_schedule": "constant", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False,
+}  # fmt: skip
 
 
 def generate(
@@ -27,14 +35,31 @@ def generate(
             ``vfmtok.generators.autoregressive.generate``.
 
     Raises:
-        ConfigError: a label, seed or setting is out of its range.
+        ConfigError: a label, seed or setting is out of its range, or a setting is none of the family's.
         VFMTokError: the model's numbers are not finite.
     """
+    parameters = inspect.signature(generator.sample).parameters
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        neutral = {name for name in sampling.keys() & NEUTRAL if sampling[name] == NEUTRAL[name]}
+        sampling = {name: sampling[name] for name in sampling if name in parameters or name not in neutral}
+        if unknown := sampling.keys() - parameters.keys():
+            raise ConfigError(f"sampling from a {type(generator).__name__} has no setting {min(unknown)}")
     return generator.sample(labels, seed=seed, sample_indices=sample_indices, **sampling)
 
 
-def draw_codes(generator: Generator, labels: Tensor, batch: int, world: distributed.World, **settings) -> Tensor:
+def draw_codes(
+    generator: Generator,
+    labels: Tensor,
+    batch: int,
+    world: distributed.World,
+    between: Callable[[], None] = lambda: None,
+    **settings,
+) -> Tensor:
     """Codes (N,...) on the CPU in every process: sample i of the seed has label i, whoever draws it.
+
+    Args:
+        batch: samples of one pass of one process.
+        between: called before every pass; what it raises, in all processes or in none, ends the drawing.
 
     All processes make equally many passes of equally many rows (the last are dropped): sharded weights are gathered in
     every pass, and products of another number of rows round differently.
@@ -47,6 +72,7 @@ def draw_codes(generator: Generator, labels: Tensor, batch: int, world: distribu
     share = rows.view(passes_each, world.size, batch)[:, world.rank]  # (passes,B)
     found = []
     for part in share:
+        between()
         with distributed.together():
             found.append(generate(generator, labels[part], sample_indices=part, **settings).to(world.device))
     everyone = distributed.gather_rows(torch.stack(found)[None])  # (world,passes,B,...)
@@ -60,10 +86,13 @@ def draw_images(
     size: int,
     batch: int,
     world: distributed.World,
+    between: Callable[[], None] = lambda: None,
     **settings,
 ) -> np.ndarray:
-    """(N,S,S,3) uint8 of ``draw_codes``, decoded in float32 by every process."""
-    codes = draw_codes(generator, labels, min(batch, len(labels)), world, **settings)
+    """(N,S,S,3) uint8 of ``draw_codes``, decoded in float32 by every process, likewise with ``between``."""
+    codes, decoded = draw_codes(generator, labels, min(batch, len(labels)), world, between, **settings), []
     with autocast("none", world.device):
-        decoded = [tokenizer.decode_to_uint8(part.to(world.device), size).cpu() for part in codes.split(batch)]
+        for part in codes.split(batch):
+            between()
+            decoded.append(tokenizer.decode_to_uint8(part.to(world.device), size).cpu())
     return torch.cat(decoded).numpy()

@@ -22,11 +22,23 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x.to(weight.dtype), weight, layer.bias.to(weight.dtype))
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products and convolutions on GPUs round their inputs to TF32's 10 bits, or not.
+
+    The only place that sets this for good. By PyTorch's older switches: torch.compile reads those, and they raise once
+    TF32 was allowed by the newer ones (torch 2.14).
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 @contextlib.contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
-    """Float32 products in float32: neither TF32 nor autocast, both as they were afterwards."""
+    """Float32 products in float32: neither TF32 nor autocast, both as they were afterwards.
+
+    By the newer switches where they are: those can be read, and so restored, whichever kind was set before.
+    """
     backends = torch.backends
-    if hasattr(backends.cuda.matmul, "fp32_precision"):  # the newer switches; mixing both kinds raises
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
         switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
         name, exact = "fp32_precision", "ieee"
     else:

@@ -106,20 +106,23 @@ class LeCam(nn.Module):
         self.noted.zero_()
 
 
-def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor, loss_scale: float = 1.0
+) -> Tensor:
     """VQGAN's weight of the generator loss (Esser et al., 2021): |d reconstruction| / (|d generator| + 1e-4).
 
     Both gradients are those of the decoder's last weight, averaged over ranks; all ranks must call it
     together. Under gradient accumulation the ratio is that of a micro-batch, not of the global batch.
     Returns a scalar in [0,1e4], detached;
-    the graph of both losses stays. Under a gradient scaler pass the unscaled losses.
+    the graph of both losses stays. Give unscaled losses; under fp16 with a ``loss_scale`` that keeps their small
+    gradients from vanishing on the way, which they are divided by again.
     """
     gradients = torch.stack(
         [
-            at_least_float32(torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0]).flatten()
+            at_least_float32(torch.autograd.grad(loss * loss_scale, last_layer_weight, retain_graph=True)[0]).flatten()
             for loss in (reconstruction_loss, generator_loss)
         ]
-    )  # (2,P)
+    ).div(loss_scale)  # (2,P)
     total = sum_over_ranks(torch.cat([gradients.flatten(), gradients.new_ones(1)]))  # the last counts the ranks
     reconstruction, generator = (total[:-1] / total[-1]).view(2, -1).norm(dim=1)
     return (reconstruction / (generator + 1e-4)).clamp(0, 1e4).detach()

@@ -1,20 +1,21 @@
-"""Where a generator's training tokens come from: a cache, or images that the frozen tokenizer encodes on the way.
+"""Where the codes that a generator trains on come from: a cache, or images that the frozen tokenizer encodes.
 
 Both give the same kind of batch, in an order that is a function of (seed, samples seen) alone.
 
-Shapes: B this process's batch, K tokens, N samples.
+Shapes: B this process's batch, N samples; a code is ids (B,K) int64 or latents (B,C,h,w).
 """
 
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.code import check_fits
+from vfmtok.code import Ids, check_fits
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_for_training, open_split
 from vfmtok.data.loader import ImageLoader
@@ -22,9 +23,9 @@ from vfmtok.data.order import SampleOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.layers.precision import autocast
 from vfmtok.pretrained.loading import load_tokenizer
+from vfmtok.tokenizers.contract import Tokenizer, code_of
 from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
 from vfmtok.training.validation import read_samples
 from vfmtok.weights.hashing import tokenizer_hash
@@ -33,21 +34,22 @@ UNIGRAM_RECORDS = 20_000  # of the training cache, whose ids are counted for the
 
 
 @dataclass
-class TokenBatch:
+class CodeBatch:
     """One step's samples of one process."""
 
-    ids: Tensor  # (B,K) int64
+    code: Tensor  # (B,...)
     labels: Tensor  # (B,) int64
+    positions: Tensor  # (B,) int64: of the samples in the run's endless sequence, by which they draw random numbers
     samples_seen: int  # by all processes, once this step is done
 
 
 @dataclass
-class TokenData:
+class CodeData:
     """What a run reads. Exactly one of ``cache`` and ``records`` is there; so it is with the held-out two, or neither.
 
     Attributes:
         classes: names by label, or None where the data do not say.
-        tokenizer_hash: of the tokenizer that made, or makes, the ids.
+        tokenizer_hash: of the tokenizer that made, or makes, the codes.
         tokenizer: in eval mode on the device, if the recipe names one.
     """
 
@@ -55,7 +57,7 @@ class TokenData:
     records: RecordDataset | None
     held_out_cache: CodeCache | None
     held_out_records: RecordDataset | None
-    tokenizer: nn.Module | None
+    tokenizer: Tokenizer | None
     tokenizer_hash: str
     classes: list[str] | None
 
@@ -68,12 +70,12 @@ class TokenData:
         return self.cache.metadata["dataset_fingerprint"] if self.cache is not None else self.records.fingerprint
 
 
-def open_tokens(recipe: GeneratorRecipe, world: distributed.World) -> TokenData:
+def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
     """Open what the recipe names.
 
     Raises:
         DataError: it is not there, or was made by another tokenizer.
-        ConfigError: the GPT is of another size.
+        ConfigError: the generator learns other codes or classes.
     """
     data = recipe.data
     tokenizer, cache, records, held_records = None, None, None, None
@@ -99,7 +101,7 @@ def open_tokens(recipe: GeneratorRecipe, world: distributed.World) -> TokenData:
         held_records = open_split(val_path, "val")
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
-    found = TokenData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
+    found = CodeData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
     _check_sizes(recipe.generator, found)
     return found
 
@@ -119,7 +121,7 @@ def _check_classes(held_out: list[str] | None, train: list[str] | None, path: Pa
         raise DataError(f"the held-out data {path} have other classes than the training data")
 
 
-def _check_sizes(config: GPTConfig, data: TokenData) -> None:
+def _check_sizes(config: Any, data: CodeData) -> None:
     """The generator fits the codes and labels, or ConfigError with one line."""
     if data.cache is not None:
         check_fits(config.code, data.cache.code, f"the token cache {data.cache.path}")
@@ -138,16 +140,20 @@ def _check_sizes(config: GPTConfig, data: TokenData) -> None:
         )
 
 
-def check_rows(ids: Tensor | None, labels: Tensor, config: GPTConfig, path: Path) -> None:
-    """ids (N,K) and labels (N,), on the CPU, are ones that the GPT has; raises DataError.
+def check_rows(code: Tensor | None, labels: Tensor, config: Any, path: Path) -> None:
+    """The code (N,...) and labels (N,), on the CPU, are ones that the generator has; raises DataError.
 
     Looked at before they are used: on a GPU an index out of range ends the process without a word about the data.
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < config.num_classes:
         found = f"labels {labels.min()} to {labels.max()}"
         raise DataError(f"{path} has {found}, the generator {config.num_classes} classes (--num-classes)")
-    if ids is not None and ids.numel() and ids.max() >= config.vocab_size:
-        raise DataError(f"{path} is damaged: it holds the id {ids.max()}, and there are {config.vocab_size} codes")
+    if code is None or not code.numel() or not isinstance(config.code, Ids):
+        return
+    for segment, part in zip(config.code.segments, config.code.slices(), strict=True):
+        largest = code[:, part].max()
+        if largest >= segment.size:
+            raise DataError(f"{path} is damaged: it holds the id {largest}, and there are {segment.size} codes")
 
 
 # --------------------------------------------------------------------------------------
@@ -155,23 +161,23 @@ def check_rows(ids: Tensor | None, labels: Tensor, config: GPTConfig, path: Path
 # --------------------------------------------------------------------------------------
 
 
-class CachedTokens:
-    """Endless batches from a cache. Like ``EncodedTokens`` it tells how long the training waited for it."""
+class CachedCodes:
+    """Endless batches from a cache. Like ``EncodedCodes`` it knows how long the training waited for it."""
 
     bad_records: tuple = ()  # `vfmtok codes` has dealt with them
 
-    def __init__(self, cache: CodeCache, order: SampleOrder, samples_seen: int, config: GPTConfig):
-        self.cache, self.seed, self.config = cache, order.seed, config
+    def __init__(self, cache: CodeCache, order: SampleOrder, samples_seen: int, config: Any):
+        self.cache, self.order, self.config = cache, order, config
         self._steps = order.batches(samples_seen)
         self.reset_timing()
 
-    def __next__(self) -> TokenBatch:
+    def __next__(self) -> CodeBatch:
         start = time.perf_counter()
         step = next(self._steps)
-        ids, labels = self.cache.batch(step.indices, self.seed, step.epochs)
-        check_rows(ids, labels, self.config, self.cache.path)
+        code, labels = self.cache.batch(step.indices, self.order.seed, step.epochs)
+        check_rows(code, labels, self.config, self.cache.path)
         self._waited += time.perf_counter() - start
-        return TokenBatch(ids, labels, step.samples_seen)
+        return CodeBatch(code, labels, _positions(self.order, step.samples_seen), step.samples_seen)
 
     def reset_timing(self) -> None:
         self._waited, self._since = 0.0, time.perf_counter()
@@ -184,21 +190,22 @@ class CachedTokens:
         """Nothing is to be closed."""
 
 
-class EncodedTokens:
+class EncodedCodes:
     """Endless batches of images, encoded on the device."""
 
     def __init__(
-        self, loader: ImageLoader, path: Path, tokenizer: nn.Module, micro_batch: int, precision: str, config: GPTConfig
+        self, loader: ImageLoader, path: Path, tokenizer: Tokenizer, micro_batch: int, precision: str, config: Any
     ):
         self.loader, self.path, self.tokenizer, self.config = loader, path, tokenizer, config
         self.micro_batch, self.precision = micro_batch, precision
         self.reset_timing, self.close = loader.reset_timing, loader.close
 
-    def __next__(self) -> TokenBatch:
+    def __next__(self) -> CodeBatch:
         batch = next(self.loader)
         check_rows(None, batch.labels, self.config, self.path)
-        ids = encode(self.tokenizer, batch.images, self.micro_batch, self.precision)
-        return TokenBatch(ids, batch.labels, batch.samples_seen)
+        code = encode(self.tokenizer, batch.images, self.micro_batch, self.precision)
+        positions = _positions(self.loader.order, batch.samples_seen)
+        return CodeBatch(code, batch.labels, positions, batch.samples_seen)
 
     @property
     def wait_share(self) -> float:
@@ -209,31 +216,36 @@ class EncodedTokens:
         return self.loader.bad_records
 
 
-def training_tokens(
-    data: TokenData, recipe: GeneratorRecipe, world: distributed.World, samples_seen: int, micro_batch: int
-) -> CachedTokens | EncodedTokens:
+def _positions(order: SampleOrder, samples_seen: int) -> Tensor:
+    return torch.from_numpy(order.positions(samples_seen))
+
+
+def training_codes(
+    data: CodeData, recipe: GeneratorRecipe, world: distributed.World, samples_seen: int, micro_batch: int
+) -> CachedCodes | EncodedCodes:
     """The batches of this process from ``samples_seen`` on."""
     run = recipe.run
     order = SampleOrder(len(data), run.global_batch, run.seed, world_size=world.size, rank=world.rank)
     if data.cache is not None:
-        return CachedTokens(data.cache, order, samples_seen, recipe.generator)
+        return CachedCodes(data.cache, order, samples_seen, recipe.generator)
     crop = RandomCrop(
         data.tokenizer.config.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center"
     )
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
-    return EncodedTokens(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator)
+    return EncodedCodes(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator)
 
 
 @torch.no_grad()
-def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: str) -> Tensor:
-    """uint8 (B,3,S,S) -> ids (B,K) int64 on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
-    device = tokenizer.device
+def encode(tokenizer: Tokenizer, images: Tensor, micro_batch: int, precision: str) -> Tensor:
+    """uint8 (B,3,S,S) -> their code on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
+    device, code = tokenizer.device, tokenizer.code
     precision = "none" if device.type == "cpu" else precision
-    ids = [torch.empty(0, tokenizer.code.num_tokens, dtype=torch.int64, device=device)]
-    for part in images.split(micro_batch):
+    parts = []
+    for part in images.split(micro_batch) if len(images) else ():
         with autocast(precision, device):
-            ids.append(tokenizer.encode(to_unit_range(part.to(device, non_blocking=True))).ids)
-    return torch.cat(ids)
+            parts.append(code_of(tokenizer.encode(to_unit_range(part.to(device, non_blocking=True))), code))
+    kind = torch.int64 if isinstance(code, Ids) else torch.float32
+    return torch.cat(parts) if parts else torch.empty(0, *code.shape, dtype=kind, device=device)
 
 
 # --------------------------------------------------------------------------------------
@@ -241,35 +253,35 @@ def encode(tokenizer: nn.Module, images: Tensor, micro_batch: int, precision: st
 # --------------------------------------------------------------------------------------
 
 
-def chosen_tokens(
-    source: CodeCache | RecordDataset, data: TokenData, count: int, world: distributed.World, recipe: GeneratorRecipe
+def chosen_codes(
+    source: CodeCache | RecordDataset, data: CodeData, count: int, world: distributed.World, recipe: GeneratorRecipe
 ) -> tuple[Tensor, Tensor]:
     """Up to ``count`` evenly spaced samples of a cache (first view) or of images (evaluation crop).
 
     Every process gets all of them, and must ask; images are encoded by all together.
 
     Returns:
-        ids (N,K), labels (N,), int64 on the CPU.
+        code (N,...), labels (N,) int64, on the CPU.
 
     Raises:
-        DataError: there are none, too many are bad, or they are none that the GPT has.
+        DataError: there are none, too many are bad, or they are none that the generator has.
     """
     chosen = evenly_spaced(count, len(source))
     with distributed.together():
         if not len(source):
             raise DataError(f"{source.path} holds no samples")
         if isinstance(source, CodeCache):
-            ids = torch.stack([source[index, 0][0] for index in chosen.tolist()])
+            code = torch.stack([source[index, 0][0] for index in chosen.tolist()])
             labels = source.labels[torch.from_numpy(chosen)]
-            check_rows(ids, labels, recipe.generator, source.path)
-            return ids, labels
+            check_rows(code, labels, recipe.generator, source.path)
+            return code, labels
         share = chosen[world.rank :: world.size]
         crop = EvaluationCrop(data.tokenizer.config.image_size)
         images, labels = read_samples(source, crop, share, recipe.data.num_workers)
         check_rows(None, labels, recipe.generator, source.path)
-    ids = encode(data.tokenizer, images, 32, recipe.run.precision).cpu()
-    all_ids = torch.empty(len(chosen), ids.shape[1], dtype=torch.int64)
+    code = encode(data.tokenizer, images, 32, recipe.run.precision).cpu()
+    all_code = torch.empty(len(chosen), *code.shape[1:], dtype=code.dtype)
     all_labels = torch.empty(len(chosen), dtype=torch.int64)
-    for rank, (part, part_labels) in enumerate(distributed.gather((ids, labels))):
-        all_ids[rank :: world.size], all_labels[rank :: world.size] = part, part_labels
-    return all_ids, all_labels
+    for rank, (part, part_labels) in enumerate(distributed.gather((code, labels))):
+        all_code[rank :: world.size], all_labels[rank :: world.size] = part, part_labels
+    return all_code, all_labels

@@ -1,71 +1,94 @@
-"""How well a generator predicts held-out ids, beside what knows nothing or only frequencies; and its pictures.
+"""How well a generator predicts held-out codes, beside what knows nothing or only frequencies.
 
-Shapes: B batch, K tokens, V vocabulary, N samples.
+Shapes: B batch, N samples, K tokens; a code is ids (N,K) or latents (N,C,h,w).
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.generators.gpt.model import GPT
+from vfmtok.code import Ids
+from vfmtok.generators.contract import Generator
+from vfmtok.generators.counter_random import Draws
 
 OVERFIT_BY = 0.05  # nats per token above the best validation: an alarm
+SEED = 0  # of the random numbers that a held-out loss draws: the same at every validation, of every run
 
 
-def unigram_cross_entropy(train_ids: Tensor, held_out_ids: Tensor, vocab_size: int) -> float:
+class HeldOutCodes:
+    """A code (N,...) and labels (N,), the same in every process, measured in ``batch`` rows per process and pass."""
+
+    def __init__(self, code: Tensor, labels: Tensor, batch: int, world: distributed.World):
+        self.code, self.labels, self.batch, self.world = code, labels, batch, world
+
+    @torch.no_grad()
+    def measure(
+        self,
+        generator: Generator,
+        autocast: Callable[[], contextlib.AbstractContextManager],
+        between: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """Means over the samples: "loss" and what else the generator says of held-out codes.
+
+        The generator is in eval mode. Every process must call it, and makes as many passes as the others: sharded
+        weights are gathered in each. ``between`` is called before each; what it raises, in all or none, ends it.
+        """
+        count, device = len(self.code), self.world.device
+        sums: dict[str, Tensor] = {}
+        for start in range(0, count, self.batch * self.world.size):
+            between()
+            rows = start + self.world.rank * self.batch + torch.arange(self.batch)  # (B,)
+            valid = rows < count  # beyond the end the last one comes again, uncounted
+            rows = rows.clamp(max=count - 1)
+            with autocast():
+                values = self._values(generator, rows, valid)
+            weights = valid.to(device).double()  # (B,)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + (value.double() * weights).sum()
+        total = distributed.sum_over_ranks(torch.stack(list(sums.values()))) / count
+        return dict(zip(sums, total.tolist(), strict=True))
+
+    def _values(self, generator: Generator, rows: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Of samples ``rows`` (B,), those ``valid`` (B,): (B,) each."""
+        device = self.world.device
+        code, labels = self.code[rows].to(device), self.labels[rows].to(device)
+        if hasattr(generator, "held_out"):  # all passes of as many rows: a compiled model is compiled for every number
+            return generator.held_out(code, labels)
+        kept = max(1, int(valid.sum()))  # the loss is a mean: of the rows that count
+        draws = Draws(SEED, rows[:kept].to(device))
+        terms = generator.loss(code[:kept], labels[:kept], draws)
+        values = {"loss": sum(terms.values()), **(terms if len(terms) > 1 else {})}
+        return {name: value.double().expand(len(rows)) for name, value in values.items()}
+
+
+def unigram_cross_entropy(train_ids: Tensor, held_out_ids: Tensor, size: int) -> float:
     """Nats per token of held-out ids under the frequencies of the training ids, one added to every count."""
-    counts = torch.bincount(train_ids.flatten(), minlength=vocab_size).double() + 1  # (V,)
+    counts = torch.bincount(train_ids.flatten(), minlength=size).double() + 1  # (V,)
     return float(-(counts / counts.sum()).log()[held_out_ids.flatten()].mean())
 
 
-class HeldOutTokens:
-    """ids (N,K) and labels (N,), the same in every process, measured in ``batch`` rows per process and pass."""
-
-    def __init__(self, ids: Tensor, labels: Tensor, batch: int, world: distributed.World):
-        self.ids, self.labels, self.batch, self.world = ids, labels, batch, world
-
-    @torch.no_grad()
-    def measure(self, gpt: GPT, autocast) -> dict[str, float]:
-        """The mean "loss" -log p(token), in nats, and "accuracy", the share of tokens that the model holds likeliest.
-
-        The GPT is in eval mode. Every process must call it, and makes as many passes as the others, all of ``batch``
-        rows: sharded weights are gathered in each, and a compiled GPT is compiled for every number of rows.
-        """
-        count, device = len(self.ids), self.world.device
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
-        for start in range(0, count, self.batch * self.world.size):
-            rows = start + self.world.rank * self.batch + torch.arange(self.batch)  # (B,)
-            counts = (rows < count).to(device)[:, None]  # (B,1): beyond the end the last one comes again, uncounted
-            rows = rows.clamp(max=count - 1)
-            ids, labels = self.ids[rows].to(device), self.labels[rows].to(device)  # (B,K), (B,)
-            with autocast():
-                logits = gpt(labels, ids[:, :-1]).logits  # (B,K,V)
-            losses = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")  # (B*K,)
-            losses, hits = losses.view_as(ids), logits.argmax(-1) == ids  # 2 x (B,K)
-            sums += torch.stack([(losses.double() * counts).sum(), (hits * counts).sum().double()])
-        loss, accuracy = (distributed.sum_over_ranks(sums) / self.ids.numel()).tolist()
-        return {"loss": loss, "accuracy": accuracy}
+def baselines(train_ids: Tensor, held_out_ids: Tensor, code: Ids) -> dict[str, float]:
+    """Nats per token (N,K) of knowing nothing, and of knowing how frequent each id of a segment is."""
+    found = {"uniform": 0.0, "unigram": 0.0}
+    for segment, part in zip(code.segments, code.slices(), strict=True):
+        share = segment.count / code.num_tokens
+        found["uniform"] += share * math.log(segment.size)
+        found["unigram"] += share * unigram_cross_entropy(train_ids[:, part], held_out_ids[:, part], segment.size)
+    return found
 
 
-def baselines(train_ids: Tensor, held_out_ids: Tensor, vocab_size: int) -> dict[str, float]:
-    """Nats per token of knowing nothing, and of knowing how frequent each id is."""
-    return {
-        "uniform": math.log(vocab_size),
-        "unigram": unigram_cross_entropy(train_ids, held_out_ids, vocab_size),
-    }
-
-
-class TokenAlarms:
-    """Lines about trouble that only validation shows, each told when it begins. A run that goes on knows its best."""
+class CodeAlarms:
+    """Lines about trouble that only validation shows, each reported when it begins. A resumed run knows its best."""
 
     def __init__(self):
         self._best, self._active = math.inf, set()
 
     def check(self, loss: float, unigram: float, warmed_up: bool) -> list[str]:
-        """``loss``: of the better of the weights and their average."""
+        """``loss``: of the better of the weights and their average; ``unigram``: infinite where it means nothing."""
         found = {}
         if loss > self._best + OVERFIT_BY:
             found["overfit"] = (

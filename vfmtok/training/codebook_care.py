@@ -8,16 +8,27 @@ latents, in the order of the global batch, so their codebooks stay equal and do 
 Shapes: B batch, K tokens, V codebook size, E code dimensions, N latents.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.code import Ids
+from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.metrics.usage import usage_of_counts
+from vfmtok.tokenizers.contract import TokenizerOutput
 from vfmtok.training.recipe import CodebookConfig
+from vfmtok.training.trained_parts import evaluating
+from vfmtok.training.validation import read_images
+
+if TYPE_CHECKING:
+    from vfmtok.training.tokenizer_run import TokenizerRun
 
 LATENTS_PER_CODE = 32  # that k-means sees
 KMEANS_ITERATIONS = 20
@@ -37,38 +48,58 @@ class CodebookCare:
         averages: other copies of the codebook that revived rows are written to as well (the EMA's).
         optimizer: whose moments of revived rows are cleared.
         tokens_per_step: over all processes; a window is whole steps.
+        code: of the tokenizer: its segments are counted apart. None: one segment of the quantizer's codebook.
     """
 
     def __init__(
         self,
-        quantizer: nn.Module,
+        quantizer: nn.Module | None,
         averages: list[Tensor],
         optimizer: torch.optim.Optimizer,
         config: CodebookConfig,
         tokens_per_step: int,
         seed: int,
         device: torch.device,
+        code: Ids | None = None,
     ):
         self.quantizer, self.averages, self.optimizer = quantizer, averages, optimizer
         self.config, self.seed = config, seed
         self.window_steps = math.ceil(config.window / tokens_per_step)
-        self._counts = torch.zeros(quantizer.config.codebook_size, dtype=torch.int64, device=device)  # of this process
+        segments = [(slice(None), quantizer.config.codebook_size)] if code is None else _columns(code)
+        self.segments: list[tuple[slice, int]] = segments  # columns of the ids, rows of their codebook
+        self._ids: list[Tensor] = []  # of the step's micro-batches, (b,K), and latents (b,K,E)
+        self._latents: list[Tensor] = []
+        self._counts = torch.zeros(
+            sum(size for _, size in segments), dtype=torch.int64, device=device
+        )  # of this process
         self._last = torch.zeros_like(self._counts)  # the last whole window
         self._last_is_global = True
 
     def before_step(self, step: int) -> None:
-        self.quantizer.continuous = step < self.config.continuous_steps
+        if hasattr(self.quantizer, "continuous"):
+            self.quantizer.continuous = step < self.config.continuous_steps
 
     def ends_window(self, step: int) -> bool:
         """Whether step 0, 1, ... is the last of a window. Counting begins when quantization does."""
         return (step + 1 - self.config.continuous_steps) % self.window_steps == 0
 
+    def note(self, out: TokenizerOutput) -> None:
+        """Keep the ids of a pass, and for revival its latents, until the step is done."""
+        self._ids.append(out.ids)
+        if self.config.revive:
+            self._latents.append(out.latents.detach())
+
     @torch.no_grad()
-    def after_step(self, step: int, ids: list[Tensor], latents: list[Tensor]) -> None:
-        """Count this process's ids (B,K) and latents (B,K,E) of the step's micro-batches."""
+    def after_step(self, step: int) -> None:
+        """Count this process's ids of the step's passes."""
+        (ids, latents), self._ids, self._latents = (self._ids, self._latents), [], []
         if step < self.config.continuous_steps:
             return
-        flat = torch.cat([part.flatten() for part in ids])
+        starts = itertools.accumulate((size for _, size in self.segments), initial=0)
+        rows = torch.cat(ids)  # (B,K)
+        flat = torch.cat(
+            [(rows[:, part] + start).flatten() for (part, _), start in zip(self.segments, starts, strict=False)]
+        )
         self._counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
         if not self.ends_window(step):
             return
@@ -77,10 +108,23 @@ class CodebookCare:
         if self.config.revive:
             self._revive(step, torch.cat([part.flatten(0, 1) for part in latents]))
 
-    def usage(self) -> Usage | None:
-        """Of the last whole window, over all processes (each must ask); None before there is one."""
+    def usage(self) -> list[Usage]:
+        """Of each segment in the last whole window, over all processes (each must ask); none before there is one."""
         counts = self._global_last()
-        return Usage(*usage_of_counts(counts)) if counts.any() else None
+        if not counts.any():
+            return []
+        return [Usage(*usage_of_counts(part)) for part in counts.split([size for _, size in self.segments])]
+
+    def numbers(self) -> dict[str, float]:
+        """For the log: of the segment that uses its codebook least, and of each where there are several."""
+        found = self.usage()
+        if not found:
+            return {}
+        least = min(found, key=lambda usage: usage.used)
+        values = {"codebook/usage": least.used, "codebook/perplexity": least.perplexity}
+        for index, usage in enumerate(found if len(found) > 1 else ()):
+            values |= {f"codebook/usage_{index}": usage.used, f"codebook/perplexity_{index}": usage.perplexity}
+        return values
 
     def _global_last(self) -> Tensor:
         if not self._last_is_global:
@@ -119,6 +163,27 @@ class CodebookCare:
         self._last_is_global = True
         if is_main:  # the sum over processes must be the saved one
             self._counts.copy_(state["counts"])
+
+
+def start_codebook(run: "TokenizerRun") -> None:
+    """The codebook becomes the k-means centres of latents of training images, the same set for any world."""
+    config, world, tokenizer = run.tokenizer.config, run.world, run.tokenizer
+    wanted = LATENTS_PER_CODE * config.code.largest_codebook // config.code.num_tokens + 1
+    count = min(wanted, len(run.records))
+    per_process = -(-count // world.size)  # equal shares: the last ones begin again at the first image
+    chosen = np.arange(per_process * world.size) % count * len(run.records) // count
+    share = chosen[world.rank * per_process :][:per_process]
+    images = read_images(run.records, EvaluationCrop(config.image_size), share, run.recipe.data.num_workers)
+    latents = []
+    with torch.no_grad(), run.autocast(), evaluating(tokenizer, run.recipe.train):
+        for part in images.split(run.plan.micro_batch):
+            latents.append(tokenizer.encode(to_unit_range(part.to(world.device))).latents.flatten(0, 1))
+    all_latents = distributed.gather_rows(torch.cat(latents))  # (images * K,E)
+    run.care.start_codebook(all_latents[: count * config.code.num_tokens])
+
+
+def _columns(code: Ids) -> list[tuple[slice, int]]:
+    return [(part, segment.size) for part, segment in zip(code.slices(), code.segments, strict=True)]
 
 
 def spherical_kmeans(latents: Tensor, count: int, seed: int) -> Tensor:

@@ -88,6 +88,7 @@ class GeneratorRecipe:
     ema: EMAConfig = field(default_factory=EMAConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    train: tuple[str, ...] = ()  # parts of the generator that learn, such as [output]; without any all do
     parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer spread over the processes (2B, 3B, 7B)
 
     @classmethod

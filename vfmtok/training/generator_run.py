@@ -1,4 +1,4 @@
-"""What the training of a generator works with, built from its recipe. The loop is in ``train_gpt.py``."""
+"""What the training of a generator works with, built from its recipe. The loop is in ``train_generator.py``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,123 +6,128 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.code import Ids
 from vfmtok.errors import DataError, VFMTokError
-from vfmtok.generators.causal_attention import attention_path
+from vfmtok.generators import build_generator
+from vfmtok.generators.contract import Generator
+from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.drawing import draw_images
-from vfmtok.generators.gpt.model import GPT
 from vfmtok.layers.precision import DTYPES, autocast
 from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
-from vfmtok.training import passes, run_folder, sharding
+from vfmtok.training import construction, passes, run_folder, sharding
 from vfmtok.training.code_source import (
     UNIGRAM_RECORDS,
-    CachedTokens,
-    EncodedTokens,
-    TokenData,
-    chosen_tokens,
+    CachedCodes,
+    CodeData,
+    EncodedCodes,
+    chosen_codes,
     evenly_spaced,
-    open_tokens,
-    training_tokens,
+    open_codes,
+    training_codes,
 )
-from vfmtok.training.code_validation import HeldOutTokens, TokenAlarms, baselines
-from vfmtok.training.ema import EMA
+from vfmtok.training.code_validation import CodeAlarms, HeldOutCodes, baselines
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.health import SkippedSteps
-from vfmtok.training.optimizer import Stepper, build_optimizer
+from vfmtok.training.progress import Between
 from vfmtok.training.recipe import Plan
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
-from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
-from vfmtok.weights.name_maps import own_tensors
+from vfmtok.training.trained_parts import choose_trained, evaluating, train_mode
+from vfmtok.weights.checkpoint import CheckpointFolder
 
 
 class GeneratorRun:
     """Everything the loop works with, built from the recipe.
 
     Args:
-        start_from: a checkpoint folder of another run to continue from, if this run has none of its own.
-        finetune_from: weights to begin with, ours or released.
         size: the name of the generator's size ("GPT-B"): which one to take of a published repository.
 
     Raises:
         VFMTokError: whatever can be found wrong before the first step.
     """
 
-    def __init__(
-        self,
-        recipe: GeneratorRecipe,
-        world: distributed.World,
-        start_from: Path | None = None,
-        finetune_from: Path | None = None,
-        size: str | None = None,
-    ):
+    def __init__(self, recipe: GeneratorRecipe, world: distributed.World, size: str | None = None):
         self.recipe, self.world = recipe, world
         run = recipe.run
         self.optimizer_config = recipe.optimizer.scaled_to(run.global_batch)
         self.folder = Path(run.results_dir).expanduser()
-        with distributed.together():  # what one process alone may fail at ends before all measure something together
-            self.data = open_tokens(recipe, world)
-            self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
-        self.held_out, self.baselines = self._read_held_out()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
-        seed_step(run.seed, -1, 0)  # the first weights
-        self.gpt = self._build()
         self.notes: list[str] = []  # for people
-        # More is better there: the log-likelihood of a held-out token.
+        with distributed.together():  # what one process alone may fail at ends before all measure something together
+            self.data = open_codes(recipe, world)
+            self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
+        construction.before_models(run)
+        self.generator = self._build()
+        self.held_out, self.baselines = self._read_held_out()
+        # More is better there: for ids it is the log-likelihood of a held-out token.
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
         with distributed.together():
-            if finetune_from is not None and not self.checkpoints.steps():  # else it is this run that goes on
-                weights = pretrained.read_weights(finetune_from, "generator", size)
-                self.notes += pretrained.load_matching(self.gpt, weights, sharding.keep_slice)
-        self.gpt.train()
-        self.parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
-        self.notes.append(f"attention by {self._choose_attention()}; {self._parallel()}")
-        self.alarms = TokenAlarms()
+            choose_trained(self.generator, recipe.train)
+            self.notes += construction.start_weights(
+                self.generator, run, self.checkpoints, lambda path: pretrained.read_weights(path, "generator", size)
+            )
+        train_mode(self.generator, recipe.train)
+        self.parameters = sum(parameter.numel() for parameter in self.generator.parameters())
+        self.notes.append("; ".join([*self._choose_attention(), self._parallel()]))
+        self.alarms = CodeAlarms()
         self.state = self._build_state()
-        self.skipped = self.state.numbers["skipped"]
-        self.notes += run_folder.resume(self.state, self.checkpoints, start_from, self.plan.steps, world)
+        self.notes += run_folder.resume(self.state, self.checkpoints, self.plan.steps, world)
         if recipe.pictures.every and self.data.tokenizer is None:
             self.notes.append("no pictures: they need the tokenizer (--vq-ckpt)")
-        self.gpt.checkpoint_activations = run.checkpoint_activations
+        if run.checkpoint_activations:
+            self._recompute_activations()
         if run.compile:
-            self.gpt.compile()
-        self.model = passes.wrap(self.gpt, world) if recipe.parallel == "ddp" else self.gpt
+            self.generator.compile()
+        learner = LossPass(self.generator)
+        self.model = passes.wrap(learner, world) if recipe.parallel == "ddp" else learner
 
-    def _read_held_out(self) -> tuple[HeldOutTokens, dict[str, float]]:
-        """The held-out ids and their baselines: at the start, where what is wrong with them costs nothing yet."""
+    def _read_held_out(self) -> tuple[HeldOutCodes, dict[str, float]]:
+        """The held-out codes and their baselines: at the start, where what is wrong with them costs nothing yet."""
         data, count = self.data, self.recipe.run.validation_images
         train = data.cache if data.cache is not None else data.records
         held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
-        ids, labels = chosen_tokens(held if held is not None else train, data, count, self.world, self.recipe)
+        code, labels = chosen_codes(held if held is not None else train, data, count, self.world, self.recipe)
+        held_out, own = HeldOutCodes(code, labels, self.plan.micro_batch, self.world), self.generator.code
+        if not (isinstance(own, Ids) and hasattr(self.generator, "held_out")):  # its loss is not in nats per token
+            return held_out, {}
         if data.cache is not None:
-            train_ids, _ = chosen_tokens(train, data, UNIGRAM_RECORDS, self.world, self.recipe)
+            train_ids, _ = chosen_codes(train, data, UNIGRAM_RECORDS, self.world, self.recipe)
         elif held is not None:
-            train_ids, _ = chosen_tokens(train, data, count, self.world, self.recipe)
+            train_ids, _ = chosen_codes(train, data, count, self.world, self.recipe)
         else:
-            train_ids = ids
-        found = baselines(train_ids, ids, self.recipe.generator.vocab_size)
-        return HeldOutTokens(ids, labels, self.plan.micro_batch, self.world), found
+            train_ids = code
+        return held_out, baselines(train_ids, code, own)
 
-    def _choose_attention(self) -> str:
+    def _choose_attention(self) -> list[str]:
         """The faster kernel, as the first process measures it: all must round alike."""
-        config, dtype = self.recipe.generator, DTYPES[self.recipe.run.precision]
-        shape = (self.plan.micro_batch, config.num_tokens, config.n_head, config.head_dim)
-        path = distributed.gather(attention_path(self.world.device, dtype, *shape))[0]
-        self.gpt.use_attention(path)
-        return path
+        if not hasattr(self.generator, "fastest_attention"):
+            return []
+        dtype = DTYPES[self.recipe.run.precision]
+        found = self.generator.fastest_attention(self.world.device, dtype, self.plan.micro_batch)
+        path = distributed.gather(found)[0]
+        self.generator.use_attention(path)
+        return [f"attention by {path}"]
 
-    def _build(self) -> GPT:
+    def _recompute_activations(self) -> None:
+        if hasattr(self.generator, "checkpoint_activations"):
+            self.generator.checkpoint_activations = True
+        else:
+            self.notes.append("run.checkpoint_activations has no effect: this generator keeps its activations")
+
+    def _build(self) -> Generator:
         """On this process's device: whole, or the slices that it keeps."""
         recipe, device = self.recipe, self.world.device
         if recipe.parallel == "ddp":
-            return GPT(recipe.generator).to(device)
+            return build_generator(recipe.generator).to(device)
 
-        def shard(gpt: GPT) -> None:
-            sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), recipe.run.precision)
+        def shard(generator: Generator) -> None:
+            layers, methods = getattr(generator, "layers", ()), getattr(generator, "sharded_methods", ())
+            sharding.shard(generator, layers, methods, recipe.run.precision)
 
-        return sharding.build_sharded(lambda: GPT(recipe.generator), shard, device)
+        return sharding.build_sharded(lambda: build_generator(recipe.generator), shard, device)
 
     def _parallel(self) -> str:
         if self.recipe.parallel == "fsdp":
@@ -130,16 +135,23 @@ class GeneratorRun:
         return "one process" if self.world.size == 1 else f"a copy in each of {self.world.size} processes (DDP)"
 
     def _build_state(self) -> RunState:
-        recipe, config = self.recipe, self.optimizer_config
-        matrices = [parameter for parameter in self.gpt.parameters() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self.gpt.parameters() if parameter.ndim < 2]
-        optimizer = build_optimizer(config, [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
-        stepper = Stepper(optimizer, matrices + vectors, config.max_grad_norm, recipe.run.precision == "fp16")
-        ema = EMA(own_tensors(self.gpt), recipe.ema.decay, recipe.ema.warmup) if recipe.ema.enabled else None
-        skipped, facts = SkippedSteps(self.world.device), TokenFacts(self.data)
-        numbers = {"skipped": skipped, "tokens": facts, "token_alarms": self.alarms}
+        recipe, generator = self.recipe, self.generator
+        named = dict(generator.named_parameters())
+        if hasattr(generator, "decayed"):
+            decayed = generator.decayed()
+        else:
+            decayed = {name for name, parameter in named.items() if parameter.ndim >= 2}
+        groups = [
+            {"params": [parameter for name, parameter in named.items() if name in decayed]},
+            {"params": [parameter for name, parameter in named.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        stepper = construction.stepper(groups, self.optimizer_config, recipe.run)
+        self.skipped = {"model": SkippedSteps(self.world.device)}
+        numbers = {"skipped": self.skipped["model"], "tokens": CodeFacts(self.data), "token_alarms": self.alarms}
+        average = construction.average(generator, recipe.ema)
         data = {"samples": len(self.data), "fingerprint": self.data.fingerprint}
-        return RunState(recipe, "generator", {"model": self.gpt}, {"model": stepper}, ema, numbers=numbers, data=data)
+        modules, steppers = {"model": generator}, {"model": stepper}
+        return RunState(recipe, "generator", modules, steppers, average, numbers=numbers, data=data)
 
     # ---- what the loop asks for ------------------------------------------------------------
 
@@ -151,61 +163,81 @@ class GeneratorRun:
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.recipe.run.precision, self.world.device)
 
-    def tokens(self) -> CachedTokens | EncodedTokens:
-        return training_tokens(self.data, self.recipe, self.world, self.state.samples_seen, self.plan.micro_batch)
+    def codes(self) -> CachedCodes | EncodedCodes:
+        return training_codes(self.data, self.recipe, self.world, self.state.samples_seen, self.plan.micro_batch)
 
-    def averages(self) -> Iterator[str]:
-        """A loop over the weights to judge: within it the GPT computes with the live ones (""), then with the average
-        ("ema_")."""
-        with sharding.gathered_for(self.gpt):
-            yield ""
-        if self.state.ema is not None:
-            with self.state.ema.swapped_in(), sharding.gathered_for(self.gpt):
-                yield "ema_"
+    def note_step(self, step: int) -> None:
+        """For a generator whose loss depends on the step."""
+        if hasattr(self.generator, "step"):
+            self.generator.step = step
+
+    def more_numbers(self, steps_per_second: float) -> dict[str, float]:
+        code = self.generator.code
+        if not isinstance(code, Ids):
+            return {}
+        return {"tokens_per_second": steps_per_second * self.recipe.run.global_batch * code.num_tokens}
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Of the names of what is measured and drawn: with the weights themselves, and with their average."""
+        return ("",) if self.state.ema is None else ("", "ema_")
+
+    @contextlib.contextmanager
+    def _computing_with(self, prefix: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if prefix:
+                stack.enter_context(self.state.ema.swapped_in())
+            stack.enter_context(sharding.gathered_for(self.generator))
+            stack.enter_context(evaluating(self.generator, self.recipe.train))
+            yield
 
     @property
     def held_out_name(self) -> str:
         held = self.data.held_out_cache is not None or self.data.held_out_records is not None
         return "held-out" if held else "training (there is no held-out set)"
 
-    def validate(self, log: RunLog) -> None:
-        """Measure the weights and their average on held-out ids."""
+    def validate(self, log: RunLog, between: Between) -> None:
+        """Measure the weights and their average on held-out codes."""
         step, held_out, known = self.state.step, self.held_out, self.baselines
-        self.gpt.eval()
         metrics: dict[str, float] = {}
-        for prefix in self.averages():
-            values = held_out.measure(self.gpt, self.autocast)
+        for prefix in self.prefixes:
+            with self._computing_with(prefix):
+                values = held_out.measure(self.generator, self.autocast, between)
             metrics |= {f"{prefix}{name}": value for name, value in values.items()}
-        self.gpt.train()
         best = min(metrics["loss"], metrics.get("ema_loss", float("inf")))
         self.state.metrics = {**metrics, "step": step, "log_likelihood": -best}
         log.scalars(step, {f"validation/{name}": value for name, value in {**metrics, **known}.items()})
-        told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        floors = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
-        log.say(f"step {step}: {told} (nats per token of {len(held_out.ids)} {self.held_out_name} samples; {floors})")
-        for line in self.alarms.check(best, known["unigram"], step > self.plan.warmup_steps):
+        listed = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        unit = "nats per token of " if known else ""
+        floors = "; " + ", ".join(f"{name} {value:.3f}" for name, value in known.items()) if known else ""
+        log.say(f"step {step}: {listed} ({unit}{len(held_out.code)} {self.held_out_name} samples{floors})")
+        warmed_up = step > self.plan.warmup_steps
+        for line in self.alarms.check(best, known.get("unigram", float("inf")), warmed_up):
             log.alarm(step, line)
 
-    def owes_picture(self) -> bool:
+    def owes_pictures(self) -> bool:
         """Whether the run ended at a step of pictures before they were drawn. All processes say the same."""
         step, every = self.state.step, self.recipe.pictures.every
-        if not self.draws or step == 0 or (step % every and step != self.plan.steps):
+        if step == 0 or (step % every and step != self.plan.steps):
             return False
         last = "samples" if self.state.ema is None else "ema_samples"
         return not distributed.gather((self.folder / "pictures" / f"{last}_{step:07d}.png").exists())[0]
 
-    def draw(self, log: RunLog) -> None:
+    def draw(self, log: RunLog, between: Between) -> None:
         """Images of fixed classes and seeds, by the weights and by their average. No run ends for want of them."""
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
-        chosen = evenly_spaced(self.recipe.generator.num_classes, config.classes).tolist()
+        chosen = evenly_spaced(self.generator.num_classes, config.classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
         settings = {name: getattr(config, name) for name in ("cfg_scale", "top_k", "top_p", "temperature", "seed")}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size
-        for prefix in self.averages():
+        batch = 8 if self.world.device.type == "cpu" else 32  # a run that is to stop waits for one
+        for prefix in self.prefixes:
             try:
-                with self.autocast():
-                    pixels = draw_images(self.gpt, tokenizer, labels, size, 32, self.world, **settings)
+                with self._computing_with(prefix), self.autocast():
+                    pixels = draw_images(
+                        self.generator, tokenizer, labels, size, batch, self.world, between, **settings
+                    )
             except VFMTokError as error:  # in all processes, or in none
                 log.alarm(step, f"no picture of {prefix}samples: {error}")
                 continue
@@ -214,17 +246,29 @@ class GeneratorRun:
             log.picture(step, f"{prefix}samples", draw_rows(rows, names, title))
 
 
-class TokenFacts:
-    """What a checkpoint tells of the ids it was trained on; it goes on with ids of the same tokenizer only."""
+class LossPass(nn.Module):
+    """A generator's loss as a forward pass, as DDP wants it."""
 
-    def __init__(self, data: TokenData):
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, code: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """code (B,...), labels (B,) -> named float32 scalars."""
+        return self.generator.loss(code, labels, draws)
+
+
+class CodeFacts:
+    """What a checkpoint says of the codes it was trained on; it continues with codes of the same tokenizer only."""
+
+    def __init__(self, data: CodeData):
         self.facts: dict[str, Any] = {"classes": data.classes, "tokenizer_hash": data.tokenizer_hash}
 
     def state_dict(self) -> dict[str, Any]:
         return self.facts
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError if the ids would mean something else."""
-        for key, name in (("tokenizer_hash", "the tokens of another tokenizer"), ("classes", "other classes")):
+        """Raises DataError if the codes would mean something else."""
+        for key, name in (("tokenizer_hash", "the codes of another tokenizer"), ("classes", "other classes")):
             if state[key] != self.facts[key]:
                 raise DataError(f"the checkpoint was trained on {name}; give another --results-dir, or the same data")

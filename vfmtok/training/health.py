@@ -75,12 +75,14 @@ class Meter:
 
 
 class SkippedSteps:
-    """Counts steps that a non-finite gradient made the optimizer skip, and ends a run that skips too many in a row.
+    """Counts steps that a non-finite gradient made an optimizer skip, and ends a run that skips too many in a row.
 
-    The norm is that of the all-reduced gradient, so all processes count alike.
+    Each network has its own: one that learns is not counted with one that does not. The norm is that of the all-reduced
+    gradient, so all processes count alike.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, network: str = "model"):
+        self._network = network
         self._every = 1 if device.type == "cpu" else LOOK_EVERY
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
         self._since_look = 0
@@ -98,9 +100,9 @@ class SkippedSteps:
         if int(self._counts[0]) >= MAX_SKIPPED_IN_A_ROW:
             values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in losses.items())
             raise Diverged(
-                f"stopped at step {step}: the gradient was not finite for {int(self._counts[0])} steps in a row "
-                f"(losses of the last: {values}). Nothing of these steps is in the weights. Lower the learning rate, "
-                "use --mixed-precision bf16 or none instead of fp16, or look for the images at fault"
+                f"stopped at step {step}: the {self._network}'s gradient was not finite for {int(self._counts[0])} "
+                f"steps in a row (losses of the last: {values}). Nothing of these steps is in the weights. Lower the "
+                "learning rate, use --mixed-precision bf16 or none instead of fp16, or look for the images at fault"
             )
 
     @property

@@ -1,10 +1,17 @@
-"""SIGTERM and Ctrl-C: the step at hand is finished, the run is saved, and the program ends with 0."""
+"""SIGTERM and Ctrl-C: the step at hand is finished, the run is saved, and the program ends with 0.
+
+A validation or a picture is not finished: it ends between two batches, and is made up when the run continues.
+"""
 
 import signal
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+
+
+class Stopped(Exception):
+    """Ends a validation or a picture, in all processes at the same batch."""
 
 
 class StopRequest:
@@ -40,11 +47,30 @@ class StopRequest:
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self._here
-        asked = False
-        if self._pending is not None:
-            flag, work = self._pending
-            work.wait()
-            asked = bool(flag.item())
+        asked = self._answer()
+        self._ask()
+        return asked
+
+    def raise_if_asked(self) -> None:
+        """Between the batches of a validation or a picture, in every process: raises Stopped, in all, if any process
+        has been asked to stop. It waits for the answer."""
+        asked = self._here
+        if dist.is_available() and dist.is_initialized():
+            before = self._answer()
+            self._ask()
+            asked = self._answer() or before
+        if asked:
+            self._here = True  # the next question is answered alike
+            raise Stopped
+
+    def _ask(self) -> None:
         flag = torch.tensor(int(self._here))  # on the CPU: gloo, also where gradients travel by NCCL
         self._pending = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True))
-        return asked
+
+    def _answer(self) -> bool:
+        """To the question that is on its way, if any."""
+        if self._pending is None:
+            return False
+        (flag, work), self._pending = self._pending, None
+        work.wait()
+        return bool(flag.item())

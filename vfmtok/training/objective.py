@@ -3,25 +3,79 @@
 Shapes: B batch, S image side.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vfmtok.config import closest_match
+from vfmtok.errors import ConfigError
 from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss
 from vfmtok.losses.feature import feature_loss
 from vfmtok.losses.perceptual import LPIPS, EncoderPerceptual
 from vfmtok.losses.reconstruction import pixel_loss
-from vfmtok.tokenizers.vfmtok.model import TokenizerOutput, VFMTok
-from vfmtok.training.recipe import AdversarialConfig, LossConfig
+from vfmtok.tokenizers.contract import Tokenizer, TokenizerOutput
+from vfmtok.training.recipe import AdversarialConfig, LossConfig, TermConfig
+
+Loss = Callable[[Tensor, TokenizerOutput], Tensor | dict[str, Tensor] | None]
+
+# Further losses that a recipe may name in ``loss.terms``: (images (B,3,S,S) in [-1,1], what the tokenizer made of them)
+# -> a float32 scalar, or several by name, or None where the tokenizer has not what it compares.
+TERMS: dict[str, Loss] = {
+    "pixel-l1": lambda images, out: pixel_loss(out.reconstruction, images, "l1"),
+    "pixel-l2": lambda images, out: pixel_loss(out.reconstruction, images, "l2"),
+}
 
 
-def build_perceptual(config: LossConfig, tokenizer: VFMTok) -> nn.Module | None:
+@dataclass(frozen=True)
+class Term:
+    """A row of the objective.
+
+    Attributes:
+        function: see ``TERMS``.
+        weight: that its value is multiplied by.
+        first_step, last_step: that it takes part in, from 0; both included, None without an end.
+        first_image, last_image: likewise, by the images that the run had seen before the step.
+        balance: (the terms before it, its value) -> a factor of the weight.
+    """
+
+    name: str
+    function: Loss
+    weight: float = 1.0
+    first_step: int = 0
+    last_step: int | None = None
+    first_image: int = 0
+    last_image: int | None = None
+    balance: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
+
+    def takes_part(self, step: int, images_seen: int) -> bool:
+        in_steps = self.first_step <= step and (self.last_step is None or step <= self.last_step)
+        return (
+            in_steps and self.first_image <= images_seen and (self.last_image is None or images_seen <= self.last_image)
+        )
+
+    def values(self, images: Tensor, out: TokenizerOutput, before: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted, by name; none where the function has nothing to compare."""
+        found = self.function(images, out)
+        if found is None:
+            return {}
+        if isinstance(found, dict):
+            return {name: self.weight * value for name, value in found.items()}
+        weight = self.weight if self.balance is None else self.weight * self.balance(before, found)
+        return {self.name: weight * found}
+
+
+def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | None:
     """The perceptual distance of the recipe. Raises WeightsError if its network can't be had."""
     if config.perceptual == "none" or config.perceptual_weight == 0:
         return None
     if config.perceptual == "encoder":
+        if "encoder" not in tokenizer.frozen_parts:
+            raise ConfigError("loss.perceptual: encoder needs a tokenizer with a frozen encoder")
         return EncoderPerceptual(tokenizer.encoder)
     return LPIPS(config.perceptual.removeprefix("lpips-"), config.perceptual_weights)
 
@@ -38,39 +92,90 @@ class TokenizerObjective:
 
     Args:
         perceptual: (reconstruction, target) -> distance, or None.
-        discriminator: the bare module, or None. Here it is a fixed judge: it gets no gradient.
+        discriminator: the bare module, or None. Here it is fixed: it gets no gradient.
+        loss_scale: of fp16, under which small gradients vanish: the adaptive weight's are taken of losses so scaled.
+
+    Attributes:
+        terms: the rows, in the order in which they are computed and summed.
+
+    Raises:
+        ConfigError: ``loss.terms`` names a loss that is not there.
     """
 
     def __init__(
         self,
         loss: LossConfig,
         adversarial: AdversarialConfig,
-        tokenizer: VFMTok,
+        tokenizer: Tokenizer,
         perceptual: nn.Module | None,
         discriminator: nn.Module | None,
+        loss_scale: float = 1.0,
     ):
-        self.loss, self.adversarial = loss, adversarial
-        self.perceptual, self.discriminator = perceptual, discriminator
-        self._last_layer = tokenizer.pixel_decoder.conv_out.weight
+        rows = [
+            Term("pixel", lambda images, out: pixel_loss(out.reconstruction, images, loss.pixel), loss.pixel_weight)
+        ]
+        if perceptual is not None:
+            rows.append(Term("perceptual", partial(perceptual_distance, perceptual), loss.perceptual_weight))
+        rows.append(Term("feature", _feature_loss, loss.feature_weight))
+        rows.append(Term("codebook", lambda images, out: out.losses, loss.codebook_weight))
+        if discriminator is not None:
+            balance = None
+            if adversarial.adaptive_weight:
+                balance = partial(_adaptive_weight, tokenizer.last_layer, loss_scale)
+            judged = partial(_judged, discriminator, adversarial.generator_loss)
+            rows.append(Term("adversarial", judged, adversarial.weight, first_step=adversarial.start, balance=balance))
+        self.terms = _as_configured(rows, loss.terms)
 
-    def __call__(self, images: Tensor, out: TokenizerOutput, with_discriminator: bool) -> dict[str, Tensor]:
-        """images (B,3,S,S) in [-1,1] and what the tokenizer made of them -> float32 scalars."""
-        config = self.loss
-        terms = {"pixel": config.pixel_weight * pixel_loss(out.reconstruction, images, config.pixel)}
-        if self.perceptual is not None:
-            terms["perceptual"] = config.perceptual_weight * perceptual_distance(self.perceptual, images, out)
-        if out.feature_reconstruction is not None:
-            terms["feature"] = config.feature_weight * feature_loss(out.feature_reconstruction, out.feature_target)
-        terms |= {name: config.codebook_weight * value for name, value in out.losses.items()}
-        if with_discriminator and self.discriminator is not None:
-            with no_gradient_for(self.discriminator):
-                judged = generator_loss(self.discriminator(out.reconstruction), self.adversarial.generator_loss)
-            weight = self.adversarial.weight
-            if self.adversarial.adaptive_weight:
-                seen = terms["pixel"] + terms.get("perceptual", 0)
-                weight = weight * adaptive_weight(seen, judged, self._last_layer)
-            terms["adversarial"] = weight * judged
-        return terms
+    def __call__(
+        self,
+        images: Tensor,
+        out: TokenizerOutput,
+        with_discriminator: bool = True,
+        *,
+        step: int | None = None,
+        images_seen: int = 0,
+    ) -> dict[str, Tensor]:
+        """images (B,3,S,S) in [-1,1] and what the tokenizer made of them -> float32 scalars.
+
+        Args:
+            with_discriminator: False leaves the adversarial term out.
+            step: of the training, with the images it had seen before; None takes every term, whatever its steps.
+        """
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            left_out = term.name == "adversarial" and not with_discriminator
+            if not left_out and (step is None or term.takes_part(step, images_seen)):
+                values |= term.values(images, out, values)
+        return values
+
+
+def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> list[Term]:
+    """The rows as the recipe changes them, and the further ones it names."""
+    by_name = {row.name: row for row in rows}
+    for change in changes:
+        if change.name not in by_name and change.name not in TERMS:
+            known = [*by_name, *TERMS]
+            hint = closest_match(change.name, known)
+            raise ConfigError(f"loss.terms: there is no '{change.name}'{hint}; there are {', '.join(known)}")
+        row = by_name.get(change.name) or Term(change.name, TERMS[change.name])
+        by_name[change.name] = dataclasses.replace(row, **change.given())
+    return list(by_name.values())
+
+
+def _feature_loss(images: Tensor, out: TokenizerOutput) -> Tensor | None:
+    if getattr(out, "feature_reconstruction", None) is None:
+        return None
+    return feature_loss(out.feature_reconstruction, out.feature_target)
+
+
+def _judged(discriminator: nn.Module, kind: str, images: Tensor, out: TokenizerOutput) -> Tensor:
+    with no_gradient_for(discriminator):
+        return generator_loss(discriminator(out.reconstruction), kind)
+
+
+def _adaptive_weight(last_layer: Tensor, loss_scale: float, before: dict[str, Tensor], judged: Tensor) -> Tensor:
+    seen = before["pixel"] + before.get("perceptual", 0)
+    return adaptive_weight(seen, judged, last_layer, loss_scale)
 
 
 class DiscriminatorPass(nn.Module):

@@ -30,6 +30,9 @@ def learning_rate(config: OptimizerConfig, step: int, warmup_steps: int, total_s
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+FIRST_SCALE = 2.0**10  # of fp16's losses: from PyTorch's 2^16 ten steps in a row could be skipped on the way down
+
+
 class Stepper:
     """An optimizer with its learning rate, clipping and (for fp16) loss scaling.
 
@@ -48,7 +51,7 @@ class Stepper:
         self.optimizer = optimizer
         self.parameters = list(parameters)
         self.max_grad_norm = max_grad_norm or math.inf
-        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, init_scale=FIRST_SCALE, enabled=scaled)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()

@@ -25,7 +25,9 @@ def wrap(module: nn.Module, world: distributed.World) -> nn.Module:
 
 def synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
     """Gradients travel between processes in a step's last pass only."""
-    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
-        module.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
-    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
+    if hasattr(module, "no_sync"):  # DDP
+        return contextlib.nullcontext() if last else module.no_sync()
+    sharded = next((part for part in module.modules() if hasattr(part, "set_requires_gradient_sync")), None)
+    if sharded is not None:  # FSDP2, the outermost of its modules
+        sharded.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()

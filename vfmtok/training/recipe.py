@@ -5,7 +5,8 @@ sections that the generator's training shares are ``DataConfig``, ``OptimizerCon
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
@@ -30,6 +31,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TermConfig:
+    """A change of one row of the objective, or a further row: see ``objective.Term``. What is None stays as it is."""
+
+    name: str = ""  # pixel, perceptual, feature, codebook, adversarial, or a loss of ``objective.TERMS``
+    weight: float | None = None
+    first_step: int | None = None  # from 0; both ends are included
+    last_step: int | None = None
+    first_image: int | None = None  # by the images that the run had seen before the step
+    last_image: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What the row is to become."""
+        return {name: value for name, value in vars(self).items() if name != "name" and value is not None}
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """What the reconstruction is compared by. Every weight multiplies a mean."""
 
@@ -40,6 +57,7 @@ class LossConfig:
     perceptual_weights: str | None = None  # file of the LPIPS backbone, instead of torchvision's download
     codebook_weight: float = 1.0  # of the quantizer's losses, which carry their own weights besides
     feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
+    terms: tuple[TermConfig, ...] = ()  # further losses, and the steps or images from and to which a loss takes part
 
     def __post_init__(self):
         require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
@@ -128,6 +146,8 @@ class RunConfig:
     """How the run is carried out. None of it changes what is learned, but for the seed and rounding."""
 
     results_dir: str = "results"
+    start_from: str | None = None  # weights to begin with, all that fit: a run, a checkpoint, a file, a published name
+    continue_from: str | None = None  # another run's folder or checkpoint to continue, if there is none here yet
     global_batch: int = 256  # samples of an optimizer step, over all processes and accumulation steps
     accumulation: int = 1  # forward and backward passes per step
     precision: Literal["bf16", "fp16", "none"] = "bf16"
@@ -147,6 +167,10 @@ class RunConfig:
     def __post_init__(self):
         names = ("global_batch", "accumulation", "log_every", "save_every", "keep", "validate_every")
         require_positive(self, "run", *names, "validation_images")
+        if self.start_from is not None and self.continue_from is not None:
+            raise ConfigError(
+                "give run.start_from (weights alone) or run.continue_from (a checkpoint with its step), not both"
+            )
 
 
 @dataclass(frozen=True)
@@ -161,12 +185,14 @@ class TokenizerRecipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    train: tuple[str, ...] = ()  # parts of the tokenizer that learn, such as [pixel_decoder]; without any all do
 
     def __post_init__(self):
         require_encoder_weights(self.tokenizer)
-        if not self.tokenizer.encoder.frozen and self.loss.perceptual == "encoder":
+        encoder, quantizer = (getattr(self.tokenizer, part, None) for part in ("encoder", "quantizer"))
+        if not getattr(encoder, "frozen", False) and self.loss.perceptual == "encoder":
             raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
-        if self.tokenizer.quantizer.kind != "cosine" and (self.codebook.kmeans or self.codebook.revive):
+        if getattr(quantizer, "kind", None) != "cosine" and (self.codebook.kmeans or self.codebook.revive):
             raise ConfigError(
                 "codebook.kmeans and codebook.revive need quantizer.kind cosine, whose codebook is learned"
             )
@@ -208,6 +234,15 @@ class Plan:
             warmup = round(optimizer.warmup_epochs * per_epoch)
         rank_batch = run.global_batch // world_size
         return Plan(steps, warmup, rank_batch, rank_batch // run.accumulation)
+
+
+def begun_at(recipe: Any, weights: str | Path | None, finetune: bool) -> Any:
+    """The recipe with what the flags ``--vq-ckpt`` or ``--gpt-ckpt`` and ``--finetune`` mean: a checkpoint to continue
+    from, or with ``finetune`` weights to start from."""
+    if weights is None:
+        return recipe
+    fields = {"start_from": None, "continue_from": None, "start_from" if finetune else "continue_from": str(weights)}
+    return replace(recipe, run=replace(recipe.run, **fields))
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -9,7 +9,6 @@ from typing import IO, Any
 from vfmtok import distributed
 from vfmtok.config import config_to_dict, save_config
 from vfmtok.errors import ConfigError, SharedError, WeightsError
-from vfmtok.training.health import Alarms, peak_memory
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 from vfmtok.weights.checkpoint import CheckpointFolder, open_together
@@ -45,10 +44,14 @@ def _lock(folder: Path) -> IO:
     return file
 
 
+FINISHED = "finished"  # a file of a run that made all its steps, for scripts: a run that was stopped exits with 0, too
+
+
 def prepare(folder: Path, recipe: Any) -> None:
-    """Make the folder and write recipe.yaml. Raises ConfigError."""
+    """Make the folder and write recipe.yaml; the run is not finished. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)
         save_config(recipe, folder / "recipe.yaml")
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
@@ -68,47 +71,20 @@ def open_log(folder: Path, state: RunState, total_steps: int, world: distributed
     )
 
 
-def log_numbers(
-    log: RunLog,
-    state: RunState,
-    values: dict[str, float],
-    *,
-    shown: str,
-    lr: float,
-    steps_per_second: float,
-    source: Any,
-    num_samples: int,
-    alarms: Alarms,
-    world: distributed.World,
-) -> None:
-    """Log ``values`` and what every run tells beside them, and raise the alarms that follow.
-
-    Args:
-        source: of the batches; its clock of waiting begins anew.
-    """
-    values = values | {
-        "lr": lr,
-        "epoch": state.samples_seen / num_samples,
-        "images_per_second": steps_per_second * state.recipe.run.global_batch,
-        "data_wait": source.wait_share,
-        "memory_gib": peak_memory(world.device) / 2**30,
-        "skipped_steps": state.numbers["skipped"].total,
-        "bad_records": len(source.bad_records),
-    }
-    source.reset_timing()
-    log.scalars(state.step, values, shown)
-    for line in alarms.check(values):
-        log.alarm(state.step, line)
+def mark_finished(folder: Path, steps: int, world: distributed.World) -> None:
+    """Leave the file that says so. A disk that is full by now does not undo the run."""
+    if world.is_main:
+        with contextlib.suppress(OSError):
+            (folder / FINISHED).write_text(f"{steps} steps\n", encoding="utf-8")
 
 
 def resume(
     state: RunState,
     checkpoints: CheckpointFolder,
-    start_from: Path | None,
     total_steps: int,
     world: distributed.World,
 ) -> list[str]:
-    """Continue from the newest checkpoint, or from ``start_from`` where there is none.
+    """Continue from the newest checkpoint, or from ``run.continue_from`` where there is none.
 
     Returns:
         lines for people.
@@ -119,8 +95,9 @@ def resume(
     """
     with distributed.together():  # all have read it before any restores: sharded weights are spread by all
         saved = checkpoints.open_newest()
-        if saved is None and start_from is not None:
-            saved = _open_other(start_from)
+        other = state.recipe.run.continue_from
+        if saved is None and other is not None:
+            saved = _open_other(Path(other).expanduser())
     with distributed.together():
         _check_agreement(saved, state.data)
         if saved is None:
@@ -147,7 +124,9 @@ def _open_other(path: Path) -> SavedCheckpoint:
     is_run = (path / "checkpoints").is_dir()
     with distributed.together():
         if not is_run and not (path / "state.json").is_file():
-            raise WeightsError(f"{path} is no checkpoint to continue from; --finetune takes weights alone")
+            raise WeightsError(
+                f"{path} is no checkpoint to continue from; run.start_from (--finetune) takes weights alone"
+            )
     if all(distributed.gather(is_run)):
         found = CheckpointFolder(path / "checkpoints").open_newest()
         if found is None:
@@ -156,9 +135,9 @@ def _open_other(path: Path) -> SavedCheckpoint:
     return open_together(path)
 
 
-def owes_validation(state: RunState) -> bool:
-    """Whether the run was stopped at a step of validation: who is to stop saves first."""
-    due = state.step > 0 and state.step % state.recipe.run.validate_every == 0
+def owes_validation(state: RunState, last_step: int) -> bool:
+    """Whether the run was stopped at a step of validation, before it or within it."""
+    due = state.step > 0 and (state.step % state.recipe.run.validate_every == 0 or state.step == last_step)
     return due and state.metrics.get("step") != state.step
 
 

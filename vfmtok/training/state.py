@@ -107,11 +107,12 @@ class RunState:
         changes = changed_keys(config_to_dict(saved), config_to_dict(self.recipe))
         # Where the encoder's file lies may change; its hash may not.
         changes.pop(f"{self.identity}.encoder.weights", None)
-        fixed = [key for key in changes if key.startswith(f"{self.identity}.")]
+        fixed = [key for key in changes if key.startswith(f"{self.identity}.") or key == "train"]
         if fixed:
-            told = ", ".join(f"{key} is {changes[key][1]}, was {changes[key][0]}" for key in fixed[:3])
+            listed = ", ".join(f"{key} is {changes[key][1]}, was {changes[key][0]}" for key in fixed[:3])
             raise WeightsError(
-                f"{checkpoint.path} is of another model: {told}. Give another --results-dir, or the same settings"
+                f"{checkpoint.path} is of another model: {listed}. Give the same settings, or another --results-dir; "
+                "with run.start_from weights that fit are taken there"
             )
         for name, module in self.modules.items():
             if name in checkpoint.parts:

@@ -1,7 +1,11 @@
-"""Held-out images during training: PSNR, the perceptual distance.
+"""Held-out images during training: PSNR, the perceptual distance, and a picture of reconstructions.
 
 Shapes: B batch, S image side.
 """
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +17,15 @@ from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.metrics.pixels import psnr
-from vfmtok.tokenizers.vfmtok.model import VFMTok, to_pixels
+from vfmtok.pictures.rows import draw_columns
+from vfmtok.tokenizers.contract import Tokenizer, to_pixels
 from vfmtok.training.objective import perceptual_distance
+from vfmtok.training.run_log import RunLog
+from vfmtok.training.state import RunState
+from vfmtok.training.trained_parts import evaluating
+
+if TYPE_CHECKING:
+    from vfmtok.training.tokenizer_run import TokenizerRun
 
 SHOWN = 8  # images of the picture
 
@@ -47,13 +58,19 @@ class HeldOut:
         self._images = read_images(self.records, EvaluationCrop(self.size), share, self.num_workers)
 
     @torch.no_grad()
-    def measure(self, tokenizer: VFMTok, perceptual, autocast) -> dict[str, float]:
+    def measure(
+        self, tokenizer: Tokenizer, perceptual, autocast, between: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """PSNR in dB on uint8 pixels, the mean over images, and the perceptual distance if there is one.
 
-        The tokenizer is in eval mode and quantizes. Every process must call it.
+        The tokenizer is in eval mode and quantizes. Every process must call it. ``between`` is called before every
+        batch, equally often in all processes; what it raises, in all or none, ends the measurement.
         """
         sums = torch.zeros(3, dtype=torch.float64)  # of PSNR, of the distance, of images
         for part in self._batches():
+            between()
+            if not len(part):  # here are fewer images than elsewhere
+                continue
             images = to_unit_range(part.to(self.world.device))  # (B,3,S,S)
             with autocast():
                 out = tokenizer(images)
@@ -65,12 +82,13 @@ class HeldOut:
         values = {"psnr": total_psnr / count}
         return values | ({"perceptual": total_distance / count} if perceptual is not None else {})
 
-    def _batches(self) -> tuple[Tensor, ...]:
-        """None where there are more processes than images: ``split`` would give one empty batch."""
-        return self.images.split(self.batch) if len(self.images) else ()
+    def _batches(self) -> list[Tensor]:
+        """As many in every process: the last may be empty in some."""
+        most = -(-self.count // self.world.size)  # images of a process
+        return [self.images[start : start + self.batch] for start in range(0, most, self.batch)]
 
     @torch.no_grad()
-    def reconstruct(self, tokenizer: VFMTok, autocast) -> np.ndarray:
+    def reconstruct(self, tokenizer: Tokenizer, autocast) -> np.ndarray:
         """The first shown images of this process, reconstructed: (n,S,S,3) uint8."""
         if not len(self.images):
             return self.originals()
@@ -81,6 +99,45 @@ class HeldOut:
     def originals(self) -> np.ndarray:
         """(n,S,S,3) uint8."""
         return self.images[:SHOWN].permute(0, 2, 3, 1).numpy()
+
+
+def validate(run: "TokenizerRun", log: RunLog, between: Callable[[], None]) -> None:
+    """Measure and draw the weights and their average on held-out images."""
+    state, held_out, tokenizer = run.state, run.held_out, run.tokenizer
+    columns, metrics = {"input": held_out.originals()}, {}
+    averages = {"": contextlib.nullcontext()}
+    if state.ema is not None:
+        averages["ema_"] = state.ema.swapped_in()
+    for prefix, weights in averages.items():
+        with weights, evaluating(tokenizer, run.recipe.train):
+            values = held_out.measure(tokenizer, run.perceptual, run.autocast, between)
+            columns[prefix + "reconstruction"] = held_out.reconstruct(tokenizer, run.autocast)
+        metrics |= {f"{prefix}{name}": value for name, value in values.items()}
+    state.metrics = {**metrics, **_quality(run, metrics), "step": state.step}
+    log.scalars(state.step, {f"validation/{name}": value for name, value in metrics.items()})
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    images = f"{held_out.count} {run.held_out_name} images of {held_out.size} px"
+    log.say(f"step {state.step}: {listed} ({images}; PSNR in dB on uint8)")
+    log.picture(state.step, "reconstruction", draw_columns(columns, f"step {state.step}: {metrics['psnr']:.2f} dB"))
+
+
+def best_metric(state: RunState, adversarial: bool) -> str:
+    """The metric by which a run's best checkpoint is kept, more being better.
+
+    PSNR of the weights that are taken from a checkpoint; but PSNR falls when the tokenizer begins to see a
+    discriminator, so a run with one keeps the best "quality", which only validations after that have.
+    """
+    if adversarial:
+        return "quality"
+    return "psnr" if state.ema is None else "ema_psnr"
+
+
+def _quality(run: "TokenizerRun", metrics: dict[str, float]) -> dict[str, float]:
+    """Minus the perceptual distance, or PSNR without one, once the tokenizer sees the discriminator."""
+    if run.discriminator is None or run.state.step <= run.recipe.adversarial.start:
+        return {}
+    prefix = "" if run.state.ema is None else "ema_"
+    return {"quality": -metrics[f"{prefix}perceptual"] if run.perceptual is not None else metrics[f"{prefix}psnr"]}
 
 
 def read_images(records: RecordDataset, transform, indices: np.ndarray, num_workers: int) -> Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vfmtok.code import Ids
-from vfmtok.generators.autoregressive import computing_dtype, generate
-from vfmtok.generators.causal_attention import AttentionPath, cached_attention, causal_attention
+from vfmtok.generators.autoregressive import computing_dtype, generate, score_logits
+from vfmtok.generators.causal_attention import AttentionPath, attention_path, cached_attention, causal_attention
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.gpt.released import RELEASED, fields_of_released
@@ -57,6 +57,7 @@ class GPT(nn.Module):
         "layers": ("layers", "norm"),
         "output head": ("output",),
     }
+    sharded_methods = ("prefill", "decode_step")  # compute with the weights, besides ``forward``
     first_token_slot = 1  # behind the class
     any_order = False
 
@@ -112,6 +113,11 @@ class GPT(nn.Module):
         """The label that stands for no class."""
         return self.config.num_classes
 
+    def fastest_attention(self, device: torch.device, dtype: torch.dtype, batch: int) -> AttentionPath:
+        """The faster kernel for training on batches of this size, measured where there is a choice."""
+        config = self.config
+        return attention_path(device, dtype, batch, self.code.num_tokens, config.n_head, config.head_dim)
+
     def use_attention(self, path: AttentionPath) -> None:
         """Compute attention over whole sequences with this kernel (see ``attention_path``)."""
         for layer in self.layers:
@@ -128,6 +134,11 @@ class GPT(nn.Module):
         if draws is not None and self.training:
             dropped = draws.uniform("label dropout", 1)[:, 0] < self.config.label_dropout_p  # (B,)
         return self(labels, code[:, :-1], targets=code, dropped=dropped).losses
+
+    def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """code (B,K), labels (B,) -> (B,) float64 each: "loss", nats per token, and "accuracy", the share of tokens
+        that the model holds likeliest."""
+        return score_logits(self(labels, code[:, :-1]).logits, code)
 
     def sample(self, labels: Tensor, **settings: Any) -> Tensor:
         """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``; ``published_boundary``: see ``begin``."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vfmtok.code import Ids
-from vfmtok.generators.autoregressive import computing_dtype, generate
+from vfmtok.generators.autoregressive import computing_dtype, generate, score_logits
 from vfmtok.generators.causal_attention import cached_attention
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.kv_cache import KVCache, LayerCache
@@ -79,6 +79,7 @@ class RAR(nn.Module):
         "output head": ("head_modulation", "output"),
     }
     sampling = TokenSampling  # the class of its sampling settings
+    sharded_methods = ("prefill", "decode_step")  # compute with the weights, besides ``forward``
     first_token_slot = 2  # behind cls and the class
     any_order = True
 
@@ -150,6 +151,11 @@ class RAR(nn.Module):
             order, dropped = training_orders(code, draws, self.config.random_share(self.step), self.config)
             labels = torch.where(dropped, self.null_class, labels)
         return {"token": self(labels, code, order, with_loss=True).loss}
+
+    def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """code (B,K), labels (B,) -> (B,) float64 each, of the raster order: "loss", nats per token, and "accuracy",
+        the share of tokens that the model holds likeliest."""
+        return score_logits(self(labels, code).logits, code)
 
     def sample(self, labels: Tensor, **settings: Any) -> Tensor:
         """labels (B,) -> ids (B,K), row by row: see ``vfmtok.generators.autoregressive.generate``."""
