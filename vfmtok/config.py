@@ -127,7 +127,8 @@ def _with_pinned(tree: Any, kind: Any) -> Any:
     filled = kind.as_written(filled) if hasattr(kind, "as_written") else filled
     pinned, hints = getattr(kind, "PINNED", {}), typing.get_type_hints(kind)
     for name in (item.name for item in dataclasses.fields(kind)):
-        members = typing.get_args(hints[name]) or (hints[name],)
+        is_list = typing.get_origin(hints[name]) is tuple  # of sections: none of them is pinned
+        members = (None,) if is_list else typing.get_args(hints[name]) or (hints[name],)
         if name in pinned:
             filled.setdefault(name, pinned[name])
         optional = types.NoneType in members
