@@ -22,8 +22,8 @@ ALONE = distributed.World(0, 1, torch.device("cpu"))
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"gpt": {"vocab_size": 33}}, "--vocab-size.* is 33, the token cache .* has 32 codes"),
-        ({"gpt": {"num_tokens": 25}}, "--latent-size 5.*has 16 per image"),
+        ({"gpt": {"vocab_size": 33}}, "makes 16 tokens of 33 codes, the token cache .* has 16 tokens of 32 codes"),
+        ({"gpt": {"num_tokens": 25}}, "makes 25 tokens of 32 codes, the token cache .* has 16 tokens of 32 codes"),
         ({"gpt": {"num_classes": 4}}, "--num-classes.* is 4, the data have 3 classes"),
         ({"data": {"val_code_path": "other"}}, "made by another tokenizer"),
         ({"data": {"code_path": "nowhere"}}, "no token cache at nowhere"),

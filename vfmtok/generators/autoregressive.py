@@ -118,7 +118,7 @@ def generate(
     labels = labels.to(device)
     prefix = labels.new_empty(len(labels), 0) if prefix_ids is None else prefix_ids.to(device)
     order = None if order is None else order.to(device)
-    samples = torch.arange(len(labels)) if sample_indices is None else sample_indices
+    samples = torch.arange(len(labels), device=device) if sample_indices is None else sample_indices
     training = model.training
     model.eval()
     try:
@@ -243,6 +243,8 @@ def _check_inputs(
 
 
 def _check_range(name: str, values: Tensor, end: int) -> None:
-    """Raise ConfigError unless all values are in [0,end)."""
-    if values.numel() and not (values.min().item() >= 0 and values.max().item() < end):
-        raise ConfigError(f"{name} must be in [0,{end}), got {values.min().item()} to {values.max().item()}")
+    """Raise ConfigError unless all values are in [0,end). One wait for the device, where they are on one."""
+    if values.numel():
+        smallest, largest = torch.stack(values.aminmax()).tolist()
+        if not 0 <= smallest <= largest < end:
+            raise ConfigError(f"{name} must be in [0,{end}), got {smallest} to {largest}")

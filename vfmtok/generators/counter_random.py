@@ -91,5 +91,5 @@ class Draws:
         return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
     def _stream(self, purpose: str) -> Tensor:
-        digest = hashlib.sha256(purpose.encode()).digest()[:4]
-        return torch.tensor([int.from_bytes(digest, "little")], device=self.samples.device)
+        number = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "little")
+        return torch.full((1,), number, device=self.samples.device)  # int64, filled there: a copy would wait for it
