@@ -93,7 +93,7 @@ def test_tensors_left_on_the_host_are_found():
         with pytest.raises(Exception, match="convert all Tensors to FakeTensors"):
             module(torch.empty(2, 4, device="cuda"))
         module.table = torch.ones(4)
-        with pytest.raises(RuntimeError, match="same device|two different devices"):
+        with pytest.raises(RuntimeError, match=r"same device|two different devices"):
             module(torch.empty(2, 4, device="cuda"))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.code import Ids
+from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import DataError, VFMTokError
 from vfmtok.generators import build_generator
 from vfmtok.generators.contract import Generator
@@ -25,7 +26,6 @@ from vfmtok.training.code_source import (
     CodeData,
     EncodedCodes,
     chosen_codes,
-    evenly_spaced,
     open_codes,
     training_codes,
 )
@@ -226,7 +226,7 @@ class GeneratorRun:
     def draw(self, log: RunLog, between: Between) -> None:
         """Images of fixed classes and seeds, by the weights and by their average. No run ends for want of them."""
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
-        chosen = evenly_spaced(self.generator.num_classes, config.classes).tolist()
+        chosen = evenly_spaced(config.classes, self.generator.num_classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
         settings = {name: getattr(config, name) for name in ("cfg_scale", "top_k", "top_p", "temperature", "seed")}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
