@@ -15,6 +15,7 @@ from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 import vfmtok
 from vfmtok import distributed
+from vfmtok.code import Ids, Latents, Segment
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.evaluation import jobs
@@ -183,6 +184,21 @@ def test_a_damaged_part_ends_all_processes_alike(tmp_path):
         store.write(rows, {"indices": rows, "ids": ids, **values, **(features if rows[0] == 0 else {})})
     for told in ranks.run(partial(_damaged, tmp_path), tmp_path):
         assert "00000002-00000004.npz" in told and "delete it and run again" in told
+
+
+def test_every_codebook_has_its_usage(tmp_path):
+    """Two tokens without a place, of 4 codes, and four on a grid, of 8; latents have none."""
+    jobs.begin(tmp_path, {})
+    store, values = jobs.Blocks(tmp_path, 2), {name: np.ones(2) for name in PIXEL_NAMES}
+    ids = np.array([[0, 1, 0, 1, 2, 3], [2, 3, 4, 5, 6, 6]], np.int32)
+    store.write(np.arange(2), {"indices": np.arange(2), "ids": ids, **values})
+    code = Ids((Segment(2, 4), Segment(4, 8, (2, 2))))
+    found = all_numbers(FinishedBlocks(store, WORLD), code, Measures(), WORLD, SIZE).numbers
+    usage = {number.name: number.value for number in found if "codebook" in number.name}
+    assert usage["codebook usage of segment 1"] == 100 and usage["codebook usage of segment 2"] == 100 * 7 / 8
+    assert usage["codebook perplexity of segment 1"] == pytest.approx(4)
+    found = all_numbers(FinishedBlocks(store, WORLD), Latents((4, 2, 2)), Measures(), WORLD, SIZE).numbers
+    assert not any("codebook" in number.name for number in found)
 
 
 def _damaged(folder, rank):

@@ -108,9 +108,10 @@ class CodeCache:
         ids = torch.from_numpy(self._ids[indices, views].astype(np.int64))  # (B,K)
         return ids, self.labels[torch.from_numpy(indices)]
 
-    def code_counts(self) -> Tensor:
-        """How often each code occurs in all views, (V,) int64."""
-        return count_codes(self._ids, self.codebook_size)
+    def code_counts(self) -> list[Tensor]:
+        """How often each code of each segment occurs in all views, (V,) int64 each."""
+        parts = zip(self.code.segments, self.code.slices(), strict=True)
+        return [count_codes(self._ids[..., place], segment.size) for segment, place in parts]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ids": None}  # a pickled memory map would be the whole file

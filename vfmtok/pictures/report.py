@@ -124,15 +124,17 @@ def _sampling_points(folder: Path) -> str:
 
 def _codebook(folder: Path) -> str:
     cache = CodeCache(_needed(folder / "codes/train"))
-    counts = cache.code_counts()
-    usage, perplexity = usage_of_counts(counts)
-    text = (
-        f"{usage:.1%} of {cache.codebook_size:,} codes occur in the ids of the training images and their views "
-        f"({int(counts.sum()):,} tokens); perplexity {perplexity:.0f}."
-    )
     figure, axis = _figure("share of tokens", "code, the most frequent first")
-    axis.plot((counts / counts.sum()).sort(descending=True).values.numpy(), label="the codes")
-    axis.axhline(1 / cache.codebook_size, color="0.6", linestyle="--", label="if all were equally frequent")
+    text = ""
+    for segment, counts in zip(cache.code.segments, cache.code_counts(), strict=True):
+        usage, perplexity = usage_of_counts(counts)
+        which = f", of the {segment.count} tokens" if len(cache.code.segments) > 1 else ""
+        text += (
+            f"{usage:.1%} of {segment.size:,} codes occur in the ids of the training images and their views "
+            f"({int(counts.sum()):,} tokens); perplexity {perplexity:.0f}{which}. "
+        )
+        axis.plot((counts / counts.sum()).sort(descending=True).values.numpy(), label=f"the codes{which}")
+        axis.axhline(1 / segment.size, color="0.6", linestyle="--", label="if all were equally frequent")
     axis.set_yscale("log")
     axis.legend(fontsize=8)
     sheet = _picture(folder / "codes/train/contact_sheet.png")
