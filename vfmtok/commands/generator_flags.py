@@ -25,7 +25,7 @@ from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
 GENERATOR_FLAGS: Flags = (
     ("--code-path", "data.code_path", str, "token cache made by `vfmtok codes`"),
     ("--val-code-path", "data.val_code_path", str, "held-out; default: beside it, with val for train in its name"),
-    ("--anno-file", "data.path", str, "images instead of a cache: folder made by `vfmtok prepare`, or an LMDB"),
+    ("--anno-file", "data.path", str, "images instead of a cache: made by `vfmtok prepare`, or WebDataset shards"),
     ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
     (flags.TOKENIZER[0], "data.vq_ckpt", str, f"{flags.TOKENIZER[1]}; it encodes images and decodes pictures"),
     (flags.TOKENIZER_CONFIG[0], "data.vq_config", str, flags.TOKENIZER_CONFIG[1]),
@@ -149,7 +149,7 @@ def facts_of(data: TokenDataConfig) -> Facts:
         cache = CodeCache(Path(data.code_path).expanduser())
         code, classes, image_size = cache.code, cache.classes, cache.metadata["image_size"]
     else:
-        classes = open_for_training(Path(data.path).expanduser())[0].classes
+        classes = open_for_training(data.path, options=data.shards)[0].classes
         code = tokenizer.code  # TokenDataConfig asks for it beside images
     stride = None
     if tokenizer is not None:

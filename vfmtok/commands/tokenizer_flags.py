@@ -22,6 +22,8 @@ SHARED_FLAGS: Flags = (
     ("--global-seed", "run.seed", int, ""),
     ("--new-data", "run.new_data", bool, "continue a run though its data are not those of the checkpoint"),
     ("--num-workers", "data.num_workers", int, "loading processes per training process"),
+    ("--image-key", "data.image_key", str, "of shards: the member that is the image, where several could be"),
+    ("--label-key", "data.label_key", str, "of shards: the member that is the label; none: labels do not matter"),
     ("--log-every", "run.log_every", int, "steps"),
     ("--ckpt-every", "run.save_every", int, "steps"),
     ("--validate-every", "run.validate_every", int, "steps"),
@@ -37,7 +39,7 @@ SHARED_FLAGS: Flags = (
 )
 
 TOKENIZER_FLAGS: Flags = (
-    ("--data-path", "data.path", str, "folder made by `vfmtok prepare`, or its train_lmdb"),
+    ("--data-path", "data.path", str, "made by `vfmtok prepare`, or WebDataset shards"),
     ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
     ("--image-size", "tokenizer.image_size", int, ""),
     ("--codebook-size", "tokenizer.quantizer.codebook_size", int, ""),

@@ -3,6 +3,8 @@
 images         image_files (reading encoded images), ordered_pool (work spread over processes)
 records        records, published_records (safe reading of pickled ones), dataset_folder (splits, verify, export),
                stats (vfmtok stats)
+shards         shards (training from WebDataset shards), shard_index (where samples lie in one), shard_sources (what a
+               path names), remote_shards (shards behind a URL)
 training       order (which samples come next), transforms (crops), loader (batches)
 codes          code_cache (a data set's codes in one array)
 """

@@ -11,67 +11,100 @@ from tqdm import tqdm
 from vfmtok.data import image_files
 from vfmtok.data.ordered_pool import default_workers, ordered_results
 from vfmtok.data.records import Record, RecordDataset, encode_record
+from vfmtok.data.remote_shards import is_url
+from vfmtok.data.shard_sources import names_shards, open_shards
+from vfmtok.data.shards import NO_OPTIONS, ShardDataset, ShardOptions
 from vfmtok.errors import DataError
 from vfmtok.files import replacing
 
 CHUNK = 64  # records per task of a worker
 
+Dataset = RecordDataset | ShardDataset
 
-def open_splits(path: Path) -> dict[str, RecordDataset]:
-    """The datasets of a prepared folder by split, or the one dataset of an LMDB folder under "".
+
+def open_splits(path: str | Path, options: ShardOptions = NO_OPTIONS) -> dict[str, Dataset]:
+    """The datasets of a prepared folder or of WebDataset shards by split; what is no split but one dataset under "".
+
+    Args:
+        path: a prepared folder, one LMDB folder, or shards (see ``shard_sources.open_shards``).
+        options: of shards.
 
     Raises:
-        DataError: nothing complete is there.
+        DataError: nothing complete is there, or options are given that are of shards only.
     """
+    if names_shards(path):
+        return open_shards(path, options)
+    path = Path(path)
+    if options != NO_OPTIONS:
+        given = next(name for name, value in options._asdict().items() if value is not None)
+        raise DataError(f"data.{given} is for shards, and {path} is not: `vfmtok prepare` has chosen its images")
     splits = [split for split in ("train", "val") if (path / f"{split}_lmdb").is_dir()]
     if splits:
         return {split: RecordDataset(path / f"{split}_lmdb") for split in splits}
     return {"": RecordDataset(path)}
 
 
-def open_split(path: Path, split: str) -> RecordDataset:
-    """A split of a prepared folder, or the one LMDB that ``path`` names, whatever split that is.
+def open_dataset(path: str | Path) -> Dataset:
+    """The one dataset that a path names. Raises DataError: there is none, or there are several splits."""
+    if not names_shards(path):
+        return RecordDataset(path)
+    splits = open_splits(path)
+    if len(splits) > 1:
+        raise DataError(f"{path} holds shards of {' and '.join(splits)}: name those of one, such as train-*.tar")
+    return _with_records(next(iter(splits.values())))
+
+
+def open_split(path: str | Path, split: str, options: ShardOptions = NO_OPTIONS) -> Dataset:
+    """A split of a prepared folder or of shards, or the one dataset that ``path`` names, whatever split that is.
 
     Raises:
         DataError: nothing complete is there, the folder lacks this split, or the split is empty. Another split never
             takes its place: numbers on training images would pass for those on held-out ones.
     """
-    splits = open_splits(path)
+    splits = open_splits(path, options)
     if "" in splits:
         return _with_records(splits[""])
     if split not in splits:
-        raise DataError(_lacks(path, split) + f"; name {path / next(iter(splits))}_lmdb if you mean that one")
+        other = next(iter(splits))
+        what = f"the shards of {other}" if names_shards(path) else f"{Path(path) / other}_lmdb"
+        raise DataError(f"{_lacks(path, split)}; name {what} if you mean that one")
     return _with_records(splits[split])
 
 
-def open_for_training(path: Path, held_out: Path | None = None) -> tuple[RecordDataset, RecordDataset | None]:
+def open_for_training(
+    path: str | Path, held_out: str | Path | None = None, options: ShardOptions = NO_OPTIONS
+) -> tuple[Dataset, Dataset | None]:
     """The training images and the held-out ones.
 
     Args:
-        path: a prepared folder, or one LMDB.
-        held_out: a prepared folder (its validation split) or LMDB; None takes the validation split beside the
+        path: a prepared folder, one LMDB, or shards.
+        held_out: likewise, of which the validation split is taken; None takes the validation split beside the
             training one, if there is one.
+        options: of shards; the held-out ones, where they are named, take what applies to them.
 
     Raises:
         DataError: nothing complete is there, the folder has no training split, or one of the two is empty.
     """
-    if path.name == "train_lmdb" and (path.parent / "val_lmdb").is_dir():
-        path = path.parent
-    splits = open_splits(path)
+    if not is_url(str(path)):
+        path = Path(path).expanduser()
+        if path.name == "train_lmdb" and (path.parent / "val_lmdb").is_dir():
+            path = path.parent
+    splits = open_splits(path, options)
     train = splits.get("train", splits.get(""))
     if train is None:
         raise DataError(_lacks(path, "train"))
     if held_out is not None:
-        return _with_records(train), open_split(held_out, "val")
+        held_out = held_out if is_url(str(held_out)) else Path(held_out).expanduser()
+        return _with_records(train), open_split(held_out, "val", options if names_shards(held_out) else NO_OPTIONS)
     return _with_records(train), _with_records(splits["val"]) if "val" in splits else None
 
 
-def _lacks(path: Path, split: str) -> str:
+def _lacks(path: str | Path, split: str) -> str:
     name = {"train": "training", "val": "validation"}[split]
-    return f"{path} has no {name} split ({split}_lmdb)"
+    return f"{path} has no {name} split ({'no such shards' if names_shards(path) else f'{split}_lmdb'})"
 
 
-def _with_records(records: RecordDataset) -> RecordDataset:
+def _with_records(records: Dataset) -> Dataset:
     if not len(records):
         raise DataError(f"{records.path} is empty")
     return records
@@ -104,7 +137,7 @@ def verify(path: Path, workers: int | None = None) -> None:
         print(f"{dataset.path}: {len(dataset)} records verified: {claim}")
 
 
-def verify_records(dataset: RecordDataset, indices: range) -> list[tuple[bytes, str]]:
+def verify_records(dataset: Dataset, indices: range) -> list[tuple[bytes, str]]:
     """For each record the SHA-256 of its canonical bytes, and what is wrong with it or ""."""
     results = []
     for index in indices:
@@ -148,7 +181,7 @@ def export(path: Path, folder: Path) -> None:
         print(f"{folder}: {len(dataset)} files of {dataset.path}")
 
 
-def _numbered_name(dataset: RecordDataset, index: int, record: Record, split: str) -> str:
+def _numbered_name(dataset: Dataset, index: int, record: Record, split: str) -> str:
     in_range = dataset.classes is not None and 0 <= record.label < len(dataset.classes)
     class_name = dataset.classes[record.label] if in_range else str(record.label)
     suffix = image_files.suffix_of(image_files.open_image(record.image))

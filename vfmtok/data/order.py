@@ -12,6 +12,8 @@ import numpy as np
 
 from vfmtok.errors import DataError
 
+WINDOW = 4  # shards that are in use at once, where they are read one after another
+
 
 @dataclass(frozen=True)
 class OrderedBatch:
@@ -38,6 +40,8 @@ class SampleOrder:
         across_epochs: batches run on from one epoch into the next, so all are full (for training); otherwise
             an epoch ends with a short batch, of which some ranks may have fewer or none (for evaluation).
         shuffle: permute; otherwise every epoch is 0, 1, 2, ...
+        shard_sizes: samples of each shard of the dataset, in order, where shards are costly to come by: the permutation
+            then keeps the samples of a shard together, mixed with those of ``WINDOW`` shards.
 
     ``samples_seen`` counts the samples of finished steps from the start of the run; divided by ``num_samples``
     it gives the epoch and the place in it, whatever the batches were. Every sample comes once per epoch.
@@ -56,12 +60,13 @@ class SampleOrder:
         rank: int = 0,
         across_epochs: bool = True,
         shuffle: bool = True,
+        shard_sizes: np.ndarray | None = None,
     ):
         if global_batch < 1 or global_batch % world_size:
             raise DataError(f"global batch {global_batch} is not divisible by {world_size} processes")
         self.num_samples, self.global_batch, self.seed = num_samples, global_batch, seed
         self.world_size, self.rank = world_size, rank
-        self.across_epochs, self.shuffle = across_epochs, shuffle
+        self.across_epochs, self.shuffle, self.shard_sizes = across_epochs, shuffle, shard_sizes
         self.samples_per_epoch = num_samples
         if num_samples < 1:
             raise DataError("the dataset has no samples")
@@ -102,12 +107,26 @@ class SampleOrder:
         """
         if self._permutation is None or self._permutation[0] != epoch:
             if self.shuffle:
-                words = np.random.Philox(key=[self.seed & (2**64 - 1), 0x6F72646572], counter=[0, 0, 0, epoch])
-                order = np.argsort(words.random_raw(self.num_samples), kind="stable")
+                words = self._words(0x6F72646572, epoch, self.num_samples)
+                keys = words if self.shard_sizes is None else self._near_their_shard(words, epoch)
+                order = np.argsort(keys, kind="stable")
             else:
                 order = np.arange(self.num_samples)
             self._permutation = (epoch, order)
         return self._permutation[1]
+
+    def _words(self, stream: int, epoch: int, count: int) -> np.ndarray:
+        """(count,) uint64, uniform."""
+        key = [self.seed & (2**64 - 1), stream]
+        return np.random.Philox(key=key, counter=[0, 0, 0, epoch]).random_raw(count)
+
+    def _near_their_shard(self, words: np.ndarray, epoch: int) -> np.ndarray:
+        """Keys to sort by: the place of a sample's shard in a permutation of the shards, plus [0,WINDOW) at random."""
+        places = np.empty(len(self.shard_sizes), np.uint64)
+        places[np.argsort(self._words(0x736861726473, epoch, len(places)), kind="stable")] = np.arange(len(places))
+        keys = np.repeat(places << np.uint64(32), self.shard_sizes)
+        keys += (words >> np.uint64(32)) * np.uint64(WINDOW)
+        return keys
 
 
 class BlockOrder:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import lmdb
+import numpy as np
 
 from vfmtok.data.published_records import unpickle_builtins
 from vfmtok.errors import DataError
@@ -110,7 +111,12 @@ class RecordDataset:
         metadata: what prepare wrote (empty for a foreign dataset).
         classes: class names by label, or None where the dataset does not say.
         fingerprint: hex; equal for equal records in equal order.
+        shard_sizes: None: records are read in any order at the same cost (see ``shards.ShardDataset``).
+        notes: lines for people; none.
     """
+
+    shard_sizes: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path):
         """Raises DataError if there is no complete dataset at ``path``."""

@@ -219,17 +219,21 @@ def names_of_numbers(parts: list[Part]) -> list[str] | None:
             raise DataError(f"{part.name} has other class names than the files before it")
     if tables:
         return tables[0].names
+    return complete_names(item for part in parts for item in part.names_of_numbers.items())
+
+
+def complete_names(said: Iterable[tuple[int, str]]) -> list[str] | None:
+    """The names by number, or None where they contradict each other or some number has none."""
     names: dict[int, str] = {}
-    for number, name in (item for part in parts for item in part.names_of_numbers.items()):
+    for number, name in said:
         if names.setdefault(number, name) != name:
             return None  # they are not names of classes
     complete = names and set(names) == set(range(len(names))) and len(set(names.values())) == len(names)
     return [names[number] for number in range(len(names))] if complete else None
 
 
-def number(images: list[Image], names: list[str] | None, rules: Rules) -> tuple[list[str], dict[int | str, int]]:
-    """Class names by label, and the label of every class or number found. Raises DataError."""
-    found = {image.label for image in images}
+def number(found: set[int | str], names: list[str] | None, rules: Rules) -> tuple[list[str], dict[int | str, int]]:
+    """Class names by label, and the label of every class or number that was found. Raises DataError."""
     numbers = {label for label in found if isinstance(label, int)}
     if rules.names is not None:
         return _as_listed(rules.names, found, numbers)

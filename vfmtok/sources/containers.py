@@ -48,7 +48,7 @@ def read_parts(given: Given, scratch: Scratch, keys: Keys, names: SplitNames, la
     Raises:
         DataError: one can't be read, or what it says is ambiguous.
     """
-    splits = _splits(given, names)
+    splits = splits_of(given, names)
     prefixes = _prefixes([container.path for container in given.containers])
     source_names = list(dict.fromkeys(container.source for container in given.containers))
     of_source = dict(zip(source_names, _prefixes(source_names), strict=True))
@@ -82,7 +82,7 @@ def find_images(sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO
         found += sorted(images if shard is None else shard.images, key=lambda image: image.path)
     names = SplitNames()
     if len(given.containers) > 1:
-        return found, {split for split in _splits(given, names) if split}
+        return found, {split for split in splits_of(given, names) if split}
     return found, set((split_folders(found, names) or {}).values())
 
 
@@ -176,7 +176,7 @@ def _prefixes(paths: list[Path]) -> list[str]:
     return prefixes
 
 
-def _splits(given: Given, names: SplitNames) -> list[str | None]:
+def splits_of(given: Given, names: SplitNames) -> list[str | None]:
     """The split that each container is in by its own name, or by the folders between it and what the user gave."""
     folders = {c.path: stem_of(c.path) for c in given.containers if not c.inside and c.kind == "folder"}
     own = names.of_folders(folders.values(), "the sources") or {} if folders else {}

@@ -72,7 +72,7 @@ def _expand(source: str) -> list[Path]:
         return [SAMPLE]
     if not os.path.lexists(path):
         if "{" in source:
-            return [path for text in _expand_braces(source) for path in _expand(text)]
+            return [path for text in expand_braces(source) for path in _expand(text)]
         found = sorted(glob.glob(source)) if set("*?[") & set(source) else []
         if not found:
             raise DataError(f"no such source: {source}")
@@ -82,7 +82,7 @@ def _expand(source: str) -> list[Path]:
     return [path]
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """``a{0..2}b{x,y}`` as the shell would write it out; leading zeros are kept."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
@@ -93,7 +93,7 @@ def _expand_braces(pattern: str) -> list[str]:
         choices = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
     else:
         choices = match[1].split(",")
-    return [text for c in choices for text in _expand_braces(pattern[: match.start()] + c + pattern[match.end() :])]
+    return [text for c in choices for text in expand_braces(pattern[: match.start()] + c + pattern[match.end() :])]
 
 
 def _kind_of_file(path: Path) -> str:

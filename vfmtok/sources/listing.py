@@ -109,7 +109,7 @@ def list_sources(
     class_rules.check_label_key(choices.label_key, parts, rules)
     images = class_rules.label_all(images, parts, given, rules, ignored, scratch)
     names = class_rules.names_of_numbers(parts)
-    classes, label_of = class_rules.number(images, names, rules)
+    classes, label_of = class_rules.number({image.label for image in images}, names, rules)
     listing = _listing(images, classes, label_of, has_splits, val_fraction)
     listing.ignored, listing.left_out, listing.parts = dict(ignored.most_common()), left_out, parts
     listing.notes = [*notes, *class_rules.notes_on_order(classes), *_checks(listing, rules)]

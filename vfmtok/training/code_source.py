@@ -5,6 +5,7 @@ Both give the same kind of batch, in an order that is a function of (seed, sampl
 Shapes: B this process's batch, N samples; a code is ids (B,K) int64 or latents (B,C,h,w).
 """
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -81,14 +82,13 @@ def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
     tokenizer, cache, records, held_records = None, None, None, None
     if data.vq_ckpt:
         tokenizer = load_tokenizer(data.vq_ckpt, data.vq_config).to(world.device)
-    val_path = None if data.val_path is None else Path(data.val_path).expanduser()
     if data.code_path:
         cache = CodeCache(Path(data.code_path).expanduser())
         classes, made_by = cache.classes, cache.metadata["tokenizer_hash"]
         if tokenizer is not None:
             check_tokenizer(cache, tokenizer_hash(tokenizer))
     elif data.path and tokenizer is not None:
-        records, held_records = open_for_training(Path(data.path).expanduser(), val_path)
+        records, held_records = open_for_training(data.path, data.val_path, data.shards)
         classes, made_by = records.classes, tokenizer_hash(tokenizer)
     else:
         raise ConfigError("no training data: give data.code_path, or data.path with data.vq_ckpt")
@@ -97,8 +97,8 @@ def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
         held_records = None
         check_tokenizer(held_cache, made_by)
         _check_classes(held_cache.classes, classes, held_cache.path)
-    elif cache is not None and val_path is not None:
-        held_records = open_split(val_path, "val")
+    elif cache is not None and data.val_path is not None:
+        held_records = open_split(os.path.expanduser(data.val_path), "val")
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
     found = CodeData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
@@ -225,7 +225,14 @@ def training_codes(
 ) -> CachedCodes | EncodedCodes:
     """The batches of this process from ``samples_seen`` on."""
     run = recipe.run
-    order = SampleOrder(len(data), run.global_batch, run.seed, world_size=world.size, rank=world.rank)
+    order = SampleOrder(
+        len(data),
+        run.global_batch,
+        run.seed,
+        world_size=world.size,
+        rank=world.rank,
+        shard_sizes=None if data.records is None else data.records.shard_sizes,
+    )
     if data.cache is not None:
         return CachedCodes(data.cache, order, samples_seen, recipe.generator)
     crop = RandomCrop(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
+from vfmtok.data.shards import ShardOptions
 from vfmtok.errors import ConfigError
 from vfmtok.generators import AnyGeneratorConfig
 from vfmtok.generators.gpt.config import GPTConfig
@@ -26,6 +27,9 @@ class TokenDataConfig:
     crop: Literal["random", "center"] = "center"  # of images; center with flip is what a cache has by default
     flip: bool = True
     num_workers: int = 4  # processes that read and decode images, per training process
+    min_size: int | None = None  # of shards: images with a shorter short side (px) are left out
+    image_key: str | None = None  # of shards: the member that is the image, where several could be
+    label_key: str | None = None  # of shards: the member or .json key that is the label
 
     def __post_init__(self):
         if self.path is not None and self.code_path is not None:
@@ -33,6 +37,10 @@ class TokenDataConfig:
         if (self.path is not None or self.val_path is not None) and self.vq_ckpt is None:
             raise ConfigError("images (--anno-file, --val-path) need the tokenizer that encodes them: give --vq-ckpt")
         require_not_negative(self, "data", "num_workers")
+
+    @property
+    def shards(self) -> ShardOptions:
+        return ShardOptions(self.min_size, self.image_key, self.label_key)
 
 
 @dataclass(frozen=True)

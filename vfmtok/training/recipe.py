@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
+from vfmtok.data.shards import ShardOptions
 from vfmtok.encoders.config import EncoderConfig, require_encoder_weights
 from vfmtok.errors import ConfigError
 from vfmtok.tokenizers import AnyTokenizerConfig
@@ -20,14 +21,21 @@ from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 class DataConfig:
     """Where images come from and how they are cropped."""
 
-    path: str = ""  # a folder made by `vfmtok prepare`, or one LMDB
+    path: str = ""  # a folder made by `vfmtok prepare`, one LMDB, or WebDataset shards (also a URL)
     val_path: str | None = None  # held-out images; None takes the folder's own val_lmdb, if it has one
     crop: Literal["random", "center"] = "random"  # random: short side in [size, size/0.8], then a random square
     flip: bool = True
     num_workers: int = 4  # processes that read and decode, per training process
+    min_size: int | None = None  # of shards: images with a shorter short side (px) are left out
+    image_key: str | None = None  # of shards: the member that is the image, where several could be
+    label_key: str | None = None  # of shards: the member or .json key that is the label; "none": labels do not matter
 
     def __post_init__(self):
         require_not_negative(self, "data", "num_workers")
+
+    @property
+    def shards(self) -> ShardOptions:
+        return ShardOptions(self.min_size, self.image_key, self.label_key)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class TokenizerRun:
 
     def _open_data(self) -> None:
         recipe, run = self.recipe, self.recipe.run
-        held_out_path = None if recipe.data.val_path is None else Path(recipe.data.val_path).expanduser()
-        self.records, held_out = open_for_training(Path(recipe.data.path).expanduser(), held_out_path)
+        self.records, held_out = open_for_training(recipe.data.path, recipe.data.val_path, recipe.data.shards)
+        self.notes += self.records.notes
         self.plan = Plan.of(recipe.optimizer, run, len(self.records), self.world.size)
         self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
         self.held_out = HeldOut(
@@ -170,6 +170,9 @@ class TokenizerRun:
     def loader(self) -> ImageLoader:
         recipe, run, world = self.recipe, self.recipe.run, self.world
         crop = RandomCrop(recipe.tokenizer.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center")
-        order = SampleOrder(len(self.records), run.global_batch, run.seed, world_size=world.size, rank=world.rank)
+        count, sizes = len(self.records), self.records.shard_sizes
+        order = SampleOrder(
+            count, run.global_batch, run.seed, world_size=world.size, rank=world.rank, shard_sizes=sizes
+        )
         seen = self.state.samples_seen
         return ImageLoader(self.records, crop, order, samples_seen=seen, num_workers=recipe.data.num_workers)
