@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -180,3 +181,21 @@ def test_hub_out_of_reach_is_said_clearly(hub):
     message = done.stderr.strip().splitlines()[-1]
     assert "weights of 'test_vit.r160_in1k' are neither in the Hub cache nor reachable at timm/test_vit" in message
     assert "set encoder.weights to the file" in message
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_that_wrappers_leave(tmp_path, prefix):
+    tensors = {"a.weight": torch.ones(2), "model.b": torch.zeros(3)}
+    torch.save({"model": {prefix + name: tensor for name, tensor in tensors.items()}}, tmp_path / "w.pt")
+    found = reading.read(tmp_path / "w.pt")
+    assert list(found) == ["a.weight", "model.b"] and torch.equal(found["a.weight"], tensors["a.weight"])
+
+
+def test_numpy_values_and_random_states_beside_the_weights(tmp_path):
+    beside = {
+        "loss": np.float64(0.5), "step": np.int64(3), "best": np.bool_(True), "lr": np.float32(1e-4),
+        "numpy_rng": np.random.RandomState(0).get_state(), "python_rng": random.Random(0).getstate(),
+        "history": np.arange(3.0), "torch_rng": torch.get_rng_state(),
+    }  # fmt: skip
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, tmp_path / "w.pt")
+    assert torch.equal(reading.read(tmp_path / "w.pt")["a"], torch.ones(2))

@@ -17,6 +17,9 @@ from vfmtok.errors import ConfigError
 from vfmtok.generators.drawing import draw_images
 from vfmtok.pictures.rows import draw_rows
 
+LARGEST_IMAGE = 8192  # px
+MOST_BYTES = 8 << 30  # of all images, as uint8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -53,8 +56,13 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
         sampling = sampling_of(args, gpt)  # impossible settings end it here
         labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
         size = tokenizer.config.image_size if args.image_size is None else args.image_size
-        if size < 1:
-            raise ConfigError("--image-size must be positive")
+        if not 1 <= size <= LARGEST_IMAGE:
+            raise ConfigError(f"--image-size must be from 1 to {LARGEST_IMAGE} pixels")
+        if len(labels) * size**2 * 3 > MOST_BYTES:
+            raise ConfigError(
+                f"{len(labels):,} images of {size} px are more than {MOST_BYTES >> 30} GiB: take fewer (--n, "
+                "--classes) or smaller ones (--image-size)"
+            )
         out = Path(args.out).expanduser()
         if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
             raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")

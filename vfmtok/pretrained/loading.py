@@ -249,7 +249,7 @@ def _read_folder(path: Path, section: Section | None, prefer: Preference) -> Wei
     tree = read_tree(folder / "config.yaml")
     found = _section_of(tree)
     if section not in (None, found):
-        raise WeightsError(f"{folder} holds no {section}: it is a {found}'s")
+        raise WeightsError(f"{folder} holds no {section}: it is a {found}'s (from_pretrained(path, '{found}'))")
     facts = {name: tree.get(name) for name in ("classes", "tokenizer_hash")}
     with contextlib.suppress(WeightsError, KeyError, TypeError):  # a saved model, or weights without their state.json
         facts = saved.read_state(folder)["numbers"]["parts"]["tokens"]

@@ -8,10 +8,11 @@ import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from vfmtok.weights import download
 # Which weights are taken where there are several: their average, which numbers are made with, or the last ones.
 Preference = Literal["ema", "model"]
 CONTAINERS = ("state_dict", "model", "module")  # names under which a torch file keeps its state dict; "ema" besides
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of every name, as DDP, torch.compile and Lightning leave them
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -33,8 +35,9 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
     """The tensors of a ``.safetensors`` or torch file, on the CPU, and under which name the file keeps them.
 
     A torch file may hold the state dict itself (None) or keep it under "ema" or one of CONTAINERS. With several the
-    average is taken first, or with ``prefer`` "model" last. It is opened with ``weights_only=True``, which admits
-    tensors, numbers, text and, besides, the namespace of command-line arguments that published checkpoints carry.
+    average is taken first, or with ``prefer`` "model" last. PREFIXES that all names have are taken off. It is opened
+    with ``weights_only=True``, which admits tensors, numbers, text and, besides, the namespace of command-line
+    arguments that published checkpoints carry, and NumPy's scalars and arrays of numbers, such as random states.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds something other than tensors.
@@ -44,10 +47,10 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
         raise WeightsError(f"no weight file at {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path), None
+            return without_prefixes(safetensors.torch.load_file(path)), None
         if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs what these say, in spite of weights_only
             raise WeightsError("it is a tar archive, a form that PyTorch left in 2017")
-        with _admitting(argparse.Namespace):
+        with _admitting([argparse.Namespace, *_numpy_globals()]):
             # Mapped, not read: a published checkpoint may hold the optimizer's state too, three times the weights.
             mapped = zipfile.is_zipfile(path)
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
@@ -63,18 +66,37 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
         content, taken = content[key], taken or key
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} does not hold a state dict")
-    return dict(content), taken
+    return without_prefixes(content), taken
+
+
+def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by names without the PREFIXES that all of them begin with."""
+    tensors = dict(tensors)
+    while prefix := next((p for p in PREFIXES if tensors and all(str(name).startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _numpy_globals() -> list[Any]:
+    """What arrays and scalars of NumPy are built by; none of it runs what a file says. Version 2 moved two of them."""
+    from_buffer, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    kinds = [np.ndarray, np.dtype, *{type(np.dtype(name)) for name in "?bBhHiIlLqQefdgFDGSUV"}]
+    old = [(f, f"numpy.core.multiarray.{f.__name__}") for f in (from_buffer, scalar)]
+    new = [(f, f"numpy._core.multiarray.{f.__name__}") for f in (from_buffer, scalar)]
+    # Before 2.6 PyTorch takes no other names than a function's own.
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    return [*kinds, *(old + new if version >= (2, 6) else (from_buffer, scalar))]
 
 
 @contextlib.contextmanager
-def _admitting(kind: type) -> Iterator[None]:
-    """Let ``weights_only`` make objects of this class, inside the context only."""
+def _admitting(kinds: list[Any]) -> Iterator[None]:
+    """Let ``weights_only`` use these classes and functions, inside the context only."""
     if hasattr(torch.serialization, "safe_globals"):
-        with torch.serialization.safe_globals([kind]):
+        with torch.serialization.safe_globals(kinds):
             yield
         return
     before = torch.serialization.get_safe_globals()  # torch 2.4
-    torch.serialization.add_safe_globals([kind])
+    torch.serialization.add_safe_globals(kinds)
     try:
         yield
     finally:
@@ -85,7 +107,7 @@ def _admitting(kind: type) -> Iterator[None]:
 def _why(error: Exception) -> str:
     """One line. PyTorch's own advice for a file that wants to run code is how to let it: not ours."""
     text = str(error).strip()
-    refused = re.search(r"GLOBAL ([A-Za-z_][\w.]*)", text)
+    refused = re.search(r"GLOBAL ([A-Za-z_][\w.]*)", text) or re.search(r"but got <class '([\w.]+)'>", text)
     if isinstance(error, pickle.UnpicklingError) and refused:
         return f"it asks for {refused[1]}, which may run code; a weight file holds tensors, nothing else"
     if isinstance(error, pickle.UnpicklingError):
