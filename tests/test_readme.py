@@ -10,6 +10,7 @@ import pytest
 
 import vfmtok
 from vfmtok.config import with_overrides
+from vfmtok.pretrained.manifest import find_manifest, manifest_names
 from vfmtok.training.recipe import TokenizerRecipe
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,8 @@ TINY = {
     "--set optimizer.steps=2 --set loss.perceptual=encoder --set run.compile=false",
     "scripts/torchrun.sh": "torchrun --standalone --nproc-per-node 2",
     "configs/vfmtok/gpt_l.yaml --code-path codes/imagenet": "configs/vfmtok/gpt_l.yaml --code-path codes/train "
-    "--global-batch-size 2 --mixed-precision none --set generator.n_layer=1 --set generator.dim=64 "
+    "--global-batch-size 2 --mixed-precision none --set data.vq_ckpt=null --set generator.n_layer=1 "
+    "--set generator.dim=64 "
     "--set generator.n_head=4 --set optimizer.steps=2",
     "configs/vfmtok/emoji64_gpt.yaml": "configs/vfmtok/emoji64_gpt.yaml --set optimizer.steps=2 --set pictures.every=2",
     "--views shift": "--views center",  # 18 views take minutes
@@ -117,6 +119,16 @@ def test_linked_files_and_headings_exist():
             if heading:
                 titles = re.findall(r"^#+ (.+)$", (folder / link).read_text(encoding="utf-8"), flags=re.MULTILINE)
                 assert heading in {title.lower().replace(" ", "-") for title in titles}, heading
+
+
+def test_published_numbers_are_those_of_the_manifests():
+    """Every manifest is named, and the row of its model shows its numbers."""
+    for name in manifest_names():
+        line = next(line for line in README.splitlines() if f"`{name}`" in line or f"reproduce {name} " in line)
+        shown = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
+        for number in find_manifest(name).expected:
+            if number.name in ("rFID", "rIS", "gFID", "IS"):
+                assert {number.value, number.paper or number.value} <= set(shown), (name, number)
 
 
 def test_configuration_tables_are_true():
