@@ -70,8 +70,12 @@ def test_a_generator_trains_and_resumes(place, root, device):
     whole = train(root, place, device, "train_c2i.py", "whole", STEPS, *data)
     losses = [line["loss/token"] for line in whole if "loss/token" in line]
     assert losses[-1] < losses[0]
-    for steps in (STEPS // 2, STEPS):
-        train(root, place, device, "train_c2i.py", "cut", steps, *data)
+    first = train(root, place, device, "train_c2i.py", "cut", STEPS // 2, *data)
+    both = train(root, place, device, "train_c2i.py", "cut", STEPS, *data)
+    resumed = [line["step"] for line in both[len(first) :] if "loss/token" in line]
+    assert resumed and min(resumed) > STEPS // 2  # it did not begin again
+    again = [line["loss/token"] for line in both if "loss/token" in line]
+    assert again == pytest.approx(losses, rel=1e-2)
     for name, tensor in weights(place / "whole", STEPS).items():
         found = weights(place / "cut", STEPS)[name]
         if device.type == "cpu":
