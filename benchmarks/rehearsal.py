@@ -241,7 +241,7 @@ STAGES: dict[str, Callable[[Path, int], tuple[float, int]]] = {
 
 
 class PeakMemory:
-    """The most that this process takes beyond what it has at the start: resident pages that are not of a file, bytes."""
+    """What this process takes at most beyond what it has at the start, bytes: resident pages that are no file's."""
 
     def __enter__(self) -> "PeakMemory":
         self.peak, self._start, self._ends = 0, self._now(), threading.Event()

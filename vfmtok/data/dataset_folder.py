@@ -117,7 +117,7 @@ def verify(path: Path, workers: int | None = None) -> None:
         DataError: any record is bad; the message counts them and names the first.
     """
     for dataset in open_splits(path).values():
-        tasks = [range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK)]
+        tasks = (range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK))
         chain, bad = b"", []
         workers_here = default_workers(len(dataset)) if workers is None else workers
         with tqdm(total=len(dataset), desc=f"verify {dataset.path.name}", unit=" images") as bar:

@@ -1,12 +1,12 @@
 """What a dataset holds: one pass over its records, and the summary as text."""
 
 import hashlib
-import statistics
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 from tqdm import tqdm
 
 from vfmtok.data import image_files
@@ -24,9 +24,9 @@ class Summary:
     """What one pass over a dataset finds."""
 
     labels: Counter = field(default_factory=Counter)
-    widths: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)  # encoded bytes
+    widths: Counter = field(default_factory=Counter)  # value -> records; as many as there are values, not records
+    heights: Counter = field(default_factory=Counter)
+    sizes: Counter = field(default_factory=Counter)  # encoded bytes
     formats: Counter = field(default_factory=Counter)
     corrupt: list[str] = field(default_factory=list)  # what is wrong with each bad record
     examples: dict[int, list[int]] = field(default_factory=dict)  # label -> indices for the sheet
@@ -34,7 +34,7 @@ class Summary:
 
 def summarize(dataset: RecordDataset, workers: int | None = None, decode: bool = True) -> Summary:
     """One pass over all records, in parallel."""
-    tasks = [range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK)]
+    tasks = (range(i, min(i + CHUNK, len(dataset))) for i in range(0, len(dataset), CHUNK))
     workers = default_workers(len(dataset)) if workers is None else workers
     summary, index = Summary(), 0
     with tqdm(total=len(dataset), desc=f"read {dataset.path.name}", unit=" images") as bar:
@@ -69,9 +69,9 @@ def _add(summary: Summary, index: int, result: Look) -> None:
         return
     label, width, height, size, image_format = result
     summary.labels[label] += 1
-    summary.widths.append(width)
-    summary.heights.append(height)
-    summary.sizes.append(size)
+    summary.widths[width] += 1
+    summary.heights[height] += 1
+    summary.sizes[size] += 1
     summary.formats[image_format] += 1
     kept = summary.examples.setdefault(label, [])
     kept.append(index)
@@ -93,11 +93,11 @@ def report_lines(title: str, dataset: RecordDataset, summary: Summary, decoded: 
     known = f"{len(dataset.classes)} classes" if dataset.classes else f"{len(summary.labels)} labels without names"
     lines = [f"{title}: {len(dataset)} records, {known}, fingerprint {dataset.fingerprint[:16]}"]
     if summary.sizes:
-        total = sum(summary.sizes) / 2**20
+        total = sum(size * count for size, count in summary.sizes.items()) / 2**20
         lines += [
             f"  width      {_spread_of(summary.widths)} px",
             f"  height     {_spread_of(summary.heights)} px",
-            f"  file size  {_spread_of([size / 1024 for size in summary.sizes])} KiB, {total:.1f} MiB in all",
+            f"  file size  {_spread_of(summary.sizes, 1024)} KiB, {total:.1f} MiB in all",
             f"  formats    {', '.join(f'{name} {count}' for name, count in summary.formats.most_common())}",
         ]
     how = "undecodable or damaged" if decoded else "damaged or without a readable header (pixels were not decoded)"
@@ -106,8 +106,12 @@ def report_lines(title: str, dataset: RecordDataset, summary: Summary, decoded: 
     return lines + _histogram(dataset, summary.labels)
 
 
-def _spread_of(values: list[float]) -> str:
-    return f"min {min(values):.4g}, median {statistics.median(values):.4g}, max {max(values):.4g}"
+def _spread_of(values: Counter, unit: int = 1) -> str:
+    """Of values and how often each occurs, in units of ``unit``."""
+    ordered = sorted(values)
+    ends = np.cumsum([values[value] for value in ordered])
+    middle = [ordered[np.searchsorted(ends, place, side="right")] for place in ((ends[-1] - 1) // 2, ends[-1] // 2)]
+    return f"min {ordered[0] / unit:.4g}, median {sum(middle) / 2 / unit:.4g}, max {ordered[-1] / unit:.4g}"
 
 
 def _skipped(dataset: RecordDataset) -> str:
@@ -121,7 +125,7 @@ def _histogram(dataset: RecordDataset, labels: Counter) -> list[str]:
     if not everything:
         return []
     counts = [labels[label] for label in everything]
-    lines = [f"  per class  {_spread_of(counts)} images, {counts.count(0)} classes are empty"]
+    lines = [f"  per class  {_spread_of(Counter(counts))} images, {counts.count(0)} classes are empty"]
     if len(everything) > BARS:
         ranked = sorted(everything, key=lambda label: (-labels[label], label))
         for word, some in (("most", ranked[:5]), ("fewest", ranked[-5:])):
