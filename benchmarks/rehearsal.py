@@ -1,6 +1,6 @@
 """Data at ImageNet's size: rate, peak memory and start-up time of every stage that touches every image.
 
-    python benchmarks/rehearsal.py FOLDER [--images 10000 100000 1281167]
+    python benchmarks/rehearsal.py FOLDER [--images 10000 100000 1281167] [--only shards]
 
 Images are JPEGs of 16 px, made once and varied by a few bytes at their end, in 1,000 classes of ImageNet's sizes (732
 to 1,300 images each, in proportion). A tokenizer that gives any ids stands for the network: what is measured is the
@@ -273,13 +273,15 @@ def run_stage(name: str, folder: Path, images: int) -> None:
     print("\n" + json.dumps(result))
 
 
-def rehearse(folder: Path, images: int) -> dict[str, dict]:
+def rehearse(folder: Path, images: int, only: str) -> dict[str, dict]:
     results = {}
-    for write in (write_folders, write_shards):
+    names = [name for name in STAGES if only in name]
+    writes = [write_shards] if all("shards" in name for name in names) else [write_folders, write_shards]
+    for write in writes:
         start = time.perf_counter()
         write(folder, images)
         print(f"{images:,}: {write.__name__} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    for name in STAGES:
+    for name in names:
         arguments = [sys.executable, __file__, str(folder), "--images", str(images), "--stage", name]
         done = subprocess.run(arguments, capture_output=True, text=True)
         if done.returncode != 0:
@@ -291,11 +293,12 @@ def rehearse(folder: Path, images: int) -> dict[str, dict]:
     return results
 
 
-def report(found: dict[int, dict[str, dict]]) -> None:
+def report(found: dict[int, dict[str, dict]], only: str) -> None:
     """A table; the last column continues the straight line through the last two sizes to 44M images."""
     print("| stage | " + " | ".join(f"{n:,} images" for n in found) + " |")
     print("|---" * (len(found) + 1) + "|")
-    for name in STAGES:
+    names = [name for name in STAGES if only in name]
+    for name in names:
         cells = []
         for results in found.values():
             r = results[name]
@@ -306,7 +309,7 @@ def report(found: dict[int, dict[str, dict]]) -> None:
     if len(found) > 1:
         (small, low), (large, high) = list(found.items())[-2:]
         print("\nMiB more per million images, and MiB at 44M on a straight line:")
-        for name in STAGES:
+        for name in names:
             slope = (high[name]["own"] - low[name]["own"]) / (large - small)
             at = high[name]["own"] + slope * (44e6 - large)
             print(f"  {name:30s} {slope * 1e6 / 2**20:8.1f} {at / 2**20:10.0f}")
@@ -316,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder, removed at the end")
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, IMAGENET])
+    parser.add_argument("--only", default="", help="stages with this in their name, which must not need others")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -327,11 +331,11 @@ def main() -> None:
     try:
         for images in args.images:
             args.folder.mkdir(parents=True)
-            found[images] = rehearse(args.folder, images)
+            found[images] = rehearse(args.folder, images, args.only)
             shutil.rmtree(args.folder)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)
-    report(found)
+    report(found, args.only)
 
 
 if __name__ == "__main__":
