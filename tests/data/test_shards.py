@@ -200,24 +200,27 @@ def test_the_order_keeps_shards_together():
 
 
 PROGRAM = """
-import sys
+import sys, time
 from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.transforms import EvaluationCrop
-path, rank, seen, log = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+path, rank, seen, log, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 records = open_dataset(path)
 order = SampleOrder(len(records), 4, seed=5, world_size=2, rank=rank, shard_sizes=records.shard_sizes)
 with open(log, "a") as file:
     for batch in ImageLoader(records, EvaluationCrop(8), order, samples_seen=seen, num_workers=1):
         print(batch.samples_seen, *batch.indices.tolist(), *batch.images[:, 0, 0, 0].tolist(), file=file, flush=True)
-        if batch.samples_seen >= 132:
+        steps -= 1
+        if batch.samples_seen == 132:
             break
+        while not steps:  # to be killed here, with its workers ahead
+            time.sleep(1)
 """
 
 
 def test_two_processes_killed_and_resumed_see_every_sample_once_per_epoch(four, tmp_path):
-    """22 samples, 6 epochs; killed after a few steps, continued from the last step that both had made."""
+    """22 samples, 6 epochs; killed after 7 and 5 steps, continued from the last step that both had made."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(shards.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -225,12 +228,15 @@ def test_two_processes_killed_and_resumed_see_every_sample_once_per_epoch(four, 
     seen = 0
     for attempt in range(3):
         logs = [tmp_path / f"log{attempt}-{rank}" for rank in (0, 1)]
+        steps = (7, 5) if attempt < 2 else (99, 99)
         started = [
-            subprocess.Popen([sys.executable, str(program), str(four), str(rank), str(seen), str(log)], env=environment)
-            for rank, log in enumerate(logs)
+            subprocess.Popen(
+                [sys.executable, str(program), str(four), str(rank), str(seen), str(log), str(count)], env=environment
+            )
+            for rank, (log, count) in enumerate(zip(logs, steps, strict=True))
         ]
-        deadline = time.monotonic() + 120
-        while attempt < 2 and min(_steps(log, seen) for log in logs) < 5 and time.monotonic() < deadline:
+        while attempt < 2 and any(len(_lines(log)) < count for log, count in zip(logs, steps, strict=True)):
+            assert all(process.poll() is None for process in started)
             time.sleep(0.01)
         for process in started:
             if attempt < 2:
@@ -253,10 +259,6 @@ def test_two_processes_killed_and_resumed_see_every_sample_once_per_epoch(four, 
 def _lines(log: Path) -> list[str]:
     text = log.read_text() if log.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
-
-
-def _steps(log: Path, seen: int) -> int:
-    return len(_lines(log))
 
 
 # --------------------------------------------------------------------------------------
