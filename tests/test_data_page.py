@@ -12,6 +12,7 @@ from image_makers import encoded, write_tree
 from test_listing import as_shard, make_tar, make_zip
 
 from vfmtok.cli import main
+from vfmtok.commands import generator_flags, tokenizer_flags
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.prepare import add_arguments
 from vfmtok.data.records import RecordDataset
@@ -85,5 +86,8 @@ def test_commands_for_imagenet(imagenets, monkeypatch, capsys, command):
 def test_flags_of_the_page_exist():
     parser = OneLineParser()
     add_arguments(parser)
+    training = {
+        flag for table in (tokenizer_flags.TOKENIZER_FLAGS, generator_flags.GENERATOR_FLAGS) for flag, *_ in table
+    }
     flags = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--ref-batch"}
-    assert len(flags) > 6 and flags <= set(parser._option_string_actions)
+    assert len(flags) > 6 and flags <= set(parser._option_string_actions) | training
