@@ -9,6 +9,7 @@ from torch import nn
 import vfmtok
 from vfmtok import encoders
 from vfmtok.encoders.contract import FeatureEncoder
+from vfmtok.errors import ConfigError
 
 
 class Patches(nn.Module):
@@ -44,3 +45,28 @@ def test_it_serves_a_tokenizer(patches, tiny_config):
     tokenizer.eval()
     with torch.no_grad():
         assert torch.equal(tokenizer.decode(tokenizer.encode(images).ids), tokenizer(images).reconstruction)
+
+
+class Mixed(Patches):
+    """The same with weights."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.mix = nn.Linear(3, 3)
+
+
+def test_a_frozen_random_one_is_the_same_in_every_load(monkeypatch, tiny_config):
+    """Checkpoints leave it out: other weights would make the ids of before meaningless."""
+    monkeypatch.setitem(encoders.OWN_ENCODERS, "mixed", Mixed)
+    config = tiny_config("encoder.name=mixed", "encoder.levels=null", "encoder.weights=random")
+    first, second = (vfmtok.build_tokenizer(config).encoder.mix.weight for _ in range(2))
+    assert torch.equal(first, second)
+    trained = tiny_config("encoder.name=mixed", "encoder.levels=null", "encoder.frozen=false")
+    first, second = (vfmtok.build_tokenizer(trained).encoder.mix.weight for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("weights", ["package", "auto", "/nowhere.pt"])
+def test_weights_it_does_not_have_are_refused(patches, tiny_config, weights):
+    with pytest.raises(ConfigError, match=r"encoder.weights.*'patches'.*random"):
+        vfmtok.build_tokenizer(tiny_config("encoder.name=patches", "encoder.levels=null", f"encoder.weights={weights}"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.code import code_to_dict
+from vfmtok.code import Latents, code_to_dict
 from vfmtok.commands import flags
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
@@ -36,7 +36,7 @@ from vfmtok.data.transforms import (
     TenCrop,
     to_unit_range,
 )
-from vfmtok.errors import DataError, SharedError
+from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.metrics.pixels import psnr
 from vfmtok.metrics.usage import count_codes, usage_of_counts
 from vfmtok.pictures.contact_sheet import draw_pairs
@@ -132,6 +132,8 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         records = open_dataset(args.dataset)
         tokenizer = open_tokenizer(args, world.device)
+        if isinstance(tokenizer.code, Latents):
+            raise ConfigError(f"a token cache keeps ids, and this tokenizer makes {tokenizer.code}: train on images")
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = tokenizer_hash(tokenizer)

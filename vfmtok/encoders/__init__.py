@@ -8,11 +8,13 @@ named     short names of the models of the field
 released  names of their tensors in their publishers' files
 """
 
+import contextlib
 from collections.abc import Callable
 
 from vfmtok.encoders.config import EncoderConfig
 from vfmtok.encoders.contract import FeatureEncoder
-from vfmtok.encoders.vfm import Encoder
+from vfmtok.encoders.vfm import Encoder, same_weights_always
+from vfmtok.errors import ConfigError
 
 # Encoders that are not timm's: ``encoder.name`` -> what builds one. Every other name is looked up in timm.
 OWN_ENCODERS: dict[str, Callable[[EncoderConfig], FeatureEncoder]] = {}
@@ -20,4 +22,11 @@ OWN_ENCODERS: dict[str, Callable[[EncoderConfig], FeatureEncoder]] = {}
 
 def build_encoder(config: EncoderConfig) -> FeatureEncoder:
     """The encoder of a configuration. Raises ConfigError or WeightsError."""
-    return OWN_ENCODERS.get(config.name, Encoder)(config)
+    if config.name not in OWN_ENCODERS:
+        return Encoder(config)
+    if not config.starts_random:
+        raise ConfigError(
+            f"encoder.weights: no weights are published for '{config.name}', which is not timm's: set it to random"
+        )
+    with same_weights_always() if config.frozen else contextlib.nullcontext():
+        return OWN_ENCODERS[config.name](config)

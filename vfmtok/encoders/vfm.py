@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         facts = ENCODERS.get(config.name, EncoderFacts(config.name, ()))
-        with _same_weights_always() if config.frozen and config.starts_random else contextlib.nullcontext():
+        with same_weights_always() if config.frozen and config.starts_random else contextlib.nullcontext():
             self.backbone = _create_backbone(facts.timm_name, config.name)
         self.available_levels = len(self.backbone.feature_info)
         self.levels = _choose_levels(config, facts, self.available_levels)
@@ -240,7 +240,7 @@ class Encoder(nn.Module):
 
 
 @contextlib.contextmanager
-def _same_weights_always() -> Iterator[None]:
+def same_weights_always() -> Iterator[None]:
     """Checkpoints leave a frozen encoder out: random weights must come back alike, or old ids mean nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
