@@ -15,7 +15,7 @@ usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
-source=sample out=quickstart encoder=package preset=cpu
+again="$0 $*" source=sample out=quickstart encoder=package preset=cpu
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
@@ -47,6 +47,16 @@ stage() {
     printf '\n\033[1m$ %s\033[0m\n' "$*"
     "$@" || return
     printf '%s\t%s\t%s\n' "$name" $((SECONDS - begin)) "$*" >> "$out/timings.tsv"
+}
+
+# A training that is asked to stop saves and ends without an error; what follows needs one that made all its steps.
+training() {
+    local folder=$1
+    shift
+    stage "$@" || return
+    [ -e "$folder/finished" ] && return
+    echo "scripts/quickstart.sh: stopped, since the training in $folder is not finished; to continue: $again" >&2
+    exit 1
 }
 
 venv=$(absolute "${VENV:-.venv}")
@@ -93,13 +103,13 @@ fi
 stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"} ${PREPARE_FLAGS:-}
 [ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"
 stage data vfmtok stats "$out/data" --out "$out/data.png"
-stage tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \
+training "$out/tokenizer" tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \
     ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
 stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file "$out/data" \
     --output_dir "$out/reconstruction" --image-size-eval $size ${quality[@]+"${quality[@]}"}
 stage codes vfmtok codes "$out/data/train_lmdb" "$out/codes/train" --vq-ckpt "$out/tokenizer" --views $views
 stage codes vfmtok codes "$out/data/val_lmdb" "$out/codes/val" --vq-ckpt "$out/tokenizer" --views center
-stage generator python train_c2i.py --recipe ${recipe}_gpt.yaml --code-path "$out/codes/train" \
+training "$out/generator" generator python train_c2i.py --recipe ${recipe}_gpt.yaml --code-path "$out/codes/train" \
     --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" ${GENERATOR_FLAGS:-}
 for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \

@@ -107,12 +107,17 @@ def test_one_class_gets_its_page_too(photos, tmp_path):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """``recorded(words, ...)``: the script in an environment that does nothing; commands with ``words`` fail."""
+    """``recorded(words, ...)``: the script in an environment that does nothing; commands with ``words`` fail.
 
-    def run_in_it(words, *arguments, names=("python", "vfmtok")):
+    Trainings leave their ``finished`` but for those that ``stopped`` names."""
+
+    def run_in_it(words, *arguments, names=("python", "vfmtok"), stopped=()):
         binaries = tmp_path / "venv/bin"
         binaries.mkdir(parents=True)
         (tmp_path / "out/data/val_lmdb").mkdir(parents=True)
+        for name in {"tokenizer", "generator"} - set(stopped):
+            (tmp_path / "out" / name).mkdir()
+            (tmp_path / "out" / name / "finished").touch()
         for name in (*names, "maker"):
             (binaries / name).write_text(
                 f'#!/bin/sh\ncase "$*" in *"{words}"*) echo "Error: so it is" >&2; exit 2; esac\n'
@@ -137,6 +142,15 @@ def test_without_the_agreement_there_is_a_page(recorded):
     done = recorded("--cfg-scales")
     assert done.returncode == 0 and "going on to the page without this stage" in done.stdout
     assert commands(done)[-1][:2] == ["vfmtok", "report"]
+
+
+@pytest.mark.parametrize(("stopped", "last"), [("tokenizer", "vq_train.py"), ("generator", "train_c2i.py")])
+def test_a_training_that_was_stopped_ends_the_script(recorded, tmp_path, stopped, last):
+    """It exits with 0; what would follow had half a model."""
+    done = recorded("nothing", stopped=(stopped,))
+    assert done.returncode == 1 and commands(done)[-1][1] == last
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"{ROOT}/scripts/quickstart.sh --data {ROOT}/docs --out {tmp_path}/out")
 
 
 def test_an_environment_that_was_left_half_made_is_made_again(recorded, tmp_path):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vfmtok.discriminators.batch_norm import GlobalBatchNorm2d, LocalBatchNorm
 from vfmtok.discriminators.build import build_discriminator
+from vfmtok.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,9 @@ def test_global_batch_norm_alone_is_torch_s():
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="one value of each channel"):
+        ours(x[:1, :, :1, :1])
+    assert ours.eval()(x[:1, :, :1, :1]).isfinite().all()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(build_discriminator("patchgan", 64))
     assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in converted.layers) == 3
 

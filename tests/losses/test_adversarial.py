@@ -196,6 +196,22 @@ def test_adaptive_weight_is_bounded():
     assert adaptive_weight((0 * weight).sum(), weight.sum(), weight).item() == 0
 
 
+def test_adaptive_weight_under_fp16():
+    """Gradients of 1e-7 are rounded away in float16; scaled and divided again they give the ratio of float32."""
+    layer, x = nn.Linear(64, 64, bias=False), torch.randn(32, 64)
+
+    def weight(precision: torch.dtype | None, scale: float) -> float:
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            out = layer(x)
+        return adaptive_weight(
+            1e-4 * out.float().square().mean(), 1e-5 * out.float().mean(), layer.weight, scale
+        ).item()
+
+    exact = weight(None, 1.0)
+    assert weight(torch.float16, 2.0**10) == pytest.approx(exact, rel=0.02)
+    assert weight(torch.float16, 1.0) != pytest.approx(exact, rel=0.02)
+
+
 def adaptive_weight_of_a_rank(rank: int) -> torch.Tensor:
     images = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(5))
     return adaptive_weight(*losses_of(images[rank * 2 : rank * 2 + 2]))

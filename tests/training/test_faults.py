@@ -16,7 +16,8 @@ from training_runs import ROOT, children, finish, last_step, logged, start, wait
 
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, DataError, SharedError, WeightsError
-from vfmtok.training.health import Diverged
+from vfmtok.training.health import Diverged, SkippedSteps
+from vfmtok.training.interruption import Stopped, StopRequest
 from vfmtok.training.objective import TokenizerObjective
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.tokenizer_run import TokenizerRun
@@ -230,10 +231,24 @@ def test_infinite_losses_in_a_row_end_the_run(tiny_recipe, train, poisoned):
         train(tiny_recipe("optimizer.steps=30"))
 
 
+def test_networks_that_skip_by_turns_do_not_end_a_run():
+    """Each is counted apart: only ten skipped steps of one network in a row are a divergence."""
+    counts = {name: SkippedSteps(torch.device("cpu"), name) for name in ("model", "discriminator")}
+    for step in range(40):
+        for name, skips in (("model", step % 2 == 0), ("discriminator", step % 2 == 1)):
+            counts[name].add(torch.tensor(float("inf") if skips else 1.0))
+            counts[name].check(step, {})
+    assert [skipped.total for skipped in counts.values()] == [20, 20]
+    with pytest.raises(Diverged, match="the discriminator's gradient"):
+        for step in range(40, 50):
+            counts["discriminator"].add(torch.tensor(float("nan")))
+            counts["discriminator"].check(step, {})
+
+
 def test_fp16_runs_on_the_cpu(tiny_recipe, train):
     folder = train(tiny_recipe("run.precision=fp16"))
     scale = checkpoint.load(folder / "checkpoints/step_0000012").numbers["parts"]["model"]["scale"]
-    assert scale > 0 and logged(folder)[12] < logged(folder)[1]
+    assert 0 < scale <= 2**10 and logged(folder)[12] < logged(folder)[1]
 
 
 def test_resuming_with_other_settings(tiny_recipe, train, capsys):
@@ -328,6 +343,25 @@ def test_sigterm_stops_two_processes(recipe_file):
     wait_for_step(recipe.parent / "run", 1, process)
     os.kill(children(process.pid)[-1], signal.SIGTERM)
     assert "the same command continues" in finish(process, timeout=60)
+
+
+def _batches_until_stopped(rank: int) -> torch.Tensor:
+    """Of a validation of 5 batches after a training of 3 steps; the second process is asked to stop in batch 2."""
+    with StopRequest() as stop:
+        assert not any(stop() for _ in range(3))
+        for batch in range(5):
+            if batch == 2 and rank == 1:
+                signal.raise_signal(signal.SIGTERM)
+            try:
+                stop.raise_if_asked()
+            except Stopped:
+                return torch.tensor([batch, stop(), stop()])
+    return torch.tensor([-1, 0, 0])
+
+
+def test_processes_end_a_validation_at_the_same_batch(tmp_path):
+    first, second = ranks.run(_batches_until_stopped, tmp_path)
+    assert first.tolist() == second.tolist() and first[0] == 2 and first[2] == 1
 
 
 def test_two_runs_in_one_folder(recipe_file, tiny_recipe, train):

@@ -30,6 +30,7 @@ from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.generators.autoregressive import generate
 from vfmtok.generators.drawing import draw_codes
+from vfmtok.pictures.style import CAPTION, GAP, MARGIN, TITLE
 from vfmtok.training import sharding
 from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.run_log import RunLog
@@ -116,14 +117,19 @@ def test_labels_beyond_the_classes_are_one_line(place, tmp_path):
         next(run.codes())
 
 
+def cell(picture: np.ndarray, row: int, column: int) -> np.ndarray:
+    """An image of ``draw_rows``, enlarged from 32 to 128 pixels."""
+    top, left = MARGIN + TITLE + row * (128 + CAPTION) + CAPTION, MARGIN + column * (128 + GAP)
+    return picture[top : top + 128, left : left + 128]
+
+
 def test_the_picture_is_what_generate_and_the_tokenizer_give(place, run):
     """The average's, of classes 0 and 2: sample 4 of the seed is the second image of the second row."""
     picture = np.asarray(Image.open(run / "pictures/ema_samples_0000003.png"))
     gpt = vfmtok.from_pretrained(run, "generator")
     ids = generate(gpt, torch.tensor([0, 0, 0, 2, 2, 2]), cfg_scale=2.0, seed=0)
     pixels = place.tokenizer.decode_to_uint8(ids, 32)[4].numpy().repeat(4, 0).repeat(4, 1)
-    top, left = 36 + (128 + 22) + 22, 16 + 132
-    assert np.array_equal(picture[top : top + 128, left : left + 128], pixels)
+    assert np.array_equal(cell(picture, 1, 1), pixels)
     assert (run / "pictures/samples_0000003.png").exists()
 
 
@@ -178,10 +184,10 @@ def test_the_grid_does_not_depend_on_the_batch(place, run, tmp_path, capsys):
 def test_sampling_settings_reach_the_sampler(place, run, tmp_path):
     """Greedy: all images of a class are one."""
     assert sample(place, run, tmp_path / "a.png", "--classes", "1", "--greedy", "--cfg-scale", "1") == 0
-    row = np.asarray(Image.open(tmp_path / "a.png"))[58:186]
-    assert np.array_equal(row[:, 16:144], row[:, 148:276])
+    images = [cell(np.asarray(Image.open(tmp_path / "a.png")), 0, column) for column in range(5)]
+    assert all(np.array_equal(image, images[0]) for image in images) and images[0].std() > 0
     assert sample(place, run, tmp_path / "b.png", "--classes", "1", "--top-k", "1", "--cfg-scale", "1") == 0
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png"))[58:186], row)
+    assert np.array_equal(cell(np.asarray(Image.open(tmp_path / "b.png")), 0, 2), images[0])
 
 
 def _drawn(rank: int) -> torch.Tensor:
@@ -231,7 +237,7 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         (["--classes", ","], "names no class"),
         (["--classes", "1", "--top-p", "0"], "top_p"),
         (["--classes", "1", "--n", "0"], "must be positive"),
-        (["--classes", "1", "--image-size", "0"], "--image-size must be positive"),
+        (["--classes", "1", "--image-size", "0"], "--image-size must be from 1 to"),
         (["--classes", "1", "--out", "nowhere/a.png"], "cannot write nowhere/a.png"),
         (["--classes", "1", "--out", "a.pngg"], "cannot write a.pngg"),
         (["--classes", "1", "--num-classes", "4"], "has num_classes 3, not 4"),
@@ -272,7 +278,7 @@ def test_the_tokenizer_of_other_tokens_is_refused(place, tmp_path, capsys):
         GeneratorRun(small_recipe(tmp_path, gpt=GPT, data=place.data()), ALONE)
     train_generator(small_recipe(tmp_path, gpt=GPT, optimizer={"steps": 1}), ALONE)
     assert sample(place, tmp_path / "run", tmp_path / "a.png", "--classes", "1") == 2
-    assert "trained on the codes of another tokenizer" in capsys.readouterr().err
+    assert "trained on the tokens of another tokenizer" in capsys.readouterr().err
     assert tokenizer_hash(place.tokenizer) != "ab" * 32
 
 

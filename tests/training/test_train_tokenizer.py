@@ -68,6 +68,16 @@ def test_the_best_checkpoint_is_the_one_that_was_measured(tmp_path):
     assert folder.steps() == [5, 6] and folder.best_step() == 5
 
 
+def test_the_best_of_a_run_with_a_discriminator_has_seen_it(tiny_recipe, train):
+    """PSNR is highest before; what is kept is the best perceptual distance of the validations after the start."""
+    settings = ("adversarial.discriminator=patchgan", "adversarial.start=4", "adversarial.weight=5", "run.keep=1")
+    folder = train(tiny_recipe(*settings, "run.validate_every=2", "run.save_every=2", "optimizer.steps=10"))
+    distances = logged(folder, "validation/ema_perceptual")
+    best = min((step for step in distances if step > 4), key=lambda step: distances[step])
+    kept = checkpoint.CheckpointFolder(folder / "checkpoints", best="quality")
+    assert kept.best_step() == best and set(kept.steps()) == {best, 10}
+
+
 @pytest.mark.parametrize("psnr", [math.nan, math.inf])
 def test_what_is_not_finite_is_not_the_best(tmp_path, psnr):
     """NaN compares with nothing: it would stay for good."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfmtok.distributed import sum_over_ranks
+from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 
 # --------------------------------------------------------------------------------------
@@ -69,10 +70,15 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B,C,H,W) -> (B,C,H,W)."""
+        """x (B,C,H,W) -> (B,C,H,W). Raises ConfigError in training with a single value of each channel."""
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self.training and ranks * x.numel() == x.shape[1]:
+            raise ConfigError(
+                "the discriminator's batch norm meets one value of each channel, which has no variance: train on more "
+                "images a pass (run.global_batch, run.accumulation) or on larger ones"
+            )
         with torch.autocast(x.device.type, enabled=False):
             values = at_least_float32(x)
-            ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
             y = self._over_ranks(values) if self.training and ranks > 1 else super().forward(values)
             return y.to(x.dtype)
 
