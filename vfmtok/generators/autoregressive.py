@@ -16,6 +16,7 @@ from vfmtok.code import Ids
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
 from vfmtok.generators.kv_cache import LayerCache
+from vfmtok.generators.orders import known_first, raster
 from vfmtok.generators.token_sampling import Guidance, Sampling, choose, guide
 
 
@@ -73,6 +74,7 @@ def generate(
     greedy: bool = False,
     prefix_ids: Tensor | None = None,
     order: Tensor | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
     sample_indices: Tensor | None = None,
     compile: bool = False,
     **options: Any,
@@ -94,6 +96,9 @@ def generate(
         prefix_ids: (B,P) int64, a given prefix; the remaining tokens are sampled conditioned on it.
         order: (B,K) int64, the position in the row of the k-th token to be drawn, for models that learned any order;
             ``prefix_ids`` are then the tokens of its first P positions. Without it, row by row.
+        known: in-painting: ids (B,K) int64 and a mask (B,K) or (K,) bool, True where the id is kept. The known tokens
+            come first in the order, then the others are drawn row by row. A model that draws row by row only takes
+            masks of an image's first tokens. Instead of ``prefix_ids`` and ``order``.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
         options: of the model's ``begin``.
@@ -108,7 +113,7 @@ def generate(
     device round differently, too.
 
     Raises:
-        ConfigError: a label, id, seed or setting is out of its range.
+        ConfigError: a label, id, seed or setting is out of its range, or the model can't draw in this order.
         VFMTokError: the model's logits are not finite.
     """
     guidance = Guidance(cfg_scale, cfg_interval, cfg_schedule, cfg_power)
@@ -117,14 +122,18 @@ def generate(
     device = next(model.parameters()).device
     labels = labels.to(device)
     prefix = labels.new_empty(len(labels), 0) if prefix_ids is None else prefix_ids.to(device)
-    order = None if order is None else order.to(device)
+    order, counts = None if order is None else order.to(device), None
+    if known is not None:
+        if prefix_ids is not None or order is not None:
+            raise ConfigError("give known, or prefix_ids and order: known says both")
+        prefix, order, counts = _known_first(model, len(labels), *(tensor.to(device) for tensor in known))
     samples = torch.arange(len(labels), device=device) if sample_indices is None else sample_indices
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             drawn = _decode(
-                model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile, options
+                model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile, options, counts
             )
     finally:
         model.train(training)
@@ -133,6 +142,31 @@ def generate(
         causes = "damaged weights, float16 that overflows, or a temperature near 0"
         raise VFMTokError(f"the model's logits are not finite: {causes}")
     return ids
+
+
+def _known_first(model: Autoregressive, batch: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """ids (B,K), mask (B,K) or (K,) bool -> the known tokens first: tokens of the order (B,P), order (B,K) or None for
+    row by row, and how many of the tokens are known in each row (B,). Raises ConfigError."""
+    tokens = model.code.num_tokens
+    fits = ids.shape == (batch, tokens) and mask.shape in ((batch, tokens), (tokens,))
+    if not fits or mask.dtype != torch.bool or ids.dtype != torch.int64:
+        found = f"{tuple(ids.shape)} {ids.dtype} and {tuple(mask.shape)} {mask.dtype}"
+        raise ConfigError(f"known must be ids ({batch},{tokens}) int64 and a mask of that shape, bool, got {found}")
+    mask = mask.expand(batch, tokens)
+    ids = torch.where(mask, ids, 0)
+    _check_range("known ids", ids, model.config.vocab_size)
+    order, counts = known_first(mask), mask.sum(1)
+    if not model.any_order:
+        if (order != raster(ids)).any():
+            kind = model.config.kind
+            raise ConfigError(
+                f"this {kind} draws tokens row by row, so known tokens must be an image's first ones; any mask needs a "
+                "generator that learned any order (rar, or gpt with permuted: true)"
+            )
+        order = None
+    most = int(counts.max()) if batch else 0
+    first = ids if order is None else ids.gather(1, order)
+    return first[:, :most], order, counts
 
 
 def _decode(
@@ -146,23 +180,28 @@ def _decode(
     samples: Tensor,
     compile: bool,
     options: dict[str, Any],
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K), samples (B,) -> ids (B,K) as drawn."""
-    batch, given = prefix.shape
+    """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K), samples (B,) -> ids (B,K) as drawn.
+
+    ``counts`` (B,): of the prefix so many tokens are given in each row; None: all.
+    """
+    batch, most = prefix.shape
+    fewest = int(counts.min()) if counts is not None and batch else most
     tokens, before = model.code.num_tokens, model.first_token_slot
     guided = guidance.guided_tokens(tokens)
     numbers = torch.arange(tokens, device=labels.device).split(1)  # there already, so that no step has to send its own
     slots = (torch.arange(tokens, device=labels.device) + before).split(1)
-    ids = torch.cat([prefix, prefix.new_empty(batch, tokens - given)], dim=1)  # (B,K)
+    ids = torch.cat([prefix, prefix.new_empty(batch, tokens - most)], dim=1)  # (B,K)
     step = _compiled_step(type(model)) if compile else _eager_step
     state, logits = None, None
-    for token in range(given, tokens):
+    for token in range(fewest, tokens):
         is_guided = token < guided
         if state is None:
             copies = 2 if is_guided else 1
             rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
             orders = None if order is None else order.repeat(copies, 1)
-            state, logits = model.begin(rows, prefix.repeat(copies, 1), orders, **options)  # (R,V)
+            state, logits = model.begin(rows, ids[:, :fewest].repeat(copies, 1), orders, **options)  # (R,V)
         else:
             if token == guided:  # the unguided copies have done their work
                 state = state.first(batch)
@@ -173,7 +212,8 @@ def _decode(
         if is_guided:
             logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
         draws = None if sampling.greedy else exponentials(seed, samples, numbers[token], logits.shape[1])  # (B,V)
-        ids[:, token] = choose(logits, sampling, draws)  # (B,)
+        chosen = choose(logits, sampling, draws)  # (B,)
+        ids[:, token] = chosen if token >= most else torch.where(counts > token, ids[:, token], chosen)
     return ids
 
 

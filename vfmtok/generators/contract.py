@@ -62,6 +62,8 @@ class Generator(Protocol):
             "loss" too, unless it calls the model itself, and so "sample".
         checkpoint_activations: settable: recompute activations in the backward pass.
         step: settable: the number of the training step, from 0, where ``loss`` depends on it.
+        begin_run: a method (steps), called before a training of so many steps in all; raises ConfigError where what the
+            generator changes over the steps does not fit them.
         fastest_attention: a method (device, dtype, batch) -> the name of an attention kernel, which ``use_attention``
             takes.
     """

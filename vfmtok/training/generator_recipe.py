@@ -72,6 +72,8 @@ class PicturesConfig:
     classes: int = 8  # evenly spaced; one row each
     per_class: int = 4
     cfg_scale: float = 2.0
+    cfg_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
+    cfg_power: float = 1.0  # of power-cosine
     top_k: int = 0
     top_p: float = 1.0
     temperature: float = 1.0
@@ -82,7 +84,7 @@ class PicturesConfig:
         require_not_negative(self, "pictures", "every")
         require_positive(self, "pictures", "classes", "per_class")
         require(0 <= self.seed < 2**64, "pictures.seed", "must be in [0,2^64)", self.seed)
-        Guidance(self.cfg_scale)
+        Guidance(self.cfg_scale, -1, self.cfg_schedule, self.cfg_power)
         Sampling(self.temperature, self.top_k, self.top_p)
 
 

@@ -61,6 +61,9 @@ class GeneratorRun:
             self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
         construction.before_models(run)
         self.generator = self._build()
+        with distributed.together():
+            if hasattr(self.generator, "begin_run"):
+                self.generator.begin_run(self.plan.steps)
         self.held_out, self.baselines = self._read_held_out()
         # More is better there: for ids it is the log-likelihood of a held-out token.
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep, best="log_likelihood")
@@ -228,7 +231,9 @@ class GeneratorRun:
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
         chosen = evenly_spaced(config.classes, self.generator.num_classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
-        settings = {name: getattr(config, name) for name in ("cfg_scale", "top_k", "top_p", "temperature", "seed")}
+        names = ("cfg_scale", "cfg_schedule", "top_k", "top_p", "temperature", "seed")
+        settings = {name: getattr(config, name) for name in names}
+        settings |= {"cfg_power": config.cfg_power} if config.cfg_schedule == "power-cosine" else {}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size
         batch = 8 if self.world.device.type == "cpu" else 32  # a run that is to stop waits for one

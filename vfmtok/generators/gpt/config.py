@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from vfmtok.code import Code, Ids, Segment
 from vfmtok.config import config_from_dict, require, require_positive, require_share
 from vfmtok.errors import ConfigError
+from vfmtok.generators.orders import Annealing
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class GPTConfig:
     qk_norm: bool = False  # RMSNorm of every head's query and key, before the rotation
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    permuted: bool = False  # trains on permuted orders (RAR's), with positions of what is predicted; draws in any order
+    anneal_start: int | None = None  # of permuted: the step at which the share of random orders begins to fall from 1
+    anneal_end: int | None = None  # the step from which on all are raster; both None: half and 3/4 of the run
     PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
         "kind": "gpt",
         "n_layer": 12,
@@ -49,6 +53,9 @@ class GPTConfig:
         "rope_base": 10000.0,
         "norm_eps": 1e-5,
         "num_holistic": 0,
+        "permuted": False,
+        "anneal_start": None,
+        "anneal_end": None,
     }
 
     def __post_init__(self):
@@ -62,6 +69,15 @@ class GPTConfig:
         require(fits, "dim", f"must be a multiple of 4 times n_head = {self.n_head}", self.dim)
         for name in ("dropout_p", "token_dropout_p", "label_dropout_p", "drop_path_rate"):
             require_share(getattr(self, name), name)
+        require(not (self.permuted and self.num_holistic), "permuted", "needs num_holistic 0", self.num_holistic)
+        unused = self.permuted or self.anneal_start is None
+        require(unused, "anneal_start", "belongs to permuted: true", self.anneal_start)
+        Annealing(self.anneal_start, self.anneal_end)
+
+    @property
+    def annealing(self) -> Annealing:
+        """From random orders to the raster order, with ``permuted``."""
+        return Annealing(self.anneal_start, self.anneal_end)
 
     @classmethod
     def fields_of_code(cls, code: Code) -> dict[str, int]:

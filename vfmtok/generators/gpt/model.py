@@ -7,8 +7,12 @@ With ``num_holistic`` = G > 0 (Hita, arXiv 2507.02358) the first G tokens have n
 embedding and an output head of their own; slots 0...G-1 have learned positions instead of rotary ones, and the grid's
 rotary rows begin at slot G.
 
+With ``permuted`` (after RAR, arXiv 2411.00776) the tokens may come in any order o: the state at slot k predicts token
+o(k). A token turns by its own cell's rotary row wherever it comes, and a learned vector of the cell that is predicted
+next is added to the input of every slot.
+
 Shapes: B batch, K tokens of an image (the holistic ones included), T slots of this call (up to 1+K), D width, H heads,
-E = D/H dimensions of a head, V vocabulary, F hidden width of the feed-forward block.
+E = D/H dimensions of a head, V vocabulary.
 """
 
 from dataclasses import dataclass, field
@@ -16,19 +20,20 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vfmtok.code import Ids
 from vfmtok.generators.autoregressive import computing_dtype, generate, score_logits
-from vfmtok.generators.causal_attention import AttentionPath, attention_path, cached_attention, causal_attention
+from vfmtok.generators.causal_attention import AttentionPath, attention_path
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
+from vfmtok.generators.gpt.layers import Layer, RMSNorm
 from vfmtok.generators.gpt.released import RELEASED, fields_of_released
-from vfmtok.generators.gpt.rotary import rotary_table, rotate
-from vfmtok.generators.gpt.segments import HolisticSampling, SegmentedCache
-from vfmtok.generators.kv_cache import KVCache, LayerCache
+from vfmtok.generators.gpt.rotary import rotary_table
+from vfmtok.generators.gpt.segments import HolisticSampling, OrderedCache, SegmentedCache
+from vfmtok.generators.kv_cache import KVCache
+from vfmtok.generators.orders import raster, training_orders
 from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.layers.precision import at_least_float32
 
@@ -47,24 +52,31 @@ class GPT(nn.Module):
     """See the top of the file.
 
     Two attributes may be set at any time: ``checkpoint_activations`` (recompute the layers in the
-    backward pass instead of keeping their activations) and, by ``use_attention``, the attention kernel.
+    backward pass instead of keeping their activations) and, by ``use_attention``, the attention kernel. For orders that
+    are annealed the training loop sets ``step``, the number of the step from 0, and ``run_steps``, by ``begin_run``.
     """
 
     released = RELEASED  # its tensors' names in published files
     fields_of_released = staticmethod(fields_of_released)
     reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "embeddings": ("class_embedding", "token_embedding", "holistic_embedding", "holistic_positions"),
+        "embeddings": (
+            "class_embedding",
+            "token_embedding",
+            "holistic_embedding",
+            "holistic_positions",
+            "target_positions",
+        ),
         "layers": ("layers", "norm"),
         "output head": ("output",),
     }
     sharded_methods = ("prefill", "decode_step")  # compute with the weights, besides ``forward``
     first_token_slot = 1  # behind the class
-    any_order = False
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
+        self.step, self.run_steps = 0, None
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.dim)
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.token_dropout = nn.Dropout(config.token_dropout_p)
@@ -76,6 +88,7 @@ class GPT(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size * (2 if holistic else 1), bias=False)
         self.holistic_embedding = nn.Embedding(config.vocab_size, config.dim) if holistic else None
         self.holistic_positions = nn.Embedding(holistic, config.dim) if holistic else None
+        self.target_positions = nn.Embedding(config.num_tokens, config.dim) if config.permuted else None
         self.rotary = rotary_table(config)  # no buffer: a bfloat16 model rotates by float32 angles
         self.reset_parameters()
 
@@ -113,6 +126,17 @@ class GPT(nn.Module):
         """The label that stands for no class."""
         return self.config.num_classes
 
+    @property
+    def any_order(self) -> bool:
+        """Whether tokens may be drawn in another order than row by row."""
+        return self.config.permuted
+
+    def begin_run(self, steps: int) -> None:
+        """A training of so many steps follows. Raises ConfigError if it ends before all orders are raster."""
+        if self.config.permuted:
+            self.config.annealing.check_fits(steps)
+        self.run_steps = steps
+
     def fastest_attention(self, device: torch.device, dtype: torch.dtype, batch: int) -> AttentionPath:
         """The faster kernel for training on batches of this size, measured where there is a choice."""
         config = self.config
@@ -128,12 +152,16 @@ class GPT(nn.Module):
 
         With holistic tokens, "holistic" and "patch": the means over each part.
 
-        In training mode ``draws`` decide which labels are dropped; without them PyTorch's generator does.
+        In training mode ``draws`` decide which labels are dropped, and with ``permuted`` which orders are taken;
+        without them PyTorch's generator does.
         """
-        dropped = None
+        dropped, order = None, None
+        if self.config.permuted and self.training:
+            order = training_orders(code, draws, self.config.annealing.random_share(self.step, self.run_steps))  # (B,K)
+            code = code.gather(1, order)
         if draws is not None and self.training:
             dropped = draws.uniform("label dropout", 1)[:, 0] < self.config.label_dropout_p  # (B,)
-        return self(labels, code[:, :-1], targets=code, dropped=dropped).losses
+        return self(labels, code[:, :-1], targets=code, dropped=dropped, order=order).losses
 
     def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """code (B,K), labels (B,) -> (B,) float64 each: "loss", nats per token, and "accuracy", the share of tokens
@@ -145,7 +173,12 @@ class GPT(nn.Module):
         return generate(self, labels, **settings)
 
     def forward(
-        self, labels: Tensor, ids: Tensor, targets: Tensor | None = None, dropped: Tensor | None = None
+        self,
+        labels: Tensor,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        dropped: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> GPTOutput:
         """labels (B,) in [0,num_classes], ids (B,K-1) in [0,V), both int64 -> GPTOutput for t0..t(K-1).
 
@@ -153,6 +186,9 @@ class GPT(nn.Module):
         -log softmax(logits)[target] over all of them, or with holistic tokens the sum of both parts' means. In
         training mode the labels that ``dropped`` (B,) bool marks are
         replaced by the null class; without it, a random share ``label_dropout_p``.
+
+        With ``permuted`` the k-th of all these tokens is the one at position ``order[:, k]``, order (B,K) int64;
+        without one, row by row.
         """
         tokens = self.code.num_tokens
         if ids.shape[1] >= tokens:
@@ -161,8 +197,12 @@ class GPT(nn.Module):
             if dropped is None:
                 dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout_p
             labels = torch.where(dropped, self.null_class, labels)
-        x = self.token_dropout(self._embed(labels, ids))  # (B,T,D)
-        rotary, added = self._positions(torch.arange(x.shape[1], device=x.device))  # (2,T,1,E), (T,1,H,E)
+        x, slots = self._embed(labels, ids), torch.arange(1 + ids.shape[1], device=ids.device)  # (B,T,D), (T,)
+        if self.config.permuted:
+            order = raster(ids.new_empty(len(labels), tokens)) if order is None else order  # (B,K)
+            x = x + self._targets(slots, order)
+        x = self.token_dropout(x)  # (B,T,D)
+        rotary, added = self._positions(slots, order)  # (2,T,1,E) or (2,B,T,1,E), (T,1,H,E)
         for layer in self.layers:
             if self.checkpoint_activations and self.training:
                 x = checkpoint(layer, x, rotary, added=added, use_reentrant=False)  # (B,T,D)
@@ -196,7 +236,11 @@ class GPT(nn.Module):
         like = torch.empty(0, dtype=computing_dtype(weight), device=weight.device)
         size = (config.n_layer, len(labels), config.n_head, 1 + self.code.num_tokens, config.head_dim, like)
         holistic = config.num_holistic
-        cache = SegmentedCache(holistic, published_boundary, *size) if holistic else KVCache(*size)
+        if config.permuted:
+            order = raster(prefix.new_empty(len(labels), config.num_tokens)) if order is None else order  # (B,K)
+            cache = OrderedCache(order, *size)
+        else:
+            cache = SegmentedCache(holistic, published_boundary, *size) if holistic else KVCache(*size)
         return cache, self.prefill(labels, prefix, cache)
 
     def prefill(self, labels: Tensor, ids: Tensor, cache: KVCache) -> Tensor:
@@ -224,9 +268,17 @@ class GPT(nn.Module):
             tokens = [self.token_embedding(ids)]
         return torch.cat([classes, *tokens], dim=1)
 
-    def _positions(self, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        """slots (T,) -> their rotary rows (2,T,1,E), and what is added to q and k before (T,1,H,E), if anything."""
-        rotary = self.rotary.index_select(1, slots)  # (2,T,1,E)
+    def _targets(self, slots: Tensor, order: Tensor) -> Tensor:
+        """slots (T,), order (B,K) -> (B,T,D): which position each slot's state predicts."""
+        return self.target_positions(order.index_select(1, slots))
+
+    def _positions(self, slots: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """slots (T,) -> their rotary rows, and what is added to q and k before (T,1,H,E), if anything.
+
+        The rows are (2,T,1,E), or with an order (B,K) those of the tokens that lie in the slots, (2,B,T,1,E).
+        """
+        rows = slots if order is None else F.pad(1 + order, (1, 0)).index_select(1, slots)  # (B,T); 0 is the class's
+        rotary = self.rotary[:, rows]
         if self.holistic_positions is None:
             return rotary, None
         last = self.config.num_holistic - 1
@@ -242,103 +294,12 @@ class GPT(nn.Module):
 
     def _through_cache(self, x: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
         """x (B,T,D) at ``slots`` (T,), whose predecessors the cache holds -> logits (B,V) float32 after the last."""
-        rotary, added = self._positions(slots)  # (2,T,1,E), (T,1,H,E)
+        order = getattr(cache, "order", None)  # (B,K)
+        if order is not None:
+            x = x + self._targets(slots, order)
+        rotary, added = self._positions(slots, order)  # (2,T,1,E) or (2,B,T,1,E), (T,1,H,E)
         mask = cache.mask(slots[-1:])  # (c,)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x = layer(x, rotary, layer_cache, slots, mask, added)  # (B,T,D)
         segment = int(cache.predicts_grid) if self.config.num_holistic else 0
         return self._logits(self.norm(x[:, -1]), segment)  # (B,V)
-
-
-class Layer(nn.Module):
-    """x += attention(norm(x)); x += feed_forward(norm(x))."""
-
-    def __init__(self, config: GPTConfig, drop_path: float):
-        super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Tensor,
-        cache: LayerCache | None = None,
-        slots: Tensor | None = None,
-        mask: Tensor | None = None,
-        added: Tensor | None = None,
-    ) -> Tensor:
-        """x (B,T,D), rotary (2,T,1,E) -> (B,T,D); with a cache, x is at its ``slots`` (see ``Attention``)."""
-        x = x + self.drop_path(self.attention(self.attention_norm(x), rotary, cache, slots, mask, added))  # (B,T,D)
-        return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))  # (B,T,D)
-
-
-class Attention(nn.Module):
-    """Causal softmax(q k^T / sqrt(E)) v with q, k and v from one packed projection, without biases."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.heads = config.n_head
-        self.path: AttentionPath = "sdpa"
-        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout_p)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Tensor,
-        cache: LayerCache | None = None,
-        slots: Tensor | None = None,
-        mask: Tensor | None = None,
-        added: Tensor | None = None,
-    ) -> Tensor:
-        """x (B,T,D) -> (B,T,D), its slots attending among themselves; ``added`` (T,1,H,E) to q and k before rotation.
-
-        With a cache the keys and values are left in its ``slots`` (T,); a single slot then attends to
-        all of the cache that ``mask`` (c,) lets it see.
-        """
-        qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))  # (B,T,3,H,E)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]  # (B,T,2,H,E), (B,T,H,E)
-        if self.q_norm is not None:
-            qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)  # (B,T,2,H,E)
-        if added is not None:
-            qk = qk + added  # (B,T,2,H,E)
-        q, k = rotate(qk, rotary).to(v.dtype).unbind(2)  # 2 x (B,T,H,E)
-        if cache is not None:
-            cache.write(slots, k, v)
-        if cache is not None and x.shape[1] == 1:
-            out = cached_attention(q, cache.keys, cache.values, mask)  # (B,1,H,E)
-        else:
-            out = causal_attention(q, k, v, self.path)  # (B,T,H,E)
-        return self.dropout(self.wo(out.flatten(2)))  # (B,T,D)
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x), without biases."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden, bias=False)
-        self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout_p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))  # (B,T,F) inside, (B,T,D) out
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, times a learned weight."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(x), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight  # as x

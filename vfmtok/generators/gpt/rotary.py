@@ -39,8 +39,9 @@ def rotary_table(config: GPTConfig) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """x (B,T,2,H,E), rotary (2,T,1,E) -> (B,T,2,H,E) float32: (a,b) -> (a cos - b sin, b cos + a sin) in pairs."""
+    """x (B,T,2,H,E), rotary (2,T,1,E) or of every sample (2,B,T,1,E) -> (B,T,2,H,E) float32: (a,b) -> (a cos - b sin,
+    b cos + a sin) in pairs."""
     x = at_least_float32(x)
-    cosine, sine = rotary[:, :, None]  # 2 x (T,1,1,E)
+    cosine, sine = rotary.unsqueeze(-3)  # 2 x (T,1,1,E) or 2 x (B,T,1,1,E)
     swapped = x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)  # (a,b) -> (b,a)
     return torch.addcmul(x * cosine, swapped, sine)

@@ -1,4 +1,5 @@
-"""Decoding across the boundary between holistic tokens and those of the grid."""
+"""What decoding keeps besides keys and values: on which side of the boundary between holistic tokens and those of the
+grid it is, or in which order tokens come."""
 
 from dataclasses import dataclass, field
 
@@ -33,3 +34,17 @@ class SegmentedCache(KVCache):
         super().reserve(slots)
         self.embeds_grid = slots - 1 > self.boundary - self.published  # slot n + 1 holds token n
         self.predicts_grid = slots > self.boundary
+
+
+class OrderedCache(KVCache):
+    """A cache of tokens in any order: ``order`` (B,K) int64, the position of the k-th token."""
+
+    def __init__(self, order: Tensor, *args: int | Tensor):
+        """The rest as ``KVCache``."""
+        super().__init__(*args)
+        self.order = order
+
+    def first(self, samples: int) -> "OrderedCache":
+        part = super().first(samples)
+        part.order = self.order[:samples]
+        return part

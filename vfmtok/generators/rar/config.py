@@ -2,12 +2,14 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vfmtok.code import Code, Ids, Segment
 from vfmtok.config import config_from_dict, require, require_positive, require_share
 from vfmtok.errors import ConfigError
+from vfmtok.generators.orders import Annealing
+from vfmtok.generators.token_sampling import TokenSampling
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class RARConfig:
     dropout_p: float = 0.1  # after the attention's output projection and in the feed-forward block
     attention_dropout_p: float = 0.1  # on attention probabilities
     label_dropout_p: float = 0.1  # share of the sequences trained without their class
-    anneal_start: int = 125_000  # the step at which the share of random orders begins to fall from 1
-    anneal_end: int = 187_500  # the step from which on all orders are raster
+    anneal_start: int | None = 125_000  # the step at which the share of random orders begins to fall from 1
+    anneal_end: int | None = 187_500  # the step from which on all are raster; both None: half and 3/4 of the run
 
     def __post_init__(self):
         sizes = ("n_layer", "n_head", "dim", "ffn_hidden", "vocab_size", "num_tokens", "num_classes")
@@ -34,13 +36,14 @@ class RARConfig:
         require(self.dim % self.n_head == 0, "dim", f"must be a multiple of n_head = {self.n_head}", self.dim)
         for name in ("dropout_p", "attention_dropout_p", "label_dropout_p"):
             require_share(getattr(self, name), name)
-        ordered = 0 <= self.anneal_start <= self.anneal_end
-        require(ordered, "anneal_end", f"must not be before anneal_start = {self.anneal_start}", self.anneal_end)
+        Annealing(self.anneal_start, self.anneal_end)
 
     @classmethod
     def fields_of_code(cls, code: Code) -> dict[str, int]:
         """What a RAR must have to learn this code. Raises ConfigError where none can."""
         require(isinstance(code, Ids), "generator.kind rar", "learns ids", code)
+        one = len(code.segments) == 1
+        require(one, "generator.kind rar", "has one table of ids and one head, for codes of one segment", code)
         return {"vocab_size": code.largest_codebook, "num_tokens": code.num_tokens}
 
     @property
@@ -59,13 +62,23 @@ class RARConfig:
         grid = (side, side) if side**2 == self.num_tokens else None
         return Ids((Segment(self.num_tokens, self.vocab_size, grid),))
 
-    def random_share(self, step: int) -> float:
+    @property
+    def annealing(self) -> Annealing:
+        """From random orders to the raster order."""
+        return Annealing(self.anneal_start, self.anneal_end)
+
+    def random_share(self, step: int, run_steps: int | None = None) -> float:
         """The share of the sequences of a step, counted from 0, that train on a random order."""
-        if step < self.anneal_start:
-            return 1.0
-        if step >= self.anneal_end:
-            return 0.0
-        return 1.0 - (step - self.anneal_start) / (self.anneal_end - self.anneal_start)
+        return self.annealing.random_share(step, run_steps)
+
+
+@dataclass(frozen=True)
+class RARSampling(TokenSampling):
+    """The settings of ``RAR.sample``; the defaults are those of the published evaluation's flags."""
+
+    cfg_scale: float = field(default=16.0, metadata={"label": "Guidance", "help": "1 is none", "range": (1, 20, 0.1)})
+    cfg_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "power-cosine"
+    cfg_power: float = field(default=2.75, metadata={"help": "of power-cosine"})
 
 
 # --------------------------------------------------------------------------------------

@@ -21,10 +21,9 @@ from vfmtok.generators.autoregressive import computing_dtype, generate, score_lo
 from vfmtok.generators.causal_attention import cached_attention
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.kv_cache import KVCache, LayerCache
-from vfmtok.generators.rar.config import RARConfig
-from vfmtok.generators.rar.orders import training_orders
+from vfmtok.generators.orders import raster, training_orders
+from vfmtok.generators.rar.config import RARConfig, RARSampling
 from vfmtok.generators.rar.released import RELEASED
-from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.layers.precision import at_least_float32
 
 EPS = 1e-6  # of all norms
@@ -68,7 +67,8 @@ class DecodeState:
 class RAR(nn.Module):
     """See the top of the file.
 
-    ``step``, the number of the training step from 0, decides how many orders are random; the training loop sets it.
+    ``step``, the number of the training step from 0, decides how many orders are random; the training loop sets it, and
+    ``run_steps`` by ``begin_run``.
     ``checkpoint_activations`` recomputes the blocks in the backward pass instead of keeping their activations.
     """
 
@@ -78,14 +78,15 @@ class RAR(nn.Module):
         "blocks": ("blocks",),
         "output head": ("head_modulation", "output"),
     }
-    sampling = TokenSampling  # the class of its sampling settings
+    sampling = RARSampling  # the class of its sampling settings
     sharded_methods = ("prefill", "decode_step")  # compute with the weights, besides ``forward``
     first_token_slot = 2  # behind cls and the class
     any_order = True
 
     def __init__(self, config: RARConfig):
         super().__init__()
-        self.config, self.step, self.checkpoint_activations = config, 0, False
+        self.config, self.checkpoint_activations = config, False
+        self.step, self.run_steps = 0, None
         dim, tokens = config.dim, config.num_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         # Rows: the image's tokens, a mask token that nothing reads, the classes, no class.
@@ -140,16 +141,25 @@ class RAR(nn.Module):
             "head_modulation.weight"
         } | {"cls_token"}
 
+    def begin_run(self, steps: int) -> None:
+        """A training of so many steps follows. Raises ConfigError if it ends before all orders are raster."""
+        self.config.annealing.check_fits(steps)
+        self.run_steps = steps
+
     def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """code (B,K) int64, row by row, labels (B,) int64 -> {"token": the mean of -log p over all tokens, in nats}.
 
-        In training mode the share ``config.random_share(step)`` of the sequences takes a random order, and
+        In training mode the share ``config.random_share(step, run_steps)`` of the sequences takes a random order, and
         ``label_dropout_p`` of them no class: by ``draws``, or by PyTorch's generator without them. Otherwise raster.
         """
         order = None
         if self.training:
-            order, dropped = training_orders(code, draws, self.config.random_share(self.step), self.config)
-            labels = torch.where(dropped, self.null_class, labels)
+            order = training_orders(code, draws, self.config.random_share(self.step, self.run_steps))
+            if draws is None:
+                chance = torch.rand(len(code), device=code.device)  # (B,)
+            else:
+                chance = draws.uniform("orders and labels", 2)[:, 1]  # (B,)
+            labels = torch.where(chance < self.config.label_dropout_p, self.null_class, labels)
         return {"token": self(labels, code, order, with_loss=True).loss}
 
     def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -170,7 +180,7 @@ class RAR(nn.Module):
         tokens = self.config.num_tokens
         if ids.shape[1] != tokens:
             raise ValueError(f"ids must be (B,{tokens}), got {tuple(ids.shape)}")
-        order = torch.arange(tokens, device=ids.device).expand_as(ids) if order is None else order  # (B,K)
+        order = raster(ids) if order is None else order  # (B,K)
         drawn = ids.gather(1, order)  # (B,K) in the order of the sequence
         x = self._embed(labels, drawn[:, :-1], order)  # (B,1+K,D): cls, class, all tokens but the last
         condition = F.silu(self._conditions(labels))  # (B,1+K,D)
