@@ -43,7 +43,7 @@ def test_into_a_folder(published, capsys, tmp_path):
         (["me/it"], "has no repository 'me/it' (or it is private: set HF_TOKEN); published are: yexiguafu/VFMTok"),
         ([VFMTOK, "--sha256", "0" * 64], "is asked for; what was received is thrown away"),
         ([VFMTOK, "--offline"], "and this is offline"),
-        (["me/it", "encoder"], "'encoder' is a part of yexiguafu/VFMTok only"),
+        (["me/it", "encoder"], "'encoder' is a part of yexiguafu/VFMTok, yexiguafu/hita-gen only"),
     ],
 )
 def test_what_goes_wrong_is_one_line(published, capsys, arguments, message):
@@ -56,3 +56,12 @@ def test_the_parts_are_told(capsys):
     assert cli.main(["download", VFMTOK, "--list"]) == 0
     said = capsys.readouterr().out
     assert TOKENIZER in said and "GPT-3B-200e.pt" in said and "none is pinned" in said
+
+
+def test_all_systems_are_told(capsys):
+    assert cli.main(["download", "--list"]) == 0
+    said = capsys.readouterr().out
+    for name, repository in PUBLISHED.items():
+        assert name in said and all(row.file in said for row in repository.parts.values())
+    assert cli.main(["download"]) == 2
+    assert "name a repository of the Hub" in capsys.readouterr().err

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from saved_models import assert_same, torch_file
 
 import vfmtok
-from vfmtok.config import config_to_dict
+from vfmtok.config import config_to_dict, with_overrides
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.pretrained import loading as pretrained
-from vfmtok.pretrained.published import PUBLISHED, VFMTOK
+from vfmtok.pretrained.published import HITA, LLAMAGEN, PUBLISHED, VFMTOK
 from vfmtok.weights import download
 
 GPT_SHAPE = ("n_layer=3", "n_head=4", "dim=64", "num_tokens=16")
@@ -56,19 +57,43 @@ def test_a_release_that_was_laid_into_a_folder(released, tokenizer, gpt, open_to
     assert_same(vfmtok.from_pretrained(tmp_path, "GPT-B", overrides=GPT_SHAPE), gpt)
 
 
-def test_every_published_part_has_a_size(root):
-    sizes = {part for repository in PUBLISHED.values() for part in repository.parts} - {"tokenizer"}
-    assert sizes == {"GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-2B", "GPT-3B"}
-    for size in sizes:
+def test_every_published_generator_fits_its_tokenizer():
+    """Its code is that of the tokenizer that its row names, at the size that it learned from."""
+    for repository in PUBLISHED.values():
+        for row in repository.parts.values():
+            if row.section == "generator":
+                tokenizer = repository.parts[row.tokenizer]
+                assert tokenizer.section == "tokenizer"
+                assert row.config.code == with_overrides(tokenizer.config, row.tokenizer_settings).code
+                assert row.config.num_classes == 1000
+            else:
+                assert row.size is row.tokenizer is None
+    for size in ("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-2B", "GPT-3B"):
         assert PUBLISHED[VFMTOK].parts[size].config == vfmtok.gpt_config(size)
-        assert vfmtok.gpt_config(size).num_tokens == 256
 
 
-def test_the_published_tokenizer_is_the_paper_s(root):
-    published = PUBLISHED[VFMTOK].parts["tokenizer"].config
-    paper = vfmtok.load_config(root / "configs/vit_transformer.yaml")  # it writes out what the encoder fills in
+@pytest.mark.parametrize(
+    ("repository", "part", "file"),
+    [
+        (VFMTOK, "tokenizer", "vit_transformer.yaml"),
+        (LLAMAGEN, "vq_ds16_c2i", "vqgan/vq16.yaml"),
+        (LLAMAGEN, "vq_ds8_c2i", "vqgan/vq8.yaml"),
+        (HITA, "vanilla/tokenizer", "hita_vqgan.yaml"),
+        (HITA, "ultra/tokenizer", "hita_vqgan_ultra.yaml"),
+    ],
+)
+def test_the_published_tokenizers_are_those_of_the_papers(root, repository, part, file):
+    published = PUBLISHED[repository].parts[part].config
+    paper = vfmtok.load_config(root / "configs" / file)  # it writes out what a frozen encoder fills in
     assert published == dataclasses.replace(paper, encoder=published.encoder)
-    assert (published.encoder.name, published.encoder.weights) == (paper.encoder.name, "auto")
+    if PUBLISHED[repository].encoder is None:
+        assert published == paper
+    else:
+        assert (published.encoder.name, published.encoder.weights) == (paper.encoder.name, "auto")
+        for field in dataclasses.fields(published.encoder):
+            value = getattr(published.encoder, field.name)
+            if field.name != "weights" and value != getattr(EncoderConfig(), field.name):
+                assert value == getattr(paper.encoder, field.name)
 
 
 # --------------------------------------------------------------------------------------
@@ -130,7 +155,7 @@ def test_a_published_name_goes_wherever_a_path_of_weights_does(hub, released, gp
     encoder = f"encoder.weights={encoder_file}"
     assert_same(pretrained.load_tokenizer(VFMTOK, root / "configs/tiny.yaml", [encoder]), tokenizer)
     assert pretrained.read_config(VFMTOK).quantizer.codebook_size == 16384
-    with pytest.raises(WeightsError, match=r"holds generators of several sizes: name one, such as GPT-B"):
+    with pytest.raises(WeightsError, match=r"holds 10 parts that are 'generator': name one, such as .*:GPT-B "):
         pretrained.read_weights(VFMTOK, "generator")
 
 

@@ -1,4 +1,7 @@
-"""`vfmtok download NAME [PART...]`: weights from the Hub into the cache or a folder, checked, continued after a cut."""
+"""`vfmtok download NAME [PART...]`: weights from the Hub into the cache or a folder, checked, continued after a cut.
+
+Without a name, --list tells the published systems, their repositories and parts.
+"""
 
 import argparse
 from pathlib import Path
@@ -14,12 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fetch weights from the Hub into the cache or a folder, checked; after a cut the same command continues. NAME "
         "is a repository such as yexiguafu/VFMTok, PART one of its parts (default: tokenizer). What was fetched is "
-        'found again by from_pretrained and `vfmtok reproduce`, offline too. "encoder" is the published tokenizer\'s '
-        "frozen encoder."
+        'found again by from_pretrained and by every command that takes NAME:PART, offline too. "encoder" is the '
+        "published tokenizers' frozen encoder."
     )
-    parser.add_argument("name", metavar="NAME", help="repository of the Hub: owner/name")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="repository of the Hub: owner/name")
     parser.add_argument("parts", metavar="PART", nargs="*", help="tokenizer (default), encoder, GPT-B, ..., or gpt")
-    parser.add_argument("--list", action="store_true", help="only tell the parts of a published repository")
+    parser.add_argument(
+        "--list", action="store_true", help="only tell the parts of a published repository, or of all without NAME"
+    )
     parser.add_argument("--to", metavar="FOLDER", help="put the files here, under their names, instead of the cache")
     parser.add_argument("--cache-dir", metavar="FOLDER", help="another cache than huggingface_hub's")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default main)")
@@ -30,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises WeightsError."""
     if args.list:
-        return _tell_parts(args.name)
+        return _tell_parts([args.name] if args.name else list(PUBLISHED))
+    if args.name is None:
+        raise WeightsError("name a repository of the Hub, or ask --list for the published ones")
     parts = args.parts or ["tokenizer"]
     if args.sha256 and len(parts) > 1:
         raise WeightsError("--sha256 is of one file: name one part")
@@ -57,10 +64,19 @@ def _fetch(name: str, part: str, revision: str | None, sha256: str | None) -> Pa
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def _tell_parts(name: str) -> None:
-    if name not in PUBLISHED:
-        raise WeightsError(f"{name} is none of the published repositories: {', '.join(PUBLISHED)}")
-    for part, published in PUBLISHED[name].parts.items():
-        print(f"{part:<10} {published.file}  SHA-256 {published.sha256 or 'as the Hub states, none is pinned'}")
-    if PUBLISHED[name].encoder:
-        print(f"{'encoder':<10} {'/'.join(PUBLISHED[name].encoder)}")
+def _tell_parts(names: list[str]) -> None:
+    """Raises WeightsError."""
+    for name in names:
+        if name not in PUBLISHED:
+            raise WeightsError(f"{name} is none of the published repositories: {', '.join(PUBLISHED)}")
+        repository = PUBLISHED[name]
+        width = max(map(len, [*repository.parts, "encoder"]))
+        print(f"{name}: {repository.system}")
+        for part, published in repository.parts.items():
+            facts = str(published.config.code)
+            if published.section == "generator":
+                facts = f"{published.size}, on {' '.join((published.tokenizer, *published.tokenizer_settings))}"
+            pinned = published.sha256 or "as the Hub states, none is pinned"
+            print(f"  {part:<{width}}  {published.file}  ({facts}; SHA-256 {pinned})")
+        if repository.encoder:
+            print(f"  {'encoder':<{width}}  {'/'.join(repository.encoder)}")

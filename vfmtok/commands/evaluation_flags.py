@@ -23,7 +23,7 @@ from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generators.contract import Generator
 from vfmtok.layers.precision import DTYPES
 from vfmtok.metrics.probe import ProbeRecipe
-from vfmtok.pretrained.loading import load_generator
+from vfmtok.pretrained.loading import Weights, load_generator
 from vfmtok.tokenizers.contract import Tokenizer
 
 if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
@@ -92,7 +92,7 @@ def generation_parser() -> argparse.ArgumentParser:
         "again continues; several --cfg-scale values, with commas between, make a sweep.",
         allow_abbrev=False,
     )
-    _add_tokenizer_flags(parser)
+    _add_tokenizer_flags(parser, required=False)
     flags.add_set(parser, "tokenizer", "generator")
     flags.add_generator(parser, "--gpt-ckpt")
     flags.add_generator_facts(parser)
@@ -159,13 +159,13 @@ def generation_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    flags.add_tokenizer(parser)
+def _add_tokenizer_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    flags.add_tokenizer(parser, required)
     parser.add_argument(
         "--prefer",
         choices=("ema", "model"),
-        default="ema",
-        help="where weights have an average, it (default) or the last ones; of both models",
+        help="where weights have an average, it or the last ones, of both models (default: the average; of published "
+        "weights those that their publishers sampled with)",
     )
     for flag, key in TOKENIZER_FLAGS:
         parser.add_argument(flag, dest=key, type=flags.positive, metavar="N", help=f"[{key}]")
@@ -214,8 +214,15 @@ def open_gpt(
     path = path_of(args.gpt_ckpt)
     fields = models.generator_fields(args)
     gpt, weights = load_generator(path, tokenizer, args.gpt_model, fields, DEFAULT_GPT, args.prefer)
-    name = args.gpt_model or (DEFAULT_GPT if weights.config is None else path.resolve().name)
+    name = args.gpt_model or _name_of(weights, path)
     return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
+
+
+def _name_of(weights: Weights, path: Path) -> str:
+    """Of a generator whose size was not named."""
+    if weights.published is not None:
+        return Path(weights.published.file).stem
+    return DEFAULT_GPT if weights.config is None else path.resolve().name
 
 
 def samples_of(args: argparse.Namespace, generator: Generator) -> Samples:

@@ -26,7 +26,10 @@ ALIASES = {
     "--num_workers": ("--num-workers",),
 }
 
-TOKENIZER = ("--vq-ckpt", "the tokenizer: a run's folder, a checkpoint, released weights, their repository")
+TOKENIZER = (
+    "--vq-ckpt",
+    "the tokenizer: a run's folder, a checkpoint, released weights, or REPOSITORY[:PART] (see `vfmtok download`)",
+)
 TOKENIZER_CONFIG = ("--transformer-config-file", "the tokenizer's configuration, for weights without their own")
 
 
@@ -103,7 +106,7 @@ def add_tokenizer_config(parser: Parser) -> None:
 
 
 def add_generator(parser: Parser, flag: str = "--gpt", required: bool = True) -> None:
-    text = "the generator: a run's folder, a checkpoint, released weights, their repository"
+    text = "the generator: a run's folder, a checkpoint, released weights, or REPOSITORY:PART, with its tokenizer"
     parser.add_argument(*names(flag), required=required, metavar="PATH", help=text)
 
 

@@ -22,7 +22,7 @@ from vfmtok.evaluation.model_size import (
 )
 from vfmtok.generators import GENERATORS, AnyGeneratorConfig, generator_tree
 from vfmtok.pretrained.loading import FACTS
-from vfmtok.pretrained.published import PUBLISHED
+from vfmtok.pretrained.published import PUBLISHED, part_name, split_name
 from vfmtok.tokenizers import AnyTokenizerConfig, tokenizer_tree
 from vfmtok.weights.checkpoint import newest_checkpoint
 
@@ -89,11 +89,12 @@ def read_model(source: str, settings: list[str]) -> Model:
     if source in sizes:
         found = _of_tree({"generator": sizes[source]}, settings, source)
         return dataclasses.replace(found, notes=[])  # of a name nobody expects the data's numbers
-    if source in PUBLISHED:
-        parts = PUBLISHED[source].parts
-        found = _of_tree({"tokenizer": config_to_dict(parts["tokenizer"].config)}, settings, source)
-        others = ", ".join(part for part in parts if part != "tokenizer")
-        return dataclasses.replace(found, notes=[f"this is its tokenizer; its generators: {others}"])
+    if (named := split_name(source)) is not None:
+        repository, part = named
+        parts, part = PUBLISHED[repository].parts, part_name(repository, part, "tokenizer")
+        found = _of_tree({parts[part].section: config_to_dict(parts[part].config)}, settings, source)
+        others = ", ".join(other for other in parts if other != part)
+        return dataclasses.replace(found, notes=[f"this is the part {part} of {repository}; the others: {others}"])
     hint = closest_match(source, [*sizes, *PUBLISHED])
     raise ConfigError(f"no file, folder or generator is called {source}{hint}; generators: {', '.join(sizes)}")
 

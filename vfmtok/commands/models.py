@@ -9,13 +9,15 @@ from torch import nn
 from vfmtok.commands import flags
 from vfmtok.config import override_tree
 from vfmtok.encoders.config import require_encoder_weights
+from vfmtok.errors import ConfigError
 from vfmtok.pretrained.loading import load_generator, load_tokenizer
+from vfmtok.pretrained.published import published_file, split_name
 
 
 def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) -> None:
     """The flags that ``open_models`` reads."""
     flags.add_generator(parser, required=needs_generator)
-    flags.add_tokenizer(parser)
+    flags.add_tokenizer(parser, required=False)
     flags.add_generator_facts(parser)
     flags.add_set(parser, "tokenizer", "generator")
 
@@ -23,7 +25,7 @@ def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) ->
 def open_tokenizer(
     args: argparse.Namespace, device: torch.device, changes: Iterable[str] = (), encodes: bool = True
 ) -> nn.Module:
-    """The tokenizer of --vq-ckpt on ``device``.
+    """The tokenizer of --vq-ckpt, or the one that a published generator goes with, on ``device``.
 
     Args:
         changes: of its configuration, before those of --set.
@@ -32,11 +34,31 @@ def open_tokenizer(
     Raises:
         VFMTokError: it is not there, or can't be used.
     """
-    changes = [*changes, *flags.settings_of(args)["tokenizer"]]
-    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, changes, getattr(args, "prefer", "ema"))
+    args.vq_ckpt, fitting = _tokenizer_of(args)
+    changes = [*fitting, *changes, *flags.settings_of(args)["tokenizer"]]
+    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, changes, getattr(args, "prefer", None))
     if encodes and args.tokenizer_config is not None:  # a run's own configuration says what it was trained on
         require_encoder_weights(tokenizer.config)
     return tokenizer.to(device)
+
+
+def _tokenizer_of(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
+    """What --vq-ckpt names, and the changes of its configuration that a published generator needs.
+
+    A published generator says which tokenizer of its repository it goes with. Raises VFMTokError.
+    """
+    generator = getattr(args, "gpt", None) or getattr(args, "gpt_ckpt", None)
+    named = None if generator is None else split_name(generator)
+    if named is None:
+        if args.vq_ckpt is None:
+            raise ConfigError("name the tokenizer (--vq-ckpt): only a published generator says which one it goes with")
+        return args.vq_ckpt, ()
+    repository, part = named
+    row = published_file(repository, part or args.gpt_model, "generator")
+    own = (f"{repository}:{row.tokenizer}", row.tokenizer_settings)
+    if args.vq_ckpt is None or split_name(args.vq_ckpt) in ((repository, None), (repository, row.tokenizer)):
+        return own
+    return args.vq_ckpt, ()
 
 
 def generator_fields(args: argparse.Namespace) -> dict:

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vfmtok.code import check_fits
-from vfmtok.config import config_from_dict, read_tree, with_overrides
+from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import AnyGeneratorConfig, build_generator, family_of_size, generator_tree
 from vfmtok.generators import generator_config as sized_config
-from vfmtok.pretrained.published import PUBLISHED, PublishedFile, Section, published_file
+from vfmtok.pretrained.published import PublishedFile, Section, published_file, split_name
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer, load_config, tokenizer_tree
 from vfmtok.weights import download, reading, saved
 from vfmtok.weights.checkpoint import newest_checkpoint
@@ -71,16 +71,17 @@ def load_tokenizer(
     path: str | Path,
     config: str | Path | AnyTokenizerConfig | None = None,
     overrides: Iterable[str] = (),
-    prefer: Preference = "ema",
+    prefer: Preference | None = None,
 ) -> nn.Module:
     """A tokenizer in eval mode, without gradients.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint's folder, a file of weights under the released names,
-            or a published repository's name.
+            or a published repository's name, with ``:PART`` where it has several tokenizers.
         config: the tokenizer's configuration or its file, for files that do not bring it.
         overrides: ``"a.b=value"`` changes of the configuration.
-        prefer: the average of the weights (EMA) or the last ones, where there are both.
+        prefer: the average of the weights (EMA) or the last ones, where there are both; None: the publisher's choice
+            for published weights, else the average.
 
     Raises:
         ConfigError: no configuration is known, or it can't be used.
@@ -95,7 +96,7 @@ def load_generator(
     size: str | None,
     given: dict[str, Any],
     default_size: str | None = None,
-    prefer: Preference = "ema",
+    prefer: Preference | None = None,
 ) -> tuple[nn.Module, Weights]:
     """A generator, in eval mode and without gradients, of the code of ``tokenizer``; and what is known of its weights.
 
@@ -104,7 +105,7 @@ def load_generator(
         size: the name of its size ("GPT-B"), for files; a run's own configuration has to agree.
         given: further fields of its configuration, likewise.
         default_size: of a file whose size is not named.
-        prefer: the average of the weights (EMA) or the last ones, where there are both.
+        prefer: as for ``load_tokenizer``.
 
     Raises:
         ConfigError: a contradiction, a file without a size, or a generator of another code.
@@ -112,13 +113,24 @@ def load_generator(
     """
     weights = read_weights(path, "generator", size, prefer)
     weights.check_tokenizer(tokenizer_hash(tokenizer))
-    if weights.config is None:
+    if weights.config is None and weights.published is None:
         size = size or default_size
         if size is not None:
             given = family_of_size(size).config.fields_of_code(tokenizer.code) | given
     config = generator_config(weights, size, given)
-    check_fits(config.code, tokenizer.code, "the tokenizer")
+    try:
+        check_fits(config.code, tokenizer.code, "the tokenizer")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_companion(weights.published)}") from None
     return build(weights, config), weights
+
+
+def _companion(row: PublishedFile | None) -> str:
+    """What to say of the tokenizer that a published generator goes with."""
+    if row is None or row.tokenizer is None:
+        return ""
+    settings = f" with {', '.join(row.tokenizer_settings)}" if row.tokenizer_settings else ""
+    return f": {row.file} goes with the part {row.tokenizer} of its repository{settings}"
 
 
 def build(weights: Weights, config: Any = None, overrides: Iterable[str] = ()) -> nn.Module:
@@ -151,7 +163,8 @@ def generator_config(weights: Weights, size: str | None, given: dict[str, Any]) 
     """The configuration of a generator whose weights were read.
 
     A run brings its own, which neither ``size`` nor a ``given`` field may contradict. A file's is that of the named
-    size with the fields that are given, and otherwise with those that its tensors tell.
+    size, or of its row where it is a published one, with the fields that are given, and otherwise with those that its
+    tensors tell.
 
     Raises:
         ConfigError: a contradiction, or a file without a size.
@@ -163,10 +176,15 @@ def generator_config(weights: Weights, size: str | None, given: dict[str, Any]) 
             if own != value:
                 raise ConfigError(f"the generator of {weights.source} has {name} {own}, not {value}")
         return weights.config
+    row = weights.published
+    if row is not None and size not in (None, row.size):
+        raise ConfigError(f"{weights.source} is a {row.size}, not a {size}")
+    size = size if row is None else row.size
     if size is None:
         raise ConfigError(f"{weights.source} does not bring its configuration: name the model (--gpt-model)")
+    published = {} if row is None else config_to_dict(row.config)
     told = getattr(family_of_size(size).model, "fields_of_released", lambda tensors: {})(weights.tensors)
-    return sized_config(size, **{**told, **given})
+    return sized_config(size, **{**published, **told, **given})
 
 
 def load_matching(
@@ -217,31 +235,41 @@ def _published_names(model: nn.Module) -> dict[str, str]:
 
 
 def read_weights(
-    path: str | Path, section: Section | None = None, part: str | None = None, prefer: Preference = "ema"
+    path: str | Path, section: Section | None = None, part: str | None = None, prefer: Preference | None = None
 ) -> Weights:
     """Read what ``load_tokenizer`` and ``load_generator`` load.
 
     Args:
         section: what it must be; None for a folder, which says what it is.
-        part: the one that is meant of a published repository, such as "GPT-B".
-        prefer: the average of the weights (EMA) or the last ones, where there are both.
+        part: the one that is meant of a published repository, such as "GPT-B", unless ``path`` names it.
+        prefer: as for ``load_tokenizer``.
 
     Raises:
         WeightsError: nothing is there, or it is damaged or something else. ConfigError: it can't be used.
     """
-    published = None
-    if str(path) in PUBLISHED and not Path(path).exists():
-        published = published_file(str(path), part, section)
-        path = download.fetch(str(path), published.file, sha256=published.sha256)
+    published, named = None, split_name(path)
+    if named is not None:
+        repository, own_part = named
+        published = published_file(repository, own_part or part, section)
+        if section not in (None, published.section):
+            raise WeightsError(f"{repository}:{own_part or part} is no {section}: it is a {published.section}'s")
+        path = download.fetch(repository, published.file, sha256=published.sha256)
+    return read_file(path, published, section, prefer)
+
+
+def read_file(
+    path: str | Path, published: PublishedFile | None, section: Section | None = None, prefer: Preference | None = None
+) -> Weights:
+    """``read_weights`` of what is on this machine; ``published`` is its row, where it is a published file."""
     path = Path(path).expanduser()
     if path.is_dir():
-        return _read_folder(path, section, prefer)
-    if section is None:
+        return _read_folder(path, section, prefer or "ema")
+    if section is None and published is None:
         raise WeightsError(f"{path} is no run's folder and no checkpoint's")
-    tensors, taken = reading.read_named(path, prefer)
+    tensors, taken = reading.read_named(path, prefer or (published.prefer if published else "ema"))
     source = f"{path} ('{taken}')" if taken else str(path)
     log.info("weights of %s", source)
-    return Weights(tensors, source, section, published=published)
+    return Weights(tensors, source, section or published.section, published=published)
 
 
 def _read_folder(path: Path, section: Section | None, prefer: Preference) -> Weights:
@@ -281,8 +309,12 @@ def checkpoint_part(path: Path, what: str, prefer: Preference = "ema") -> tuple[
 
 def read_config(path: str | Path) -> AnyTokenizerConfig | None:
     """The tokenizer's configuration that ``read_weights`` finds, without reading the weights; None: a file of them."""
-    if str(path) in PUBLISHED and not Path(path).exists():
-        return published_file(str(path), None, "tokenizer").config
+    named = split_name(path)
+    if named is not None:
+        found = published_file(*named, "tokenizer")
+        if found.section != "tokenizer":
+            raise WeightsError(f"{path} is no tokenizer: it is a generator's")
+        return found.config
     path = Path(path).expanduser()
     if not path.is_dir():
         return None

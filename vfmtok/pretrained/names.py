@@ -2,6 +2,7 @@
 
 from_pretrained("yexiguafu/VFMTok")               the published tokenizer
 from_pretrained("yexiguafu/VFMTok", "GPT-L")      a published generator
+from_pretrained("FoundationVision/LlamaGen", "vq_ds16_c2i")   a part by its name, also "...LlamaGen:vq_ds16_c2i"
 from_pretrained("me/my-tokenizer")                what push_to_hub wrote
 from_pretrained("results/emoji64")                a run, one of its checkpoints, what save_pretrained wrote
 from_pretrained("vfmtok-tokenizer.pt")            a file under the released names
@@ -17,7 +18,15 @@ from torch import nn
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import family_of_size
 from vfmtok.pretrained import loading
-from vfmtok.pretrained.published import PUBLISHED, VFMTOK, Section, published_file
+from vfmtok.pretrained.published import (
+    PUBLISHED,
+    VFMTOK,
+    PublishedFile,
+    Section,
+    laid_out,
+    published_file,
+    split_name,
+)
 from vfmtok.weights import reading, saved
 from vfmtok.weights.download import AbsentError, UnreachedError, asked_sha256, fetch, hub_access
 from vfmtok.weights.reading import Preference
@@ -32,7 +41,7 @@ def from_pretrained(
     *,
     config: Any = None,
     overrides: Iterable[str] = (),
-    prefer: Preference = "ema",
+    prefer: Preference | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -42,14 +51,15 @@ def from_pretrained(
 
     Args:
         name: see the top of the file. What exists here as a file or folder is taken before the Hub is asked.
-        part: "tokenizer" or "generator" ("gpt" is the same); of published weights a generator is named by its size,
-            "GPT-B" to "GPT-3B".
+        part: "tokenizer" or "generator" ("gpt" is the same); of published weights the part's name, such as "GPT-B"
+            (``vfmtok download NAME --list`` tells them); of a generator's file the name of its size.
         config: the configuration or its file, for weights that do not bring it. Without it a file is taken for VFMTok's
             published tokenizer, or the generator of the size that ``part`` names.
         overrides: "a.b=value" changes of the configuration, such as "encoder.weights=dinov2_vitl14_reg4_pretrain.pth".
             Unless this or the configuration names a file, the published tokenizer's DINOv2 is looked for in
             ``init_models/`` and then on the Hub.
-        prefer: which weights to take where there are both: their average ("ema") or the last ones ("model").
+        prefer: which weights to take where there are both: their average ("ema") or the last ones ("model"); None:
+            those that published weights were sampled with by their publishers, else the average.
         revision: branch, tag or commit of the Hub repository.
         cache_dir: instead of huggingface_hub's cache.
         local_files_only: ask nobody: what is not in the cache is an error. HF_HUB_OFFLINE=1 does the same.
@@ -59,12 +69,15 @@ def from_pretrained(
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
         ConfigError: the configuration is missing or can't be used.
     """
-    section, size = _meaning(str(name), part)
+    if (named := split_name(name)) is not None:
+        name, part = named[0], named[1] or part
+    row = _row(name, part)
+    section, size = (row.section, row.size) if row is not None else _meaning(part)
     with hub_access(cache_dir, True if local_files_only else None):
-        path = locate(name, part, revision, sha256, prefer)
-        weights = loading.read_weights(path, section, prefer=prefer)
+        path = locate(name, part, revision, sha256, prefer or "ema")
+        weights = loading.read_file(path, row if path.is_file() else None, section, prefer)
         if config is None and section == "tokenizer" and weights.config is None:
-            config = published_file(str(name) if str(name) in PUBLISHED else VFMTOK, "tokenizer").config
+            config = (row or PUBLISHED[VFMTOK].parts["tokenizer"]).config
         if size is not None and (config is None or weights.config is not None):
             own = loading.generator_config(weights, size, {})  # raises for a run of another size
             config = config or own
@@ -73,13 +86,19 @@ def from_pretrained(
         return loading.build(weights, config, overrides)
 
 
-def _meaning(name: str, part: str) -> tuple[Section, str | None]:
+def _row(name: str | Path, part: str) -> PublishedFile | None:
+    """Of a part of a published repository, on the Hub or laid into a folder. Raises WeightsError."""
+    if split_name(name) is not None:
+        return published_file(str(name), "generator" if part in FOLDERS["generator"] else part)
+    folder = Path(name).expanduser()
+    return laid_out(folder, part) if folder.is_dir() else None
+
+
+def _meaning(part: str) -> tuple[Section, str | None]:
     """What a part is, and the size that it names. Raises VFMTokError for one that is none."""
     section = next((section for section, names in FOLDERS.items() if part in names), None)
     if section is not None:
         return section, None
-    if name in PUBLISHED:
-        return published_file(name, part).section, part
     family_of_size(part)
     return "generator", part
 
@@ -116,7 +135,7 @@ def download_part(repository: str, part: str, revision: str | None = None, sha25
     """
     if repository not in PUBLISHED:
         return _fetch_saved(repository, _folders(part), revision, sha256)
-    published = published_file(repository, part)
+    published = published_file(repository, "generator" if part in FOLDERS["generator"] else part)
     return fetch(repository, published.file, revision, sha256 or published.sha256)
 
 
@@ -143,8 +162,8 @@ def _part_of_folder(folder: Path, part: str) -> Path:
     for name in _folders(part):
         if (folder / name / CONFIG_FILE).is_file():
             return folder / name
-    files = [folder / repository.parts[part].file for repository in PUBLISHED.values() if part in repository.parts]
-    return next((file for file in files if file.is_file()), folder)
+    row = laid_out(folder, part)
+    return folder if row is None else folder / row.file
 
 
 def _fetch_saved(repository: str, folders: tuple[str, ...], revision: str | None, sha256: str | None) -> Path:

@@ -28,11 +28,14 @@ class NameMap:
         buffers: shapes of published tensors that carry no model: checked and dropped on the way in, zeros on the way
             out.
         left_out: parts of the model that the file does not hold, such as a frozen encoder.
+        computed: tensors that some published files hold and others do not, which the model computes itself: dropped on
+            the way in, not written.
     """
 
     pairs: Names
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -59,6 +62,7 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modu
     """
     names, published = name_map(model), published_tensors(model)
     expected = {name: tensor.shape for name, tensor in published.items()} | dict(names.buffers)
+    state_dict = {name: tensor for name, tensor in state_dict.items() if name not in names.computed}
     check_tensors(state_dict, expected, type(model).__name__)
     with torch.no_grad():
         for name, tensor in published.items():

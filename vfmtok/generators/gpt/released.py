@@ -20,12 +20,14 @@ GPT_NAMES: Names = (
     ("holistic_positions", "slot_pos"),
 )
 
-RELEASED = NameMap(GPT_NAMES)
+RELEASED = NameMap(GPT_NAMES, computed=("freqs_cis",))  # the rotary table
 
 
 def fields_of_released(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Fields of ``GPTConfig`` that published tensors tell: how many codes and classes there are."""
+    """Fields of ``GPTConfig`` that published tensors tell: how many codes, classes and holistic tokens there are."""
     ids, classes = tensors.get("tok_embeddings.weight"), tensors.get("cls_embedding.embedding_table.weight")
     if ids is None or classes is None:
         return {}
-    return {"vocab_size": len(ids), "num_classes": len(classes) - 1}
+    holistic = tensors.get("slot_pos.weight")
+    count = {} if holistic is None else {"num_holistic": len(holistic)}
+    return {"vocab_size": len(ids), "num_classes": len(classes) - 1} | count

@@ -23,11 +23,11 @@ from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.kv_cache import KVCache, LayerCache
 from vfmtok.generators.orders import raster, training_orders
 from vfmtok.generators.rar.config import RARConfig, RARSampling
-from vfmtok.generators.rar.released import RELEASED
+from vfmtok.generators.rar.released import RELEASED, SPARE_POSITIONS, fields_of_released
 from vfmtok.layers.precision import at_least_float32
 
 EPS = 1e-6  # of all norms
-SPARE_POSITIONS, SPARE_SLOTS = 1024, 100  # rows of the published tables that no slot reads
+SPARE_SLOTS = 100  # rows of the published table of slots' conditions that no slot reads
 
 
 @dataclass
@@ -73,6 +73,7 @@ class RAR(nn.Module):
     """
 
     released = RELEASED  # its tensors' names in published files
+    fields_of_released = staticmethod(fields_of_released)
     reported_parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "embeddings": ("embeddings", "cls_token", "positions", "target_positions", "slot_conditions"),
         "blocks": ("blocks",),
