@@ -3,7 +3,7 @@
 # ruff's lint and format checks, then the tests. Arguments go to pytest:
 #   scripts/test.sh                       the whole suite
 #   scripts/test.sh -m slow               the tests that need minutes
-#   scripts/test.sh tests/tokenizer -x    a part of it
+#   scripts/test.sh tests/tokenizers -x   a part of it
 # VENV names the environment (.venv here by default), PYTHON the interpreter that makes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."

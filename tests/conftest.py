@@ -15,6 +15,14 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # a loaded m
 hypothesis.settings.load_profile("no deadline")
 
 
+# Files that take a minute and more: run first, so that no process waits for another at the end.
+LONGEST = ("test_readme.py", "test_quickstart.py", "test_exactness.py", "test_faults.py", "test_train_generator.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

@@ -89,6 +89,18 @@ def test_import_is_quick_and_needs_no_torch():
     assert done.stdout.strip() == vfmtok.__version__, done.stderr
 
 
+def test_timm_is_imported_where_a_model_is_built():
+    """It takes as long as PyTorch: commands, recipes and generators wait for nothing."""
+    program = (
+        "import sys, vfmtok.commands.evaluation_scripts, vfmtok.commands.codes, vfmtok.commands.agreement\n"
+        "import vfmtok.commands.reproduce, vfmtok.training.train_tokenizer, vfmtok.training.train_generator, vfmtok\n"
+        "vfmtok.GPT, vfmtok.RAR, vfmtok.VFMTok, vfmtok.Hita, vfmtok.VQGAN\n"
+        "print({'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_public_names_exist():
     for name in dir(vfmtok):
         assert getattr(vfmtok, name) is not None

@@ -76,6 +76,7 @@ def test_python_blocks_run(code):
         assert claim in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python benchmarks/")])
 def test_benchmarks_run(command):
     for shown, tried in TINY.items():

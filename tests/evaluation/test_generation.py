@@ -192,6 +192,7 @@ def test_samples_are_checked(tmp_path):
         write_checked_samples(jobs.Blocks(tmp_path, 4), samples, labels, 3, tmp_path / "samples.npz")
 
 
+@pytest.mark.slow  # tests/evaluation/test_ranks.py has its parts
 def test_the_script_in_two_processes(models, plain, inception, inception_file, tmp_path):
     """Every published flag; the images of one process; and the numbers against those images measured here."""
     images = np.random.default_rng(1).integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8)

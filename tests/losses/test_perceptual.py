@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vfmtok.encoders.vfm import Encoder, EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.losses.perceptual import BACKBONES, LPIPS, EncoderPerceptual
+from vfmtok.losses.perceptual import LPIPS, EncoderPerceptual, backbone_url
 
 READ_AFTER = {  # layers of torchvision's `features` whose outputs are compared
     "vgg": (3, 8, 15, 22, 29),
@@ -142,7 +142,7 @@ def test_another_network_s_weights_are_refused(backbone, tmp_path):
 def test_torch_hub_cache_is_used(backbone, images, tmp_path, monkeypatch):
     path = backbone("squeeze")[1]
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cached = tmp_path / "hub/checkpoints" / Path(BACKBONES["squeeze"].url).name
+    cached = tmp_path / "hub/checkpoints" / Path(backbone_url("squeeze")).name
     cached.parent.mkdir(parents=True)
     cached.write_bytes(path.read_bytes())
     with torch.no_grad():

@@ -36,7 +36,7 @@ def resumed_and_whole_agree(recipe_file, kills: int, seed: int) -> list[int]:
 
 
 def test_killed_runs_end_with_the_same_weights(recipe_file):
-    assert resumed_and_whole_agree(recipe_file, kills=3, seed=0) == [-signal.SIGKILL, 0, -signal.SIGKILL]
+    assert resumed_and_whole_agree(recipe_file, kills=2, seed=0) == [-signal.SIGKILL, 0]
 
 
 @pytest.mark.slow

@@ -245,6 +245,7 @@ def test_networks_that_skip_by_turns_do_not_end_a_run():
             counts["discriminator"].check(step, {})
 
 
+@pytest.mark.slow  # products in fp16 are slow on a CPU
 def test_fp16_runs_on_the_cpu(tiny_recipe, train):
     folder = train(tiny_recipe("run.precision=fp16"))
     scale = checkpoint.load(folder / "checkpoints/step_0000012").numbers["parts"]["model"]["scale"]
@@ -324,7 +325,7 @@ def test_an_interrupt_ends_after_the_step(recipe_file):
 
 def test_a_second_interrupt_ends_at_once(recipe_file):
     """In the midst of a step, of seconds here, and without a checkpoint."""
-    recipe = recipe_file("optimizer.steps=100000", "run.global_batch=400", "run.accumulation=100")
+    recipe = recipe_file("optimizer.steps=100000", "run.global_batch=160", "run.accumulation=40")
     folder = recipe.parent / "run"
     process = start(recipe)
     wait_for_step(folder, 1, process)

@@ -174,6 +174,7 @@ ABLATIONS = (
 )
 
 
+@pytest.mark.slow
 def test_every_ablation_trains_in_two_processes(recipe_file):
     """DDP fails if a parameter gets no gradient: every one of them takes part in every variant."""
     settings = ("optimizer.steps=2", "run.validate_every=2", "adversarial.discriminator=none")

@@ -7,7 +7,6 @@ import math
 import warnings
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -150,6 +149,8 @@ class SpectralConv1d(nn.Module):
 
 
 def _build_backbone(weights: str | Path) -> nn.Module:
+    import timm  # seconds, which only who builds one should wait
+
     with torch.random.fork_rng(devices=[]):  # frozen and not saved: random ones must come back alike
         torch.manual_seed(0)
         vit = timm.create_model(

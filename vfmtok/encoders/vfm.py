@@ -1,7 +1,8 @@
 """The vision foundation model behind one small adapter: images in, feature levels out.
 
 Any timm model that can return intermediate features works; ``encoders/named.py`` gives the models of the field short
-names.
+names. timm takes seconds to import, as long as PyTorch: it is imported where a model is built, so that configurations,
+tables and generators wait for nothing.
 
 Shapes: B batch, S image side, N cells of a level, C its channels.
 """
@@ -15,9 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vfmtok.config import closest_match
@@ -211,6 +210,8 @@ class Encoder(nn.Module):
         prefix = 0 if published.no_embed_class else published.num_prefix_tokens
         old, new = published.patch_embed.grid_size, self.backbone.patch_embed.grid_size
         if self.config.position_resampling == "size":
+            from timm.layers import resample_abs_pos_embed
+
             return resample_abs_pos_embed(table, new_size=new, old_size=old, num_prefix_tokens=prefix)
         return torch.cat([table[:, :prefix], resample_by_scale(table[:, prefix:], new[0])], dim=1)
 
@@ -248,6 +249,8 @@ def same_weights_always() -> Iterator[None]:
 
 
 def _create_backbone(timm_name: str, name: str) -> nn.Module:
+    import timm
+
     architecture = timm_name.split(".")[0]
     if not timm.is_model(architecture):
         hint = closest_match(name, [*ENCODERS, *timm.list_models()])

@@ -7,7 +7,6 @@ final norm), at the encoder's own input size. So ``fd@dinov2_vitl14`` is **not**
 Shapes: B batch, C channels, H, W the image.
 """
 
-import timm
 import torch
 from torch import Tensor
 
@@ -27,6 +26,8 @@ def open_encoder(name: str, weights: str) -> Encoder:
     Raises:
         ConfigError: nobody knows the name. WeightsError: the weights are not there, or of another model.
     """
+    import timm  # seconds, which only who opens an encoder should wait
+
     facts = ENCODERS.get(name, EncoderFacts(name, ()))
     published = timm.get_pretrained_cfg(facts.timm_name)
     size = published.input_size[-1] if published is not None else 224

@@ -9,28 +9,29 @@ Shapes: B batch, N cells, C channels, L levels.
 import re
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.weights import reading
 from vfmtok.weights.name_maps import check_tensors
 
+if TYPE_CHECKING:
+    from vfmtok.encoders.vfm import Encoder
+
 # --------------------------------------------------------------------------------------
 # LPIPS
 # --------------------------------------------------------------------------------------
 
 BACKBONES = {  # torchvision's weights that the linear heads in the lpips package were fitted to
-    "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
-    "alex": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
-    "squeeze": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+    "vgg": "VGG16_Weights.IMAGENET1K_V1",
+    "alex": "AlexNet_Weights.IMAGENET1K_V1",
+    "squeeze": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
 }
 
 
@@ -98,13 +99,20 @@ def _build_lpips(network: str) -> nn.Module:
 
 def backbone_file(network: str) -> Path:
     """Where torch hub keeps torchvision's weights of a network."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(BACKBONES[network].url).name
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(backbone_url(network)).name
+
+
+def backbone_url(network: str) -> str:
+    """Where torchvision publishes them."""
+    from torchvision.models import get_weight  # seconds, which only who measures LPIPS should wait
+
+    return get_weight(BACKBONES[network]).url
 
 
 def _read_backbone(network: str, path: str | Path | None) -> dict[str, Tensor]:
     if path is not None:
         return reading.read(path)
-    url, cached = BACKBONES[network].url, backbone_file(network)
+    url, cached = backbone_url(network), backbone_file(network)
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
@@ -147,7 +155,7 @@ class EncoderPerceptual(nn.Module):
         ConfigError: the encoder is not frozen, so that the measure would be trained with the model.
     """
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: "Encoder"):
         super().__init__()
         if not encoder.config.frozen:
             raise ConfigError("perceptual: encoder needs a frozen encoder, encoder.frozen is false")

@@ -14,7 +14,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.optim import Lars
 from torch import Tensor, nn
 
 from vfmtok.errors import EvaluationError
@@ -119,6 +118,8 @@ def schedule(epoch: float, recipe: ProbeRecipe) -> float:
 def _build_optimizer(linear: nn.Linear, recipe: ProbeRecipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(linear.parameters(), weight_decay=recipe.weight_decay)
+    from timm.optim import Lars  # seconds, which only who trains with it should wait
+
     # MAE's LARS adapts matrices only, decay or not; timm's adapts where there is decay, or where it is asked to.
     groups = [
         {"params": [linear.weight], "weight_decay": recipe.weight_decay, "always_adapt": True},

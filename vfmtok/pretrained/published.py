@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vfmtok.config import closest_match
 from vfmtok.decoders.vqgan import PixelDecoderConfig
 from vfmtok.encoders.cnn import CNNEncoderConfig
-from vfmtok.encoders.vfm import EncoderConfig
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import WeightsError
 from vfmtok.generators import generator_config
 from vfmtok.tokenizers.hita.config import HitaConfig

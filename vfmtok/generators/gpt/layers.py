@@ -6,7 +6,6 @@ feed-forward block.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vfmtok.generators.causal_attention import AttentionPath, cached_attention, causal_attention
@@ -25,7 +24,11 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = nn.Identity()
+        if drop_path:
+            from timm.layers import DropPath  # seconds, of which other models need nothing
+
+            self.drop_path = DropPath(drop_path)
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from vfmtok.code import Ids, Segment, square_grid
 from vfmtok.config import require, require_positive, require_share
 from vfmtok.decoders.vqgan import PixelDecoderConfig
-from vfmtok.encoders.vfm import EncoderConfig
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
 
 

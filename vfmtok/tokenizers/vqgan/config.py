@@ -7,7 +7,7 @@ from vfmtok.code import Ids, Segment
 from vfmtok.config import require, require_positive
 from vfmtok.decoders.vqgan import PixelDecoderConfig
 from vfmtok.encoders.cnn import CNNEncoderConfig
-from vfmtok.encoders.vfm import EncoderConfig
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
 
 
