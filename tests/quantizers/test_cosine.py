@@ -5,7 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vfmtok.errors import ConfigError
+from vfmtok.quantizers import ranked_ids
 from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
+from vfmtok.quantizers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantizer
 
 
 def make_quantizer(size: int, dim: int, entropy_weight: float = 0.0) -> CosineQuantizer:
@@ -40,6 +43,34 @@ def test_published_ids_of_the_large_codebook():
     out = make_quantizer(16384, 12).eval()(as_tokens(golden["z"]))
     assert torch.equal(out.ids.flatten(), torch.as_tensor(golden["indices"]).long())
     assert torch.allclose(out.codes[:, ::16], as_tokens(golden["zq"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [64, 16384])
+def test_published_second_nearest_codes(size):
+    golden = golden_rule.load("rar/quantizer_topk.npz")
+    z = torch.as_tensor(golden[f"z_{size}"])
+    quantizer = make_quantizer(size, 12)
+    found = quantizer.ranked(z, 2)  # (B,2,K)
+    assert torch.equal(found, torch.as_tensor(golden[f"top2_{size}"]).long())
+    assert torch.equal(found[:, 0], quantizer(z).ids)
+
+
+def test_ranks_are_those_of_all_distances(monkeypatch):
+    """Every code once, from the nearest to the farthest, whatever the blocks."""
+    monkeypatch.setattr("vfmtok.quantizers.cosine._SCORES_PER_BLOCK", 35)
+    quantizer = make_quantizer(10, 4)
+    z = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
+    codes = F.normalize(quantizer.codebook.detach().double(), dim=-1)
+    distances = (F.normalize(z.double(), dim=-1)[:, :, None] - codes).norm(dim=-1)  # (B,K,V)
+    assert torch.equal(quantizer.ranked(z, 10), distances.argsort(-1).transpose(1, 2))
+
+
+def test_a_quantizer_that_rounds_ranks_nothing():
+    latents = torch.randn(1, 3, 2)
+    with pytest.raises(ConfigError, match="fsq rounds and has no second nearest code"):
+        ranked_ids(FiniteScalarQuantizer(FiniteScalarConfig(levels=(4, 4))), latents, 2)
+    with pytest.raises(ConfigError, match="from 1 to the codebook's size 10"):
+        ranked_ids(make_quantizer(10, 2), latents, 11)
 
 
 def test_entropy_loss_written_out():

@@ -65,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-random-views", type=int, metavar="R", help="for --views random (default 10)")
     parser.add_argument(*flags.names("--global-seed"), type=int, help="of --views random (default 0)")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=1,
+        metavar="R",
+        help="keep the codes of the R nearest entries of the codebook, every one a sequence of its own to train on "
+        "(RAR was trained with 2; default 1: the nearest)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
@@ -79,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
         raise DataError("--num-random-views and --global-seed belong to --views random")
     args.num_random_views = 10 if args.num_random_views is None else args.num_random_views
     args.global_seed = args.global_seed or 0
-    if args.batch_size < 1 or args.num_random_views < 1 or args.num_workers < 0:
-        raise DataError("--batch-size and --num-random-views must be positive, --num-workers not negative")
+    if min(args.batch_size, args.num_random_views, args.rank) < 1 or args.num_workers < 0:
+        raise DataError("--batch-size, --num-random-views and --rank must be positive, --num-workers not negative")
     with distributed.group() as world:
         _extract(args, world)
 
@@ -134,6 +142,8 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         tokenizer = open_tokenizer(args, world.device)
         if isinstance(tokenizer.code, Latents):
             raise ConfigError(f"a token cache keeps ids, and this tokenizer makes {tokenizer.code}: train on images")
+        if args.rank > 1:
+            _check_ranks(tokenizer, args.rank)
     transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = tokenizer_hash(tokenizer)
@@ -145,13 +155,14 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         "dataset_fingerprint": records.fingerprint,
         "num_samples": len(records),
         "classes": records.classes,
-        "views": [view.name for view in views],
+        "views": [name for view in views for name in _names(view, args.rank)],
         "seed": args.global_seed if args.views == "random" else None,
         "image_size": tokenizer.config.image_size,
         "num_tokens": tokenizer.code.num_tokens,
         "code": code_to_dict(tokenizer.code),
         "codebook_size": tokenizer.code.largest_codebook,
         "precision": precision,
+        **({"ranks": args.rank} if args.rank > 1 else {}),
     }
     unfinished = None
     with distributed.together():
@@ -172,7 +183,7 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
             contextlib.closing(loader),
             tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar,
         ):
-            _encode_blocks(tokenizer, loader, share, views, writer, world, precision, bar)
+            _encode_blocks(tokenizer, loader, share, views, args.rank, writer, world, precision, bar)
         distributed.barrier()
         with distributed.together():
             if world.is_main:
@@ -180,11 +191,26 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
                 _finish(tokenizer, records, transform, views, writer, world.device)
 
 
+def _names(view: View, ranks: int) -> list[str]:
+    """Of the view's codes; they tell a cache with other ranks from this one."""
+    return [view.name, *(f"{view.name}, rank {rank}" for rank in range(2, ranks + 1))]
+
+
+@torch.inference_mode()
+def _check_ranks(tokenizer: nn.Module, ranks: int) -> None:
+    """Raise ConfigError if the tokenizer has no second nearest codes, before anything is written."""
+    if not hasattr(tokenizer, "ranked_ids"):
+        raise ConfigError(f"--rank: a {tokenizer.config.kind} tokenizer does not rank its codes")
+    side = tokenizer.config.image_size
+    tokenizer.ranked_ids(torch.zeros(1, 3, side, side, device=tokenizer.device), ranks)
+
+
 def _encode_blocks(
     tokenizer: nn.Module,
     loader: ImageLoader,
     blocks: list[np.ndarray],
     views: list[View],
+    ranks: int,
     writer: CodeCacheWriter,
     world: distributed.World,
     precision: str,
@@ -193,7 +219,7 @@ def _encode_blocks(
     """Fill this process's blocks of the cache, one by one."""
     for rows, batch in zip(blocks, loader, strict=True):
         images = batch.images if batch.images.ndim == 5 else batch.images[:, None]  # (B,C,3,S,S)
-        ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision)
+        ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision, ranks)
         replaced = batch.indices.numpy() != rows
         writer.write(int(rows[0]), ids.cpu().numpy(), batch.labels.numpy(), replaced)
         if replaced.any():
@@ -202,15 +228,15 @@ def _encode_blocks(
 
 
 @torch.inference_mode()
-def encode_views(tokenizer: nn.Module, crops: Tensor, views: list[View], precision: str) -> Tensor:
-    """uint8 crops (B,C,3,S,S) -> ids (B,V,K) int64, one view of all images at a time."""
+def encode_views(tokenizer: nn.Module, crops: Tensor, views: list[View], precision: str, ranks: int = 1) -> Tensor:
+    """uint8 crops (B,C,3,S,S) -> ids (B,V*R,K) int64, one view of all images at a time, the nearest codes first."""
     ids = []
     for view in views:
         images = to_unit_range(crops[:, view.crop])  # (B,3,S,S)
         images = images.flip(-1) if view.mirrored else images
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            ids.append(tokenizer.encode(images).ids)  # (B,K)
-    return torch.stack(ids, 1)  # (B,V,K)
+            ids.append(tokenizer.encode(images).ids[:, None] if ranks == 1 else tokenizer.ranked_ids(images, ranks))
+    return torch.cat(ids, 1)  # V x (B,R,K) -> (B,V*R,K)
 
 
 # --------------------------------------------------------------------------------------
@@ -270,7 +296,8 @@ def _finish(
 def _report(cache: CodeCache) -> None:
     found = cache.metadata
     usage, check = found["codebook_usage"], found["round_trip"]
-    print(f"{cache.path}: {len(cache):,} records x {cache.num_views} views x {cache.num_tokens} tokens")
+    views, ranks = cache.num_views // cache.num_ranks, f" x {cache.num_ranks} ranks" if cache.num_ranks > 1 else ""
+    print(f"{cache.path}: {len(cache):,} records x {views} views{ranks} x {cache.num_tokens} tokens")
     if found["replaced_rows"]:
         print(
             f"bad records, replaced by the next good one: {len(found['replaced_rows'])} (replaced_rows in cache.json)"

@@ -5,6 +5,9 @@
     cache.json      of which tokenizer, views and dataset, and whether it is complete
     progress.bin    N bytes while it is being written: 0 to do, 1 done, 2 done with the next good record
 
+A cache may keep several codes of every view: of the nearest codes of its latents, of the second nearest, ... (R ranks).
+They count as views of their own here, rank by rank within a view of the image.
+
 Shapes: N records, V views of each, K tokens, B batch.
 """
 
@@ -57,6 +60,7 @@ class CodeCache:
     Attributes:
         path, metadata: the folder, and the content of its cache.json.
         num_views, num_tokens, codebook_size, classes: from the metadata.
+        num_ranks: R, codes of every view of the image; ``num_views`` is a multiple of it.
         code: ``Ids``, what a row is.
         labels: (N,) int64.
     """
@@ -68,6 +72,7 @@ class CodeCache:
         if not self.metadata["complete"]:
             raise DataError(f"the token cache {path} is not complete: run the `vfmtok codes` that made it again")
         self.num_views, self.num_tokens = len(self.metadata["views"]), self.metadata["num_tokens"]
+        self.num_ranks: int = self.metadata.get("ranks", 1)
         self.codebook_size: int = self.metadata["codebook_size"]
         self.code = _code_of(self.metadata)
         self.classes: list[str] | None = self.metadata["classes"]
@@ -81,6 +86,11 @@ class CodeCache:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def num_sequences(self) -> int:
+        """N*R: what an epoch of a generator's training has. Sequence n is of record n // R, in its rank n % R."""
+        return len(self) * self.num_ranks
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """cache[i, view] -> ids (K,) int64, label."""
@@ -96,17 +106,17 @@ class CodeCache:
         return self._ids.reshape(-1)
 
     def view_for(self, seed: int, epoch: int, index: int) -> int:
-        """The view of record ``index`` to train on: drawn again every epoch, the same for any workers or ranks."""
-        return CounterRandom(seed, epoch, index).below(self.num_views)
+        """The view of record ``index`` to train on: drawn again every epoch, the same for any workers or processes."""
+        return CounterRandom(seed, epoch, index).below(self.num_views // self.num_ranks)
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, seed: int, epochs: Sequence[int] | np.ndarray
     ) -> tuple[Tensor, Tensor]:
-        """Of records ``indices`` (B,), each in its epoch (B,): ids (B,K) int64 of the drawn view, labels (B,) int64."""
-        indices = np.asarray(indices)
-        views = [self.view_for(seed, int(e), int(i)) for e, i in zip(epochs, indices, strict=True)]
-        ids = torch.from_numpy(self._ids[indices, views].astype(np.int64))  # (B,K)
-        return ids, self.labels[torch.from_numpy(indices)]
+        """Of sequences ``indices`` (B,) in epochs (B,): ids (B,K) of the drawn view, labels (B,), both int64."""
+        records, ranks = np.divmod(np.asarray(indices), self.num_ranks)
+        views = np.array([self.view_for(seed, int(e), int(i)) for e, i in zip(epochs, records, strict=True)], np.int64)
+        ids = torch.from_numpy(self._ids[records, views * self.num_ranks + ranks].astype(np.int64))  # (B,K)
+        return ids, self.labels[torch.from_numpy(records)]
 
     def code_counts(self) -> list[Tensor]:
         """How often each code of each segment occurs in all views, (V,) int64 each."""

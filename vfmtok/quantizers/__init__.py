@@ -4,6 +4,10 @@ cosine         a learned codebook, by cosine (VFMTok, LlamaGen)
 finite_scalar  every dimension rounded to a few values (FSQ)
 """
 
+from torch import Tensor
+
+from vfmtok.config import require
+from vfmtok.errors import ConfigError
 from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 from vfmtok.quantizers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantizer
 
@@ -14,3 +18,17 @@ AnyQuantizerConfig = CosineConfig | FiniteScalarConfig  # of a section ``quantiz
 def build_quantizer(config: AnyQuantizerConfig) -> CosineQuantizer | FiniteScalarQuantizer:
     """The quantizer of a configuration."""
     return QUANTIZERS[type(config)](config)
+
+
+def ranked_ids(quantizer: CosineQuantizer | FiniteScalarQuantizer, latents: Tensor, count: int) -> Tensor:
+    """latents (B,K,E) -> ids (B,count,K): of the nearest code of every token, of the second nearest, and so on.
+
+    Raises ConfigError if the quantizer does not compare latents with codes, or has not so many.
+    """
+    if not hasattr(quantizer, "ranked"):
+        raise ConfigError(
+            f"quantizer.kind {quantizer.config.kind} rounds and has no second nearest code: only cosine ranks codes"
+        )
+    size = quantizer.config.codebook_size
+    require(1 <= count <= size, "the rank of codes", f"must be from 1 to the codebook's size {size}", count)
+    return quantizer.ranked(latents, count)

@@ -100,13 +100,30 @@ class CosineQuantizer(nn.Module):
         """ids (...) -> unit codes (...,E). The gradient flows through the normalisation."""
         return F.normalize(at_least_float32(F.embedding(ids, self.codebook)), dim=-1)
 
-    @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """z (B,K,E) -> ids (B,K). Blocks of rows keep the (rows, V) scores in the cache."""
+        """z (B,K,E) -> ids (B,K)."""
+        return self._nearest(z, 1)[:, 0]
+
+    def ranked(self, latents: Tensor, count: int) -> Tensor:
+        """latents (B,K,E), of any norm -> ids (B,count,K): of the nearest codes (``forward``'s), of the second nearest,
+        and so on. ``count`` is at most V."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._nearest(F.normalize(latents.to(at_least_float32(self.codebook).dtype), dim=-1), count)
+
+    @torch.no_grad()
+    def _nearest(self, z: Tensor, count: int) -> Tensor:
+        """z (B,K,E) -> ids (B,count,K), nearest first. Blocks of rows keep the (rows, V) scores in the cache."""
         codebook = F.normalize(at_least_float32(self.codebook), dim=-1).t()  # (E,V)
         rows = max(1, _SCORES_PER_BLOCK // codebook.shape[1])
-        blocks = [(block @ codebook).argmax(dim=-1) for block in z.flatten(0, 1).split(rows)]
-        return torch.cat(blocks).view(z.shape[:2])
+        blocks = []
+        for block in z.flatten(0, 1).split(rows):
+            scores, found = block @ codebook, []  # (rows,V)
+            for _ in range(count):
+                found.append(scores.argmax(dim=-1, keepdim=True))  # (rows,1)
+                if len(found) < count:
+                    scores.scatter_(1, found[-1], -torch.inf)
+            blocks.append(torch.cat(found, dim=1))
+        return torch.cat(blocks).view(*z.shape[:2], count).transpose(1, 2)
 
     def entropy_loss(self, z: Tensor) -> Tensor:
         """Mean entropy of the soft assignments less the entropy of their mean, in nats.

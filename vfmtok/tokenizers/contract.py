@@ -58,6 +58,8 @@ class Tokenizer(Protocol):
         has_sampling_points: True where tokens read the image at points, which ``sampling_points(images)`` then gives:
             images (B,3,H,W) in [-1,1] -> list[SamplingPoints], the first, a middle and the last layer.
         code_vectors(segment): (V,E) behind the ids of a segment, near for codes that mean like things.
+        ranked_ids(images, count): ids (B,count,K) of the nearest codes, of the second nearest, and so on; ConfigError
+            where a quantizer has no such order.
         region_tokens: of an encoding, see ``Encoding``.
     """
 

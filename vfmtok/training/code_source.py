@@ -63,7 +63,8 @@ class CodeData:
     classes: list[str] | None
 
     def __len__(self) -> int:
-        return len(self.cache if self.cache is not None else self.records)
+        """Samples of an epoch: images, or sequences where a cache has several of each."""
+        return self.cache.num_sequences if self.cache is not None else len(self.records)
 
     @property
     def fingerprint(self) -> str:

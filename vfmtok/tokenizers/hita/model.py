@@ -23,7 +23,7 @@ from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32, linear_in_float32
 from vfmtok.layers.residual import ResBlock
 from vfmtok.layers.transformer import TransformerLayer
-from vfmtok.quantizers import build_quantizer
+from vfmtok.quantizers import build_quantizer, ranked_ids
 from vfmtok.tokenizers.contract import check_images, to_pixels
 from vfmtok.tokenizers.hita.config import HitaConfig
 from vfmtok.tokenizers.hita.fusion import FusionModule
@@ -130,6 +130,15 @@ class Hita(nn.Module):
             features=[tokens[:, 1:]],
             losses={name: first.losses[name] + second.losses[name] for name in first.losses},
         )
+
+    def ranked_ids(self, images: Tensor, count: int) -> Tensor:
+        """images as of ``encode`` -> ids (B,count,K): of the nearest codes, of the second nearest, and so on.
+
+        Raises ConfigError if a quantizer has no such order.
+        """
+        found = self.encode(images)
+        holistic = ranked_ids(self.holistic_quantizer, found.holistic_latents, count)  # (B,count,G)
+        return torch.cat([holistic, ranked_ids(self.patch_quantizer, found.patch_latents, count)], dim=2)
 
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B,K) int64, holistic first, then any square number of patches -> images (B,3,S,S), unclamped."""

@@ -18,7 +18,7 @@ from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import full_float32, linear_in_float32
 from vfmtok.layers.residual import ResBlock
-from vfmtok.quantizers import build_quantizer
+from vfmtok.quantizers import build_quantizer, ranked_ids
 from vfmtok.quantizers.cosine import Quantized
 from vfmtok.tokenizers.contract import SamplingPoints, check_images, to_pixels
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
@@ -121,6 +121,13 @@ class VFMTok(nn.Module):
         region_tokens = self.sampler(features)  # (B,K,D)
         latents, quantized = self.quantize(region_tokens)
         return Encoding(quantized.ids, quantized.codes, latents, region_tokens, features, quantized.losses)
+
+    def ranked_ids(self, images: Tensor, count: int) -> Tensor:
+        """images as of ``encode`` -> ids (B,count,K): of the nearest codes, of the second nearest, and so on.
+
+        Raises ConfigError if the quantizer has no such order.
+        """
+        return ranked_ids(self.quantizer, self.encode(images).latents, count)
 
     @property
     def has_sampling_points(self) -> bool:

@@ -22,7 +22,7 @@ from vfmtok.encoders.cnn import CNNEncoder, CNNEncoderConfig
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.layers.residual import ResBlock
-from vfmtok.quantizers import build_quantizer
+from vfmtok.quantizers import build_quantizer, ranked_ids
 from vfmtok.tokenizers.contract import check_images, to_pixels
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.tokenizers.vqgan.released import RELEASED
@@ -119,6 +119,13 @@ class VQGAN(nn.Module):
         latents = latents.flatten(2).transpose(1, 2)  # (B,K,E)
         quantized = self.quantizer(latents)
         return Encoding(quantized.ids, quantized.codes, latents, features, quantized.losses)
+
+    def ranked_ids(self, images: Tensor, count: int) -> Tensor:
+        """images as of ``encode`` -> ids (B,count,K): of the nearest codes, of the second nearest, and so on.
+
+        Raises ConfigError if the quantizer has no such order.
+        """
+        return ranked_ids(self.quantizer, self.encode(images).latents, count)
 
     def code_vectors(self, segment: int = 0) -> Tensor:
         """The quantized vectors (V,E) of all ids, near each other for codes that mean like things."""
