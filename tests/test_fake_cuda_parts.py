@@ -8,6 +8,7 @@ from fake_cuda import FakeCuda
 from test_fake_cuda import assert_on_cuda, images
 
 import vfmtok
+from vfmtok.code import Ids, Segment
 from vfmtok.discriminators.build import DISCRIMINATORS, build_discriminator
 from vfmtok.evaluation.encoder_distance import encoder_features
 from vfmtok.evaluation.inception import Inception
@@ -134,11 +135,12 @@ def test_optimizer_step(name):
 def test_counting_and_reviving_codes():
     """Within a window nothing waits; at its end the latents that revive codes are chosen on the host."""
     quantizer = build_quantizer(QUANTIZER_CASES["cosine"])
+    code = Ids((Segment(5, quantizer.config.codebook_size),))
     with FakeCuda() as cuda:
         cuda.put(quantizer)
         optimizer = torch.optim.AdamW(quantizer.parameters(), fused=True)
         config = CodebookConfig(window=20, revive=True, continuous_steps=0)
-        care = CodebookCare(quantizer, [], optimizer, config, 10, 0, torch.device("cuda"))
+        care = CodebookCare([quantizer], [[]], optimizer, config, 2, 0, torch.device("cuda"), code)
         ids, latents = torch.empty(2, 5, dtype=torch.int64, device="cuda"), torch.empty(2, 5, 8, device="cuda")
         out = SimpleNamespace(ids=ids, latents=latents)
         care.note(out)

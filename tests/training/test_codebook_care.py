@@ -19,9 +19,8 @@ def make_care(size=32, dim=4, tokens=16, **settings):
     quantizer = CosineQuantizer(CosineConfig(codebook_size=size, code_dim=dim))
     optimizer = torch.optim.AdamW(quantizer.parameters(), fused=True)
     average = quantizer.codebook.detach().clone()
-    return CodebookCare(
-        quantizer, [average], optimizer, CodebookConfig(**settings), tokens, 3, torch.device("cpu")
-    ), average
+    code, config = Ids((Segment(tokens, size),)), CodebookConfig(**settings)
+    return CodebookCare([quantizer], [[average]], optimizer, config, 1, 3, torch.device("cpu"), code), average
 
 
 def counted(care: CodebookCare, step: int, ids: list[torch.Tensor], latents: list[torch.Tensor]) -> None:
@@ -49,7 +48,7 @@ def test_usage_of_windows():
 def test_segments_are_counted_apart():
     """Id 3 of the first codebook is not id 3 of the second."""
     code = Ids((Segment(2, 8), Segment(3, 4)))
-    care = CodebookCare(None, [], None, CodebookConfig(window=5), 5, 0, torch.device("cpu"), code)
+    care = CodebookCare([], [], None, CodebookConfig(window=2), 1, 0, torch.device("cpu"), code)
     counted(care, 0, [torch.tensor([[0, 3, 3, 3, 1]])], [])
     assert [usage.used for usage in care.usage()] == [2 / 8, 2 / 4]
     numbers = care.numbers()
@@ -59,7 +58,7 @@ def test_segments_are_counted_apart():
 
 def test_unused_codes_become_latents():
     care, average = make_care(window=16, revive=True)
-    codebook = care.quantizer.codebook
+    codebook = care.quantizers[0].codebook
     codebook.grad = torch.ones_like(codebook)
     care.optimizer.step()
     before, average_before = codebook.detach().clone(), average.clone()
@@ -79,24 +78,24 @@ def test_unused_codes_become_latents():
 def test_latents_that_are_not_finite_revive_nothing():
     """Half a step's latents are NaN, as fp16 may leave them: its update is skipped, and so are these."""
     care, average = make_care(window=16, revive=True)
-    before = care.quantizer.codebook.detach().clone()
+    before = care.quantizers[0].codebook.detach().clone()
     latents = torch.randn(1, 16, 4)
     latents[0, ::2] = float("nan")
     counted(care, 0, [torch.zeros(1, 16, dtype=torch.long)], [latents])
-    for table in (care.quantizer.codebook.detach(), average):
+    for table in (care.quantizers[0].codebook.detach(), average):
         assert torch.isfinite(table).all() and not torch.equal(table[1:], before[1:])
 
 
 def test_nothing_is_counted_or_revived_before_quantization():
     care, _ = make_care(window=16, continuous_steps=2, revive=True)
-    before = care.quantizer.codebook.detach().clone()
+    before = care.quantizers[0].codebook.detach().clone()
     for step in range(2):
         care.before_step(step)
-        assert care.quantizer.continuous
+        assert care.quantizers[0].continuous
         counted(care, step, [torch.zeros(1, 16, dtype=torch.long)], [torch.randn(1, 16, 4)])
-    assert torch.equal(care.quantizer.codebook, before) and care.usage() == []
+    assert torch.equal(care.quantizers[0].codebook, before) and care.usage() == []
     care.before_step(2)
-    assert not care.quantizer.continuous
+    assert not care.quantizers[0].continuous
 
 
 def test_continuous_codes_are_the_latents():
@@ -132,7 +131,7 @@ def revive_as_one_of_two(rank: int):
     latents = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(5))
     ids = torch.arange(32).view(2, 16) % torch.tensor([[3], [7]])
     counted(care, 0, [ids[rank : rank + 1]], [latents[rank : rank + 1]])
-    return torch.cat([care.quantizer.codebook.detach(), average])
+    return torch.cat([care.quantizers[0].codebook.detach(), average])
 
 
 def test_two_processes_revive_as_one(tmp_path):
@@ -140,6 +139,6 @@ def test_two_processes_revive_as_one(tmp_path):
     latents = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(5))
     ids = torch.arange(32).view(2, 16) % torch.tensor([[3], [7]])
     counted(care, 0, [ids], [latents])
-    one = torch.cat([care.quantizer.codebook.detach(), average])
+    one = torch.cat([care.quantizers[0].codebook.detach(), average])
     for other in ranks.run(revive_as_one_of_two, tmp_path):
         assert torch.equal(other, one)

@@ -102,7 +102,10 @@ class Encoder(nn.Module):
         return self._read_levels(self._normalise(images))
 
     def with_class_token(self, images: Tensor) -> list[Tensor]:
-        """``forward`` of a ViT with a class token, which comes first: one (B,1+N,C) per level."""
+        """``forward`` with the class token first: one (B,1+N,C) per level. A model that has no class token gets the
+        mean of the level's cells in its place."""
+        if not getattr(self.backbone, "num_prefix_tokens", 0):
+            return [torch.cat([cells.mean(1, keepdim=True), cells], dim=1) for cells in self(images)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             levels = self._read_maps(self.backbone, self._normalise(images), return_prefix_tokens=True)
             tokens = [torch.cat([prefix[:, :1], cells.flatten(2).transpose(1, 2)], dim=1) for cells, prefix in levels]

@@ -52,6 +52,8 @@ class Tokenizer(Protocol):
         recomputed: classes of submodules that recompute their activations in the backward pass where asked.
         reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         released: a ``NameMap``, where weights of this family were published.
+        quantizers: names of submodules, one for each segment of the code, whose codebooks training may care for
+            (``training.codebook_care``). Passes and encodings then have ``latents``: (B,K,E), or one of a segment each.
 
     What only some families have is absent elsewhere, and pictures and numbers of it are left out:
 

@@ -1,17 +1,20 @@
-"""How much of the codebook is used, and the cure for its collapse on small data sets.
+"""How much of each codebook is used, and the cure for its collapse on small data sets.
 
 Small sets drive the published quantizer to a single code within a few hundred steps. Three measures together
 keep nearly all codes in use: first steps without quantization, a codebook that starts as the k-means centres of real
 latents, and codes that nobody uses becoming latents of the batch at hand. All processes do the same to the same
 latents, in the order of the global batch, so their codebooks stay equal and do not depend on their number.
 
+A code of several segments has a codebook for each, and each is treated by itself.
+
 Shapes: B batch, K tokens, V codebook size, E code dimensions, N latents.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 LATENTS_PER_CODE = 32  # that k-means sees
 KMEANS_ITERATIONS = 20
+OTHER_SEED = 1 << 32  # between the random numbers of two segments
 
 
 @dataclass(frozen=True)
@@ -44,40 +48,41 @@ class CodebookCare:
     """Counts codes over windows of tokens, and revives those without use.
 
     Args:
-        quantizer: whose codes they are. Any is counted; k-means and revival need a cosine quantizer's ``codebook``.
-        averages: other copies of the codebook that revived rows are written to as well (the EMA's).
+        quantizers: whose codes they are, one for each segment of the code; k-means and revival need cosine quantizers,
+            which have a ``codebook``. None at all: codes are counted, and that is it.
+        averages: other copies of each codebook that revived rows are written to as well (the EMA's).
         optimizer: whose moments of revived rows are cleared.
-        tokens_per_step: over all processes; a window is whole steps.
-        code: of the tokenizer: its segments are counted apart. None: one segment of the quantizer's codebook.
+        images_per_step: over all processes. A window is whole steps, in which every segment has ``config.window``
+            tokens or more.
+        code: of the tokenizer: its segments are counted apart.
     """
 
     def __init__(
         self,
-        quantizer: nn.Module | None,
-        averages: list[Tensor],
-        optimizer: torch.optim.Optimizer,
+        quantizers: Sequence[nn.Module],
+        averages: Sequence[Sequence[Tensor]],
+        optimizer: torch.optim.Optimizer | None,
         config: CodebookConfig,
-        tokens_per_step: int,
+        images_per_step: int,
         seed: int,
         device: torch.device,
-        code: Ids | None = None,
+        code: Ids,
     ):
-        self.quantizer, self.averages, self.optimizer = quantizer, averages, optimizer
+        self.quantizers, self.averages, self.optimizer = quantizers, averages, optimizer
         self.config, self.seed = config, seed
-        self.window_steps = math.ceil(config.window / tokens_per_step)
-        segments = [(slice(None), quantizer.config.codebook_size)] if code is None else _columns(code)
-        self.segments: list[tuple[slice, int]] = segments  # columns of the ids, rows of their codebook
-        self._ids: list[Tensor] = []  # of the step's micro-batches, (b,K), and latents (b,K,E)
-        self._latents: list[Tensor] = []
-        self._counts = torch.zeros(
-            sum(size for _, size in segments), dtype=torch.int64, device=device
-        )  # of this process
+        fewest = min(segment.count for segment in code.segments)
+        self.window_steps = math.ceil(config.window / (images_per_step * fewest))
+        self.segments = list(zip(code.slices(), code.segments, strict=True))  # columns of the ids, what they are
+        self._sizes = [segment.size for segment in code.segments]
+        self._ids: list[Tensor] = []  # of the step's micro-batches, (b,K)
+        self._latents: list[tuple[Tensor, ...]] = []  # and of each segment (b,K,E)
+        self._counts = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)  # of this process
         self._last = torch.zeros_like(self._counts)  # the last whole window
         self._last_is_global = True
 
     def before_step(self, step: int) -> None:
-        if hasattr(self.quantizer, "continuous"):
-            self.quantizer.continuous = step < self.config.continuous_steps
+        for quantizer in self.quantizers:
+            quantizer.continuous = step < self.config.continuous_steps
 
     def ends_window(self, step: int) -> bool:
         """Whether step 0, 1, ... is the last of a window. Counting begins when quantization does."""
@@ -87,7 +92,7 @@ class CodebookCare:
         """Keep the ids of a pass, and for revival its latents, until the step is done."""
         self._ids.append(out.ids)
         if self.config.revive:
-            self._latents.append(out.latents.detach())
+            self._latents.append(tuple(latents.detach() for latents in latents_of(out)))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -95,7 +100,7 @@ class CodebookCare:
         (ids, latents), self._ids, self._latents = (self._ids, self._latents), [], []
         if step < self.config.continuous_steps:
             return
-        starts = itertools.accumulate((size for _, size in self.segments), initial=0)
+        starts = itertools.accumulate(self._sizes, initial=0)
         rows = torch.cat(ids)  # (B,K)
         flat = torch.cat(
             [(rows[:, part] + start).flatten() for (part, _), start in zip(self.segments, starts, strict=False)]
@@ -106,14 +111,16 @@ class CodebookCare:
         self._last, self._last_is_global = self._counts.clone(), False
         self._counts.zero_()
         if self.config.revive:
-            self._revive(step, torch.cat([part.flatten(0, 1) for part in latents]))
+            dead = (self._global_last() == 0).split(self._sizes)
+            for segment, parts in enumerate(zip(*latents, strict=True)):
+                self._revive(segment, step, dead[segment], torch.cat([part.flatten(0, 1) for part in parts]))
 
     def usage(self) -> list[Usage]:
         """Of each segment in the last whole window, over all processes (each must ask); none before there is one."""
         counts = self._global_last()
         if not counts.any():
             return []
-        return [Usage(*usage_of_counts(part)) for part in counts.split([size for _, size in self.segments])]
+        return [Usage(*usage_of_counts(part)) for part in counts.split(self._sizes)]
 
     def numbers(self) -> dict[str, float]:
         """For the log: of the segment that uses its codebook least, and of each where there are several."""
@@ -131,27 +138,27 @@ class CodebookCare:
             self._last, self._last_is_global = distributed.sum_over_ranks(self._last), True
         return self._last
 
-    def _revive(self, step: int, latents: Tensor) -> None:
-        """Rows of codes that the last window did not use become latents (N,E), chosen at random."""
-        dead = (self._global_last() == 0)[:, None]  # (V,1)
+    def _revive(self, segment: int, step: int, dead: Tensor, latents: Tensor) -> None:
+        """Rows of codes that the last window did not use, ``dead`` (V,), become latents (N,E), chosen at random."""
         latents = F.normalize(distributed.gather_rows(latents.float()), dim=-1)  # (all N,E)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((self.seed + OTHER_SEED * segment) * 1_000_003 + step)
         chosen = torch.randint(len(latents), (len(dead),), generator=generator).to(latents.device)
         rows = latents[chosen]  # (V,E): for every code, used or not, so that nobody need know how many are dead
-        dead &= rows.isfinite().all(dim=1, keepdim=True)  # a step that is skipped may end a window
-        codebook = self.quantizer.codebook
-        for table in (codebook, *self.averages):
+        dead = dead[:, None] & rows.isfinite().all(dim=1, keepdim=True)  # a step that is skipped may end a window
+        codebook = self.quantizers[segment].codebook
+        for table in (codebook, *self.averages[segment]):
             table.copy_(torch.where(dead, rows.to(table.dtype), table))
         for moment in self.optimizer.state.get(codebook, {}).values():
             if moment.shape == codebook.shape:
                 moment.masked_fill_(dead, 0)
 
     @torch.no_grad()
-    def start_codebook(self, latents: Tensor) -> None:
+    def start_codebook(self, segment: int, latents: Tensor) -> None:
         """k-means over latents (N,E), the same in every process."""
-        centres = spherical_kmeans(latents, len(self.quantizer.codebook), self.seed)
+        codebook = self.quantizers[segment].codebook
+        centres = spherical_kmeans(latents, len(codebook), self.seed + OTHER_SEED * segment)
         distributed.broadcast(centres)  # sums on a GPU may round differently in every process
-        for table in (self.quantizer.codebook, *self.averages):
+        for table in (codebook, *self.averages[segment]):
             table.copy_(centres)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -165,25 +172,27 @@ class CodebookCare:
             self._counts.copy_(state["counts"])
 
 
-def start_codebook(run: "TokenizerRun") -> None:
-    """The codebook becomes the k-means centres of latents of training images, the same set for any world."""
+def start_codebooks(run: "TokenizerRun") -> None:
+    """Codebooks become the k-means centres of latents of training images, the same images for any world."""
     config, world, tokenizer = run.tokenizer.config, run.world, run.tokenizer
-    wanted = LATENTS_PER_CODE * config.code.largest_codebook // config.code.num_tokens + 1
+    wanted = max(LATENTS_PER_CODE * segment.size // segment.count + 1 for segment in config.code.segments)
     count = min(wanted, len(run.records))
     per_process = -(-count // world.size)  # equal shares: the last ones begin again at the first image
     chosen = np.arange(per_process * world.size) % count * len(run.records) // count
     share = chosen[world.rank * per_process :][:per_process]
     images = read_images(run.records, EvaluationCrop(config.image_size), share, run.recipe.data.num_workers)
-    latents = []
+    found = []  # of each micro-batch, latents of each segment
     with torch.no_grad(), run.autocast(), evaluating(tokenizer, run.recipe.train):
         for part in images.split(run.plan.micro_batch):
-            latents.append(tokenizer.encode(to_unit_range(part.to(world.device))).latents.flatten(0, 1))
-    all_latents = distributed.gather_rows(torch.cat(latents))  # (images * K,E)
-    run.care.start_codebook(all_latents[: count * config.code.num_tokens])
+            found.append(latents_of(tokenizer.encode(to_unit_range(part.to(world.device)))))
+    for index, (segment, parts) in enumerate(zip(config.code.segments, zip(*found, strict=True), strict=True)):
+        latents = torch.cat([part.flatten(0, 1) for part in parts])  # (this process's images * K,E)
+        run.care.start_codebook(index, distributed.gather_rows(latents)[: count * segment.count])
 
 
-def _columns(code: Ids) -> list[tuple[slice, int]]:
-    return [(part, segment.size) for part, segment in zip(code.slices(), code.segments, strict=True)]
+def latents_of(found: Any) -> tuple[Tensor, ...]:
+    """Those of each segment, (B,K,E), in what an ``encode`` or a training pass returned."""
+    return found.latents if isinstance(found.latents, tuple) else (found.latents,)
 
 
 def spherical_kmeans(latents: Tensor, count: int, seed: int) -> Tensor:

@@ -134,8 +134,10 @@ class Alarms:
         found = {}
         usage = values.get("codebook/usage")
         if usage is not None and usage < self.min_usage:
+            of_each = [value for name, value in values.items() if name.startswith("codebook/usage_")]
+            which = f" of codebook {of_each.index(usage)}" if of_each else ""
             found["usage"] = (
-                f"only {usage:.2%} of the codes are used: the codebook collapses (codebook.continuous_steps, "
+                f"only {usage:.2%} of the codes{which} are used: the codebook collapses (codebook.continuous_steps, "
                 "codebook.kmeans and codebook.revive are the cure)"
             )
         disc = values.get("loss/discriminator")

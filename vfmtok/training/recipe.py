@@ -4,6 +4,7 @@ A recipe is read, checked, changed by flags and written back like any configurat
 sections that the generator's training shares are ``DataConfig``, ``OptimizerConfig`` and ``RunConfig``.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
 from vfmtok.encoders.config import EncoderConfig, require_encoder_weights
 from vfmtok.errors import ConfigError
+from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
 from vfmtok.tokenizers import AnyTokenizerConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 
@@ -103,7 +105,7 @@ class CodebookConfig:
     continuous_steps: int = 0  # first steps without quantization: the decoder sees the normalised latents
     kmeans: bool = False  # at their end the codebook becomes the k-means centres of real latents
     revive: bool = False  # codes without use in a whole window become latents of the current batch
-    window: int = 65536  # tokens over which usage is counted
+    window: int = 65536  # tokens of each codebook over which usage is counted, at least
 
     def __post_init__(self):
         require_not_negative(self, "codebook", "continuous_steps")
@@ -197,10 +199,13 @@ class TokenizerRecipe:
 
     def __post_init__(self):
         require_encoder_weights(self.tokenizer)
-        encoder, quantizer = (getattr(self.tokenizer, part, None) for part in ("encoder", "quantizer"))
+        encoder = getattr(self.tokenizer, "encoder", None)
         if not getattr(encoder, "frozen", False) and self.loss.perceptual == "encoder":
             raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
-        if getattr(quantizer, "kind", None) != "cosine" and (self.codebook.kmeans or self.codebook.revive):
+        sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
+        quantizers = [section for section in sections if isinstance(section, AnyQuantizerConfig)]
+        learned = [isinstance(quantizer, CosineConfig) for quantizer in quantizers]
+        if (self.codebook.kmeans or self.codebook.revive) and not (learned and all(learned)):
             raise ConfigError(
                 "codebook.kmeans and codebook.revive need quantizer.kind cosine, whose codebook is learned"
             )

@@ -148,18 +148,29 @@ class TokenizerRun:
         self.checkpoints.best = best_metric(self.state, self.discriminator is not None)
 
     def _build_care(self, average: EMA | None, stepper: Stepper) -> CodebookCare | None:
-        """Of discrete codes. k-means and revival are for a codebook that is one tensor of ``tokenizer.quantizer``."""
+        """Of discrete codes; only counting, where the family does not name the ``quantizers`` of its segments."""
         config, code = self.recipe.codebook, self.tokenizer.code
         if not isinstance(code, Ids):
             return None
-        quantizer = getattr(self.tokenizer, "quantizer", None)
-        codebook = getattr(quantizer, "codebook", None)
-        if (config.kmeans or config.revive) and (codebook is None or not codebook.requires_grad):
-            raise ConfigError("codebook.kmeans and codebook.revive need one codebook that is trained")
-        averages = [average.average[name] for name in ("quantizer.codebook",) if average and name in average.average]
-        tokens = self.recipe.run.global_batch * code.num_tokens
+        names = getattr(self.tokenizer, "quantizers", ())
+        quantizers = [getattr(self.tokenizer, name) for name in names]
+        learned = [getattr(quantizer, "codebook", None) for quantizer in quantizers]
+        untrained = any(codebook is None or not codebook.requires_grad for codebook in learned) or not learned
+        if (config.kmeans or config.revive) and untrained:
+            raise ConfigError("codebook.kmeans and codebook.revive need codebooks that are trained")
+        if config.continuous_steps and not quantizers:
+            raise ConfigError("codebook.continuous_steps needs a tokenizer whose quantizers can be left out")
+        kept = {} if average is None else average.average
+        averages = [[kept[key] for key in (f"{name}.codebook",) if key in kept] for name in names]
         return CodebookCare(
-            quantizer, averages, stepper.optimizer, config, tokens, self.recipe.run.seed, self.world.device, code
+            quantizers,
+            averages,
+            stepper.optimizer,
+            config,
+            self.recipe.run.global_batch,
+            self.recipe.run.seed,
+            self.world.device,
+            code,
         )
 
     # ---- what the loop asks for ------------------------------------------------------------

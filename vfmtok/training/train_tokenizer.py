@@ -11,7 +11,7 @@ from pathlib import Path
 from vfmtok import distributed
 from vfmtok.data.transforms import to_unit_range
 from vfmtok.training import passes, run_folder
-from vfmtok.training.codebook_care import start_codebook
+from vfmtok.training.codebook_care import start_codebooks
 from vfmtok.training.interruption import StopRequest
 from vfmtok.training.objective import discriminator_terms
 from vfmtok.training.optimizer import learning_rate
@@ -59,7 +59,7 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
         step = state.step
         seed_step(recipe.run.seed, step, world.rank)
         if recipe.codebook.kmeans and step == recipe.codebook.continuous_steps:
-            start_codebook(run)
+            start_codebooks(run)
         if care is not None:
             care.before_step(step)
         discriminator_learns = run.discriminator is not None and step >= recipe.adversarial.learns_from

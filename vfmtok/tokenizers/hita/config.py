@@ -30,7 +30,9 @@ class HitaConfig:
     shift: int = 4  # a cell of the image map is read so many places early in the fused sequence
     reconstruct_features: bool = False  # the feature branch, in training only
     position_grid: int | None = None  # side of the learned patch positions; None: that of image_size
-    encoder: EncoderConfig = field(default_factory=_frozen_model)  # the frozen model: its last level, with class token
+    encoder: EncoderConfig = field(
+        default_factory=_frozen_model
+    )  # its last level is read, all by loss.perceptual: encoder
     patch_encoder: CNNEncoderConfig = field(default_factory=CNNEncoderConfig)
     holistic_quantizer: AnyQuantizerConfig = field(default_factory=CosineConfig)
     patch_quantizer: AnyQuantizerConfig = field(default_factory=lambda: CosineConfig(code_dim=8))

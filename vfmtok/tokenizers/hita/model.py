@@ -40,8 +40,13 @@ class Encoding:
     patch_codes: Tensor  # (B,N,E) quantized
     holistic_latents: Tensor  # (B,G,E) before normalisation
     patch_latents: Tensor  # (B,N,E)
-    features: list[Tensor]  # 1 x (B,M,C): the frozen model's patches, the feature target
+    features: list[Tensor]  # L x (B,M,C): the frozen model's patches; of the last level, the feature target
     losses: dict[str, Tensor]  # vq, commit, entropy: sums over both quantizers
+
+    @property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """Those of each segment, in the order of the code."""
+        return self.holistic_latents, self.patch_latents
 
 
 @dataclass
@@ -52,6 +57,7 @@ class TokenizerOutput:
     feature_reconstruction: Tensor | None  # (B,M,C); None in eval mode or without the feature branch
     feature_target: Tensor  # (B,M,C)
     features: list[Tensor]
+    latents: tuple[Tensor, Tensor]  # (B,G,E) holistic, (B,N,E) of the patches, before normalisation
     ids: Tensor  # (B,K) int64
     losses: dict[str, Tensor]
 
@@ -61,19 +67,20 @@ class Hita(nn.Module):
     ``code`` is that of ``config.image_size``."""
 
     released = RELEASED  # its tensors' names in published files
+    quantizers = ("holistic_quantizer", "patch_quantizer")  # in the order of the code's segments
     recomputed = (MixingLayer, TransformerLayer, ResBlock)  # where activations are recomputed in the backward pass
 
     def __init__(self, config: HitaConfig):
         super().__init__()
         self._config = config
         self.encoder = build_encoder(config.encoder)
-        if len(self.encoder.widths) != 1 or not hasattr(self.encoder, "with_class_token"):
-            raise ConfigError(f"encoder '{config.encoder.name}': Hita reads one level of a model with a class token")
+        if not hasattr(self.encoder, "with_class_token"):
+            raise ConfigError(f"encoder '{config.encoder.name}': Hita reads a class token, which it does not give")
         dim, grid = config.dim, config.position_grid or config.side
         sizes = (dim, config.depth, config.heads, config.mlp_dim, config.dropout, config.num_holistic, grid)
-        branch = (self.encoder.grids[0][0], self.encoder.widths[0]) if config.reconstruct_features else ()
+        branch = (self.encoder.grids[-1][0], self.encoder.widths[-1]) if config.reconstruct_features else ()
         self.patch_encoder = CNNEncoder(config.patch_encoder, dim)
-        self.holistic_encoder = HolisticEncoder(*sizes, self.encoder.widths[0])
+        self.holistic_encoder = HolisticEncoder(*sizes, self.encoder.widths[-1])
         self.to_holistic_latents = nn.Linear(dim, config.holistic_quantizer.code_dim)
         self.to_patch_latents = nn.Conv2d(dim, config.patch_quantizer.code_dim, 1)
         self.holistic_quantizer = build_quantizer(config.holistic_quantizer)
@@ -98,6 +105,11 @@ class Hita(nn.Module):
         """What ``encode`` makes of images at ``config.image_size``, and ``decode`` takes."""
         return self._config.code
 
+    def code_vectors(self, segment: int = 0) -> Tensor:
+        """The quantized vectors (V,E) of all ids of a segment, near each other for codes that mean like things."""
+        quantizer = getattr(self, self.quantizers[segment])
+        return quantizer.lookup(torch.arange(self.code.segments[segment].size, device=self.device))
+
     @property
     def last_layer(self) -> Tensor:
         """The weight that makes the pixels, by whose gradients an adaptive weight balances losses."""
@@ -114,8 +126,8 @@ class Hita(nn.Module):
         side, stride = images.shape[2], self._config.stride
         if images.shape[3] != side or side % stride:
             raise ValueError(f"images must be square with a side that is a multiple of {stride}, got {images.shape}")
-        tokens = self.encoder.with_class_token(images)[-1]  # (B,1+M,C)
-        holistic, patches = self.holistic_encoder(tokens, self.patch_encoder(images))  # (B,G,D), (B,D,g,g)
+        levels = self.encoder.with_class_token(images)  # L x (B,1+M,C)
+        holistic, patches = self.holistic_encoder(levels[-1], self.patch_encoder(images))  # (B,G,D), (B,D,g,g)
         holistic_latents = linear_in_float32(self.to_holistic_latents, holistic)  # (B,G,E)
         with torch.autocast(patches.device.type, enabled=False):  # a float32 island, the projection included
             weight, bias = (at_least_float32(tensor) for tensor in self.to_patch_latents.parameters())
@@ -127,7 +139,7 @@ class Hita(nn.Module):
             patch_codes=second.codes,
             holistic_latents=holistic_latents,
             patch_latents=patch_latents,
-            features=[tokens[:, 1:]],
+            features=[tokens[:, 1:] for tokens in levels],
             losses={name: first.losses[name] + second.losses[name] for name in first.losses},
         )
 
@@ -169,8 +181,9 @@ class Hita(nn.Module):
         return TokenizerOutput(
             reconstruction=reconstruction,  # (B,3,S,S)
             feature_reconstruction=features,  # (B,M,C)
-            feature_target=encoding.features[0],
+            feature_target=encoding.features[-1],
             features=encoding.features,
+            latents=encoding.latents,
             ids=encoding.ids,
             losses=encoding.losses,
         )

@@ -64,6 +64,7 @@ class VFMTok(nn.Module):
         "decoder": ("decoder",),
         "pixel_decoder": ("pixel_decoder",),
     }
+    quantizers = ("quantizer",)  # one for each segment of the code
     recomputed = (SamplerLayer, DecoderLayer, ResBlock)  # where activations are recomputed in the backward pass
 
     def __init__(self, config: VFMTokConfig):

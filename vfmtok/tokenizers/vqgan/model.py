@@ -63,6 +63,7 @@ class VQGAN(nn.Module):
         "quantizer": ("to_latents", "quantizer", "from_codes", ""),
         "pixel_decoder": ("pixel_decoder",),
     }
+    quantizers = ("quantizer",)  # one for each segment of the code
     recomputed = (ResBlock,)  # where activations are recomputed in the backward pass
 
     def __init__(self, config: VQGANConfig):
