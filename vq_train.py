@@ -11,8 +11,6 @@ def main() -> None:
     with distributed.program("vq_train.py") as world:
         with distributed.together():
             recipe = flags.tokenizer_recipe(args)
-        if args.codebook_embed_dim is not None:
-            distributed.print_main("--codebook-embed-dim is without effect: VFMTok has no patch codebook")
         train_tokenizer(begun_at(recipe, args.vq_ckpt, args.finetune), world)
 
 

@@ -87,7 +87,9 @@ def test_flags_of_the_page_exist():
     parser = OneLineParser()
     add_arguments(parser)
     training = {
-        flag for table in (tokenizer_flags.TOKENIZER_FLAGS, generator_flags.GENERATOR_FLAGS) for flag, *_ in table
+        flag
+        for table in (tokenizer_flags.TOKENIZER_FLAGS, tokenizer_flags.MODEL_FLAGS, generator_flags.GENERATOR_FLAGS)
+        for flag, *_ in table
     }
     flags = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--ref-batch"}
     assert len(flags) > 6 and flags <= set(parser._option_string_actions) | training

@@ -136,3 +136,72 @@ def test_order_of_precedence(root, tmp_path):
 def test_impossible_recipes(settings, message):
     with pytest.raises(ConfigError, match=message):
         parse("--data-path x " + " ".join(f"--set {setting}" for setting in settings.split()))
+
+
+FILES = {"vfmtok": "vit_transformer.yaml", "hita": "hita_vqgan.yaml", "vqgan": "vqgan/vq16.yaml"}
+VALUE_OF = {"--image-size": "672", "--z-channels": "256", "--vq-model": "VQ-8", "--enable-vfm-recon": ""}
+REFUSED = {"vqgan": {"--codebook-slots-embed-dim", "--num-slots", "--enable-vfm-recon"}, "vfmtok": {"--num-slots"}}
+
+
+def of_family(root, kind: str, arguments: str = ""):
+    file = f"{root}/configs/{FILES[kind]}"
+    encoder = "" if kind == "vqgan" else "--set tokenizer.encoder.weights=random"
+    return parse(f"--data-path x --transformer-config-file {file} {encoder} {arguments}").tokenizer
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("flag", [flag for flag, *_ in flags.MODEL_FLAGS])
+def test_flags_of_the_tokenizer_mean_what_its_family_says(root, kind, flag):
+    """Each sets its fields and no other, or is refused by name: none is parsed and forgotten."""
+    given = f"{flag} {VALUE_OF.get(flag, '7' if flag != '--dropout-p' else '0.5')}"
+    if flag in REFUSED.get(kind, ()) or (kind, flag) == ("hita", "--enable-vfm-recon"):
+        with pytest.raises(ConfigError, match=flag) as refused:
+            of_family(root, kind, given)
+        assert "\n" not in str(refused.value)
+        return
+    if (kind, flag) == ("vfmtok", "--enable-vfm-recon"):
+        given = "--no-enable-vfm-recon"
+    before, after = (leaves(config_to_dict(of_family(root, kind, text))) for text in ("", given))
+    fields = type(of_family(root, kind)).PUBLISHED_FLAGS[flag]
+    assert {name for name in before if before[name] != after[name]} == set(fields)
+    assert fields or (kind, flag) == ("vfmtok", "--codebook-embed-dim")
+
+
+def leaves(tree: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def test_the_published_commands_of_hita(root):
+    """The two of its release: the model files are what its flags say."""
+    common = (
+        "--image-size 336 --codebook-embed-dim 8 --z-channels 512 --global-batch-size 256 --epochs 50 --lr 1e-4 --ema "
+        "--mixed-precision bf16 --data-path x --set tokenizer.encoder.weights=random --transformer-config"
+    )
+    for name, more in (("hita_vqgan", "--disc-type patchgan"), ("hita_vqgan_ultra", "--enable-vfm-recon")):
+        file = f"{root}/configs/{name}.yaml"
+        assert parse(f"{common} {file} {more}").tokenizer == load_config(file, ["encoder.weights=random"])
+    recipe = parse(f"{common} {file} --codebook-slots-embed-dim 6 --vq-model VQ-8 --dropout-p 0.5")
+    config = recipe.tokenizer
+    assert (config.holistic_quantizer.code_dim, config.patch_quantizer.code_dim, config.stride) == (6, 8, 8)
+    assert config.patch_encoder.multipliers == (1, 2, 2, 4) and config.patch_encoder.dropout == 0.5
+
+
+def test_llamagens_flags(root):
+    recipe = parse(
+        f"--recipe {root}/configs/vqgan/vq16.yaml --data-path x --codebook-embed-dim 32 --codebook-size 64 "
+        "--entropy-loss-ratio 0.1 --commit-loss-beta 0.5"
+    )
+    quantizer = recipe.tokenizer.quantizer
+    assert (quantizer.code_dim, quantizer.codebook_size) == (32, 64)
+    assert (quantizer.entropy_weight, quantizer.commit_weight) == (0.1, 0.5)
+
+
+def test_care_for_codebooks_needs_learned_ones(root):
+    settings = "--set codebook.kmeans=true --set codebook.continuous_steps=9"
+    assert of_family(root, "hita", settings).kind == "hita"
+    fsq = "{kind: fsq, levels: [4, 4, 4], codebook_size: 64, code_dim: 3}"
+    with pytest.raises(ConfigError, match="kind cosine"):
+        of_family(root, "hita", f"{settings} --set 'tokenizer.patch_quantizer={fsq}'")

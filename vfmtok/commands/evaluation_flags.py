@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfmtok import distributed
-from vfmtok.commands import flags, models
+from vfmtok.code import Ids
+from vfmtok.commands import flags, models, tokenizer_flags
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.sampling_flags import add_sampling, sampling_of
-from vfmtok.commands.tokenizer_flags import VQ_MODELS
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -32,12 +32,20 @@ if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
 
 DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
 
-# (flag, field of the tokenizer's configuration); a flag that is not given changes nothing.
-TOKENIZER_FLAGS = (
-    ("--image-size", "image_size"),
-    ("--z-channels", "dim"),
-    ("--codebook-size", "quantizer.codebook_size"),
-    ("--codebook-slots-embed-dim", "quantizer.code_dim"),
+# Of the tokenizer, for weights whose file does not tell it; what each sets depends on its family.
+MODEL_FLAGS = tuple(
+    (flag, flags.positive if takes is int else takes, text)
+    for flag, takes, text in tokenizer_flags.MODEL_FLAGS
+    if flag
+    in (
+        "--image-size",
+        "--z-channels",
+        "--codebook-size",
+        "--codebook-slots-embed-dim",
+        "--codebook-embed-dim",
+        "--num-slots",
+        "--vq-model",
+    )
 )
 
 
@@ -106,6 +114,17 @@ def generation_parser() -> argparse.ArgumentParser:
         help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
     )
     parser.add_argument(
+        "--downsample-size",
+        type=flags.positive,
+        metavar="N",
+        help="the tokenizer's pixels per cell; checked against it",
+    )
+    parser.add_argument(
+        "--from-fsdp",
+        action="store_true",
+        help="published mark of GPT files that are the bare state dict; such files are recognised without it too",
+    )
+    parser.add_argument(
         "--gpt-set",
         dest="set",
         action="append",
@@ -167,9 +186,7 @@ def _add_tokenizer_flags(parser: argparse.ArgumentParser, required: bool = True)
         help="where weights have an average, it or the last ones, of both models (default: the average; of published "
         "weights those that their publishers sampled with)",
     )
-    for flag, key in TOKENIZER_FLAGS:
-        parser.add_argument(flag, dest=key, type=flags.positive, metavar="N", help=f"[{key}]")
-    parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
+    flags.add_model_flags(parser, MODEL_FLAGS)
 
 
 def _add_inception_flags(parser: argparse.ArgumentParser, reference: tuple[str, ...], text: str) -> None:
@@ -193,10 +210,7 @@ def _of_generator(text: str) -> str:
 
 def open_tokenizer(args: argparse.Namespace, world: distributed.World, encodes: bool = True) -> Tokenizer:
     """On this process's device; ``encodes`` as for ``models.open_tokenizer``. Raises VFMTokError."""
-    changes = [f"{key}={getattr(args, key)}" for _, key in TOKENIZER_FLAGS if getattr(args, key) is not None]
-    if args.vq_model:
-        changes.append(f"pixel_decoder.multipliers={VQ_MODELS[args.vq_model]}")
-    return models.open_tokenizer(args, world.device, changes, encodes)
+    return models.open_tokenizer(args, world.device, flags.given_model_flags(args, MODEL_FLAGS), encodes)
 
 
 def open_gpt(
@@ -206,10 +220,15 @@ def open_gpt(
 
     Raises VFMTokError.
     """
-    num_tokens = tokenizer.code.num_tokens
-    if args.latent_size is not None and args.latent_size**2 != num_tokens:
+    on_grid = tokenizer.code.segments[-1].count if isinstance(tokenizer.code, Ids) else None
+    if args.latent_size is not None and args.latent_size**2 != on_grid:
         raise ConfigError(
-            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {num_tokens}"
+            f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {on_grid}"
+        )
+    stride = getattr(tokenizer.config, "stride", None)
+    if args.downsample_size not in (None, stride):
+        raise ConfigError(
+            f"--downsample-size {args.downsample_size} does not fit the tokenizer, whose stride is {stride}"
         )
     path = path_of(args.gpt_ckpt)
     fields = models.generator_fields(args)

@@ -64,6 +64,23 @@ def given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
     return {key: value for _, key, _, _ in flags if (value := getattr(args, key)) is not None}
 
 
+def add_model_flags(parser: Parser, rows: tuple[tuple[str, Any, str], ...]) -> None:
+    """Published flags of a tokenizer, whose fields depend on its family; ``given_model_flags`` reads them."""
+    for flag, takes, text in rows:
+        if takes is bool:
+            parser.add_argument(flag, dest=flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif isinstance(takes, tuple):
+            parser.add_argument(flag, dest=flag, choices=takes, help=text)
+        else:
+            metavar = "N" if takes is positive else takes.__name__.upper()
+            parser.add_argument(flag, dest=flag, type=takes, metavar=metavar, help=text)
+
+
+def given_model_flags(args: argparse.Namespace, rows: tuple[tuple[str, Any, str], ...]) -> dict[str, Any]:
+    """flag -> value of those on the command line."""
+    return {flag: value for flag, *_ in rows if (value := getattr(args, flag, None)) is not None}
+
+
 def add_recipe(parser: Parser, example: str) -> None:
     parser.add_argument("--recipe", metavar="YAML", help=f"settings of the whole run, such as {example}")
 

@@ -11,7 +11,7 @@ from vfmtok.code import Code
 from vfmtok.commands import flags
 from vfmtok.commands.flags import Flags, choices
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.commands.tokenizer_flags import SHARED_FLAGS
+from vfmtok.commands.tokenizer_flags import MODEL_FLAGS, SHARED_FLAGS
 from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
@@ -20,6 +20,7 @@ from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import family_of_size
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.tokenizers import load_config
+from vfmtok.tokenizers.published_flags import check_flags
 from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
 
 GENERATOR_FLAGS: Flags = (
@@ -30,6 +31,7 @@ GENERATOR_FLAGS: Flags = (
     (flags.TOKENIZER[0], "data.vq_ckpt", str, f"{flags.TOKENIZER[1]}; it encodes images and decodes pictures"),
     (flags.TOKENIZER_CONFIG[0], "data.vq_config", str, flags.TOKENIZER_CONFIG[1]),
     ("--vocab-size", "generator.vocab_size", int, "default: as the cache or the tokenizer says"),
+    ("--num-slots", "generator.num_holistic", int, "holistic tokens; default: as the cache or the tokenizer says"),
     ("--num-classes", "generator.num_classes", int, "default: as the cache or the images say"),
     ("--dropout-p", "generator.dropout_p", float, "after the blocks' output projections"),
     ("--token-dropout-p", "generator.token_dropout_p", float, "on the input embeddings"),
@@ -43,6 +45,14 @@ GENERATOR_FLAGS: Flags = (
     ),
     *SHARED_FLAGS,
 )
+
+# Of the tokenizer, which the published script built from them: here they are checked against the one that was trained.
+CHECKED_FLAGS = tuple(
+    row
+    for row in MODEL_FLAGS
+    if row[0] in ("--codebook-size", "--codebook-embed-dim", "--codebook-slots-embed-dim", "--z-channels", "--vq-model")
+)
+CHECKED_TEXT = "of the tokenizer; checked against it"
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -66,6 +76,7 @@ def generator_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cls-token-num", type=int, choices=(1,), help="class tokens of a sequence: one")
     flags.add_flags(parser, GENERATOR_FLAGS)
+    flags.add_model_flags(parser, tuple((flag, takes, CHECKED_TEXT) for flag, takes, _ in CHECKED_FLAGS))
     flags.add_betas(parser)
     flags.add_set(parser)
     return parser
@@ -133,6 +144,7 @@ class Facts:
     num_classes: int | None  # where classes have names
     image_size: int
     stride: int | None  # of the tokenizer, which a cache does not tell
+    tokenizer: Any = None  # its configuration, likewise
 
     def fields_of(self, config: Any) -> Mapping[str, Any]:
         """The fields of a generator's configuration that follow. Raises ConfigError for a code it can't learn."""
@@ -154,7 +166,7 @@ def facts_of(data: TokenDataConfig) -> Facts:
     stride = None
     if tokenizer is not None:
         image_size, stride = tokenizer.image_size, getattr(tokenizer, "stride", None)
-    return Facts(code, None if classes is None else len(classes), image_size, stride)
+    return Facts(code, None if classes is None else len(classes), image_size, stride, tokenizer)
 
 
 def _tokenizer_config(path: str, config_file: str | None):
@@ -175,3 +187,9 @@ def _check_sizes(args: argparse.Namespace, facts: Facts) -> None:
             raise ConfigError(f"{flag} {value} does not fit the tokenizer, whose {name} is {found}")
         if value is not None and found is None:
             distributed.print_main(f"{flag} {value} was not checked: a token cache does not tell it, a tokenizer does")
+    given = flags.given_model_flags(args, CHECKED_FLAGS)
+    if facts.tokenizer is not None:
+        check_flags(facts.tokenizer, given)
+    elif given:
+        names = ", ".join(given)
+        distributed.print_main(f"{names}: not checked, since a token cache does not tell, a tokenizer (--vq-ckpt) does")

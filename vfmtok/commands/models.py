@@ -1,7 +1,8 @@
 """What the flags of models open (see ``flags.add_tokenizer``, ``add_generator``, ``add_set``)."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +11,10 @@ from vfmtok.commands import flags
 from vfmtok.config import override_tree
 from vfmtok.encoders.config import require_encoder_weights
 from vfmtok.errors import ConfigError
-from vfmtok.pretrained.loading import load_generator, load_tokenizer
+from vfmtok.pretrained.loading import load_generator, load_tokenizer, read_config
 from vfmtok.pretrained.published import published_file, split_name
+from vfmtok.tokenizers import load_config
+from vfmtok.tokenizers.published_flags import fields_of_flags
 
 
 def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) -> None:
@@ -23,20 +26,25 @@ def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) ->
 
 
 def open_tokenizer(
-    args: argparse.Namespace, device: torch.device, changes: Iterable[str] = (), encodes: bool = True
+    args: argparse.Namespace, device: torch.device, published: Mapping[str, Any] | None = None, encodes: bool = True
 ) -> nn.Module:
     """The tokenizer of --vq-ckpt, or the one that a published generator goes with, on ``device``.
 
     Args:
-        changes: of its configuration, before those of --set.
+        published: flags of the published command lines and their values, before what --set says.
         encodes: it will: then a frozen encoder may be random only where that is written out.
 
     Raises:
         VFMTokError: it is not there, or can't be used.
     """
     args.vq_ckpt, fitting = _tokenizer_of(args)
-    changes = [*fitting, *changes, *flags.settings_of(args)["tokenizer"]]
-    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, changes, getattr(args, "prefer", None))
+    changes = flags.settings_of(args)["tokenizer"]
+    if published:
+        config = read_config(args.vq_ckpt) if args.tokenizer_config is None else load_config(args.tokenizer_config)
+        if config is None:
+            raise ConfigError(f"{args.vq_ckpt} does not bring its configuration: name it (--transformer-config-file)")
+        changes = [*(f"{field}={value}" for field, value in fields_of_flags(config, published).items()), *changes]
+    tokenizer = load_tokenizer(args.vq_ckpt, args.tokenizer_config, [*fitting, *changes], getattr(args, "prefer", None))
     if encodes and args.tokenizer_config is not None:  # a run's own configuration says what it was trained on
         require_encoder_weights(tokenizer.config)
     return tokenizer.to(device)

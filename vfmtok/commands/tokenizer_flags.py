@@ -6,12 +6,14 @@
 import argparse
 from typing import Any
 
+from vfmtok import distributed
 from vfmtok.commands import flags
 from vfmtok.commands.flags import Flags, choices
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.config import config_to_dict, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.tokenizers import load_config
+from vfmtok.tokenizers.published_flags import VQ_MODELS, fields_of_flags, without_effect
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
 
 SHARED_FLAGS: Flags = (
@@ -41,12 +43,7 @@ SHARED_FLAGS: Flags = (
 TOKENIZER_FLAGS: Flags = (
     ("--data-path", "data.path", str, "made by `vfmtok prepare`, or WebDataset shards"),
     ("--val-path", "data.val_path", str, "held-out images; default: the val_lmdb beside the training images"),
-    ("--image-size", "tokenizer.image_size", int, ""),
-    ("--codebook-size", "tokenizer.quantizer.codebook_size", int, ""),
-    ("--codebook-slots-embed-dim", "tokenizer.quantizer.code_dim", int, "dimensions of a code"),
     ("--codebook-weight", "loss.codebook_weight", float, ""),
-    ("--entropy-loss-ratio", "tokenizer.quantizer.entropy_weight", float, ""),
-    ("--commit-loss-beta", "tokenizer.quantizer.commit_weight", float, ""),
     ("--reconstruction-loss", "loss.pixel", choices(LossConfig, "pixel"), ""),
     ("--perceptual-weight", "loss.perceptual_weight", float, ""),
     ("--disc-weight", "adversarial.weight", float, ""),
@@ -55,13 +52,23 @@ TOKENIZER_FLAGS: Flags = (
     ("--disc-type", "adversarial.discriminator", choices(AdversarialConfig, "discriminator"), ""),
     ("--disc-loss", "adversarial.loss", choices(AdversarialConfig, "loss"), ""),
     ("--gen-loss", "adversarial.generator_loss", choices(AdversarialConfig, "generator_loss"), ""),
-    ("--z-channels", "tokenizer.dim", int, "width of the tokenizer"),
-    ("--dropout-p", "tokenizer.pixel_decoder.dropout", float, "of the pixel decoder"),
-    ("--enable-vfm-recon", "tokenizer.decoder.reconstruct_features", bool, "reconstruct the encoder's features"),
     *SHARED_FLAGS,
 )
 
-VQ_MODELS = {"VQ-16": [4, 2, 2, 1, 1], "VQ-8": [4, 2, 2, 1]}  # multipliers of the pixel decoder
+# Of the tokenizer: what each sets depends on its family (tokenizers/published_flags.py). (flag, what it takes, help)
+MODEL_FLAGS = (
+    ("--image-size", int, ""),
+    ("--codebook-size", int, "of every codebook"),
+    ("--codebook-slots-embed-dim", int, "dimensions of a code: of VFMTok's region tokens, of Hita's holistic tokens"),
+    ("--codebook-embed-dim", int, "dimensions of a code: of VQGAN, of Hita's patches; VFMTok has no such codebook"),
+    ("--num-slots", int, "holistic tokens of Hita"),
+    ("--entropy-loss-ratio", float, "weight of the entropy loss of every codebook"),
+    ("--commit-loss-beta", float, "weight of the commitment loss of every codebook"),
+    ("--z-channels", int, "width of the tokenizer's maps"),
+    ("--dropout-p", float, "of the residual blocks"),
+    ("--enable-vfm-recon", bool, "reconstruct the encoder's features; with Hita it must agree with the configuration"),
+    ("--vq-model", tuple(VQ_MODELS), "depth of the pixel decoder, and of an encoder trained with it"),
+)
 
 
 def tokenizer_parser() -> argparse.ArgumentParser:
@@ -74,15 +81,12 @@ def tokenizer_parser() -> argparse.ArgumentParser:
     flags.add_recipe(parser, "configs/vfmtok/emoji64.yaml")
     flags.add_tokenizer_config(parser)
     flags.add_flags(parser, TOKENIZER_FLAGS)
+    flags.add_model_flags(parser, MODEL_FLAGS)
     flags.add_betas(parser)
-    parser.add_argument("--vq-model", choices=VQ_MODELS, help="depth of the pixel decoder")
     parser.add_argument(
         "--reconstruction-weight",
         type=float,
         help="half of loss.pixel_weight, as the published code adds the term twice",
-    )
-    parser.add_argument(
-        "--codebook-embed-dim", type=int, help="of the patch codebook of Hita, which VFMTok has not; noted and unused"
     )
     flags.add_weights_to_start_from(parser, "--vq-ckpt")
     flags.add_set(parser)
@@ -95,8 +99,14 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     values: dict[str, Any] = {}
     if args.tokenizer_config:
         values["tokenizer"] = config_to_dict(load_config(args.tokenizer_config))
-    if args.vq_model:
-        values["tokenizer.pixel_decoder.multipliers"] = VQ_MODELS[args.vq_model]
+    # What --set says about the tokenizer comes first: it may choose another family, whose flags these then are.
+    given = flags.given_model_flags(args, MODEL_FLAGS)
+    tokenizer = with_overrides(recipe, args.set, values).tokenizer if given else recipe.tokenizer
+    for flag in without_effect(tokenizer, given):
+        distributed.print_main(
+            f"{flag} is without effect: a tokenizer of kind '{tokenizer.kind}' has nothing of the sort"
+        )
+    values |= {f"tokenizer.{field}": value for field, value in fields_of_flags(tokenizer, given).items()}
     values |= flags.given(args, TOKENIZER_FLAGS)
     if args.reconstruction_weight is not None:
         values["loss.pixel_weight"] = 2 * args.reconstruction_weight

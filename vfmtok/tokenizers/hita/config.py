@@ -1,7 +1,7 @@
 """What can be set in a Hita tokenizer."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vfmtok.code import Ids, Segment
 from vfmtok.config import require, require_positive, require_share
@@ -39,6 +39,21 @@ class HitaConfig:
     pixel_decoder: PixelDecoderConfig = field(
         default_factory=lambda: PixelDecoderConfig(res_blocks=3, coarse_attention=True)
     )
+
+    PUBLISHED_FLAGS: ClassVar[dict[str, tuple[str, ...]]] = {  # see tokenizers/published_flags.py
+        "--image-size": ("image_size",),
+        "--num-slots": ("num_holistic",),
+        "--codebook-size": ("holistic_quantizer.codebook_size", "patch_quantizer.codebook_size"),
+        "--codebook-slots-embed-dim": ("holistic_quantizer.code_dim",),
+        "--codebook-embed-dim": ("patch_quantizer.code_dim",),
+        "--entropy-loss-ratio": ("holistic_quantizer.entropy_weight", "patch_quantizer.entropy_weight"),
+        "--commit-loss-beta": ("holistic_quantizer.commit_weight", "patch_quantizer.commit_weight"),
+        "--z-channels": ("dim",),
+        "--dropout-p": ("patch_encoder.dropout", "pixel_decoder.dropout"),
+        "--vq-model": ("patch_encoder.multipliers", "pixel_decoder.multipliers"),
+    }
+    # The published switch turned on a loss whose branch the model file has or has not: it must say the same.
+    CHECKED_FLAGS: ClassVar[dict[str, str]] = {"--enable-vfm-recon": "reconstruct_features"}
 
     def __post_init__(self):
         require_positive(self, "", "dim", "num_holistic", "depth", "heads", "mlp_dim")

@@ -86,6 +86,18 @@ class VFMTokConfig:
     quantizer: AnyQuantizerConfig = field(default_factory=CosineConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    PUBLISHED_FLAGS: ClassVar[dict[str, tuple[str, ...]]] = {  # see tokenizers/published_flags.py
+        "--image-size": ("image_size",),
+        "--codebook-size": ("quantizer.codebook_size",),
+        "--codebook-slots-embed-dim": ("quantizer.code_dim",),
+        "--codebook-embed-dim": (),  # published commands have it, and it sets nothing: there is no patch codebook
+        "--entropy-loss-ratio": ("quantizer.entropy_weight",),
+        "--commit-loss-beta": ("quantizer.commit_weight",),
+        "--z-channels": ("dim",),
+        "--dropout-p": ("pixel_decoder.dropout",),
+        "--enable-vfm-recon": ("decoder.reconstruct_features",),
+        "--vq-model": ("pixel_decoder.multipliers",),
+    }
     PINNED: ClassVar[dict[str, Any]] = {
         "kind": "vfmtok",
         "image_size": 336,

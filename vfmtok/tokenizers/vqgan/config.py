@@ -1,7 +1,7 @@
 """What can be set in a VQGAN tokenizer."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vfmtok.code import Ids, Segment
 from vfmtok.config import require, require_positive
@@ -27,6 +27,17 @@ class VQGANConfig:
     pixel_decoder: PixelDecoderConfig = field(
         default_factory=lambda: PixelDecoderConfig(res_blocks=3, coarse_attention=True)
     )
+
+    PUBLISHED_FLAGS: ClassVar[dict[str, tuple[str, ...]]] = {  # see tokenizers/published_flags.py
+        "--image-size": ("image_size",),
+        "--codebook-size": ("quantizer.codebook_size",),
+        "--codebook-embed-dim": ("quantizer.code_dim",),
+        "--entropy-loss-ratio": ("quantizer.entropy_weight",),
+        "--commit-loss-beta": ("quantizer.commit_weight",),
+        "--z-channels": ("z_channels",),
+        "--dropout-p": ("encoder.dropout", "pixel_decoder.dropout"),
+        "--vq-model": ("encoder.multipliers", "pixel_decoder.multipliers"),
+    }
 
     def __post_init__(self):
         require_positive(self, "", "z_channels")
