@@ -139,7 +139,7 @@ def test_impossible_recipes(settings, message):
 
 
 FILES = {"vfmtok": "vit_transformer.yaml", "hita": "hita_vqgan.yaml", "vqgan": "vqgan/vq16.yaml"}
-VALUE_OF = {"--image-size": "672", "--z-channels": "256", "--vq-model": "VQ-8", "--enable-vfm-recon": ""}
+VALUE_OF = {"--image-size": "672", "--z-channels": "64", "--vq-model": "VQ-8", "--enable-vfm-recon": ""}
 REFUSED = {"vqgan": {"--codebook-slots-embed-dim", "--num-slots", "--enable-vfm-recon"}, "vfmtok": {"--num-slots"}}
 
 
