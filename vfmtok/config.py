@@ -157,10 +157,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _build(hint, value, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):  # X | None, or sections of several kinds
+        if value is None and types.NoneType in arguments:
+            return None
         if hasattr(arguments[0], "kind"):
             value = value.resolved(arguments[0].kind) if isinstance(value, _OfAnotherKind) else value
             return _build(_section_of_kind(hint, value, f"{key}."), value, f"{key}.")
-        return None if value is None else _convert(arguments[0], value, key)
+        return _convert(arguments[0], value, key)
     if origin is Literal:
         if value not in arguments:
             choices = ", ".join(map(str, arguments))
@@ -170,6 +172,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key} must be a list, got {value!r}")
         return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict:  # of names that no dataclass lists
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} must be a section of keys and values, got {value!r}")
+        return {
+            _convert(arguments[0], name, key): _convert(arguments[1], v, f"{key}.{name}") for name, v in value.items()
+        }
     if hint is float:
         return _convert_float(value, key)
     if type(value) is not hint:  # exact: True is no int
@@ -179,7 +187,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 def _section_of_kind(hint: Any, tree: Any, prefix: str) -> type:
     """The member of a union of dataclasses that ``tree["kind"]`` names, or the first; ``hint`` itself if it is none."""
-    sections = {member.kind: member for member in typing.get_args(hint)}
+    sections = {member.kind: member for member in typing.get_args(hint) if member is not types.NoneType}
     if not sections:
         return hint
     kind = tree.get("kind", next(iter(sections))) if isinstance(tree, Mapping) else next(iter(sections))
@@ -216,7 +224,9 @@ def _set_keys(tree: dict, changes: Iterable[tuple[str, Any]]) -> None:
 def _set_key(tree: dict, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for depth, section in enumerate(sections, start=1):
-        above, tree = tree, tree.setdefault(section, {})
+        if tree.get(section) is None:  # an optional section that is left out so far
+            tree[section] = {}
+        above, tree = tree, tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
     if name == "kind" and sections:

@@ -9,7 +9,7 @@ from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import DataError
-from vfmtok.evaluation.token_probe import TokenProbe, mean_tokens
+from vfmtok.evaluation.token_probe import TokenProbe, token_vectors
 from vfmtok.metrics.probe import linear_probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +34,7 @@ def train(tmp_path_factory):
 
 
 def test_tokens_are_those_of_the_good_records(tokenizer, val):
-    tokens, labels = mean_tokens(tokenizer, val, 4, 0, WORLD)
+    tokens, labels, _ = token_vectors(tokenizer, val, 4, 0, WORLD)
     good = [index for index in range(COUNT) if index != BAD]
     assert labels.tolist() == [index % 3 for index in good]
     crop = EvaluationCrop(tokenizer.config.image_size)
@@ -51,7 +51,9 @@ def test_the_flag_in_two_processes(tokenizer, train, val, tmp_path):
     done = run_script("vqgan_test.py", *flags, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     probe = TokenProbe(train)
-    (x, labels), (val_x, val_labels) = (mean_tokens(tokenizer, records, 5, 0, WORLD) for records in (train, val))
+    (x, labels, _), (val_x, val_labels, _) = (
+        token_vectors(tokenizer, records, 5, 0, WORLD) for records in (train, val)
+    )
     expected = linear_probe(x, labels, val_x, val_labels, 3, type(probe.recipe)("adamw"))
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert values(results)["L.P. top-1"] == pytest.approx(100 * expected.top1)

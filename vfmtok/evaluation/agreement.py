@@ -20,6 +20,7 @@ from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.metrics.probe import ProbeRecipe, train_probe
@@ -32,14 +33,23 @@ PYRAMID = 8  # of an encoder of at most so many levels the probe reads all
 COMPARED = 2**24  # ids compared at a time
 
 
-def open_probe_encoder(tokenizer: Tokenizer, levels: list[int] | None = None) -> Encoder:
-    """The tokenizer's frozen encoder with its published weights, reading these levels.
+def open_probe_encoder(
+    tokenizer: Tokenizer, levels: list[int] | None = None, other: EncoderConfig | None = None
+) -> Encoder:
+    """A frozen encoder with its published weights, reading these levels: the tokenizer's, or an ``other``, by which
+    tokenizers with different encoders are compared.
 
     Raises ConfigError: the tokenizer has none. WeightsError: its weights are not there.
     """
-    encoder = getattr(tokenizer, "encoder", None)
-    if not isinstance(encoder, Encoder):
-        raise ConfigError(f"a {tokenizer.config.kind} tokenizer with this encoder has no frozen features for a probe")
+    if other is None:
+        encoder = getattr(tokenizer, "encoder", None)
+        if not isinstance(encoder, Encoder) or not encoder.config.frozen:
+            raise ConfigError(
+                f"a {tokenizer.config.kind} tokenizer with this encoder has no frozen features for a probe: name "
+                "another encoder (--encoder)"
+            )
+    else:
+        encoder = Encoder(other)
     if levels is None:
         available = encoder.available_levels
         levels = encoder.config.levels if available > PYRAMID else range(1, available + 1)

@@ -1,12 +1,15 @@
-"""The paper's L.P. column: a linear probe (metrics/probe.py) on the mean of an image's region tokens, trained on one
-set of records and tested on another.
+"""The paper's L.P. column: a linear probe (metrics/probe.py) on what an image's tokens say, trained on one set of
+records and tested on another.
 
-Shapes: N records, n good records, B batch, K tokens, D width.
+That is the mean of the region tokens, where a tokenizer has them. Elsewhere it is all latents behind the bottleneck,
+side by side: the features before it are the encoder's own, and a mean of 8 numbers cannot tell 1000 classes apart.
+
+Shapes: N records, n good records, B batch, K tokens, D width, E code dimensions, V values of an image.
 """
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from vfmtok.errors import ConfigError, DataError, EvaluationError
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.layers.precision import full_float32
 from vfmtok.metrics.probe import ProbeRecipe, linear_probe
-from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.contract import Encoding, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class TokenProbe:
         return {"train": self.train.fingerprint, "optimizer": self.recipe.optimizer}
 
     def check(self, tokenizer: Tokenizer, val: RecordDataset) -> None:
-        """Raise DataError unless ``val`` is another set with the same classes, ConfigError if there are no tokens."""
+        """Raise DataError unless ``val`` is another set with the same classes, ConfigError without latents."""
         size = tokenizer.config.image_size
         with torch.no_grad():
             encoding = tokenizer.encode(torch.zeros(1, 3, size, size, device=tokenizer.device))
-        if not hasattr(encoding, "region_tokens"):
-            raise ConfigError(f"--linear-probe: a {tokenizer.config.kind} tokenizer has no region tokens to learn from")
+        if not hasattr(encoding, "region_tokens") and getattr(encoding, "latents", None) is None:
+            raise ConfigError(f"--linear-probe: a {tokenizer.config.kind} tokenizer has no latents to learn from")
         if self.train.fingerprint == val.fingerprint:
             raise DataError(f"the linear probe would be tested on the images it learns from: {val.path}")
         if self.train.classes != val.classes:
@@ -62,17 +65,17 @@ class TokenProbe:
         Raises:
             DataError: too many records are bad, or the sets do not go together.
         """
-        sets = [mean_tokens(tokenizer, records, batch, num_workers, world) for records in (self.train, val)]
+        sets = [token_vectors(tokenizer, records, batch, num_workers, world) for records in (self.train, val)]
         if not world.is_main:
             return
-        classes = len(val.classes) if val.classes else int(max(labels.max() for _, labels in sets)) + 1
-        (tokens, labels), (val_tokens, val_labels) = sets
+        classes = len(val.classes) if val.classes else int(max(found.labels.max() for found in sets)) + 1
+        (tokens, labels, _), (val_tokens, val_labels, _) = sets
         try:
             found = linear_probe(tokens.to(world.device), labels, val_tokens, val_labels, classes, self.recipe)
         except EvaluationError as error:
             results.warnings.append(f"L.P. is left out: {error}")
             return
-        inputs = f"the mean of {tokenizer.code.num_tokens} region tokens ({tokens.shape[1]} values)"
+        inputs = f"{sets[0].what} ({tokens.shape[1]:,} values)"
         how = (
             f"% of {found.val_images:,} images, {classes:,} classes; MAE's linear probe ({self.recipe.optimizer}, "
             f"{self.recipe.epochs} epochs, batch {min(self.recipe.batch, found.train_images):,}, no augmentation) on "
@@ -82,10 +85,27 @@ class TokenProbe:
             results.numbers.append(Number(f"L.P. {name}", 100 * share, how, 2))
 
 
-def mean_tokens(
+class TokenVectors(NamedTuple):
+    """What images' tokens say."""
+
+    values: Tensor  # (n,V) float32
+    labels: Tensor  # (n,)
+    what: str  # for people
+
+
+def vector_of(encoding: Encoding) -> tuple[Tensor, str]:
+    """What the probe reads of an encoding: (B,V) float32, and what it is, for people."""
+    if hasattr(encoding, "region_tokens"):
+        tokens = encoding.region_tokens  # (B,K,D)
+        return tokens.float().mean(dim=1), f"the mean of {tokens.shape[1]} region tokens"
+    latents = encoding.latents  # (B,K,E) or (B,C,h,w)
+    return latents.float().flatten(1), f"the latents {tuple(latents.shape[1:])} before quantization, side by side"
+
+
+def token_vectors(
     tokenizer: Tokenizer, records: RecordDataset, batch: int, num_workers: int, world: distributed.World
-) -> tuple[Tensor, Tensor]:
-    """(n,D) float32 and labels (n,) of the good records in their order, in every process, which all must call it.
+) -> TokenVectors:
+    """Of the good records in their order, in every process, which all must call it.
 
     Raises:
         DataError: more than 1% of the records are bad.
@@ -93,6 +113,7 @@ def mean_tokens(
     blocks = [np.arange(start, min(start + batch, len(records))) for start in range(0, len(records), batch)]
     share = blocks[world.rank :: world.size]
     found: list[tuple[np.ndarray, Tensor, Tensor]] = []
+    what = ""  # of a process with no share
     with distributed.together():
         loader = ImageLoader(
             records,
@@ -106,13 +127,15 @@ def mean_tokens(
         with contextlib.closing(loader), bar, torch.no_grad(), full_float32(world.device.type):
             for rows, images in zip(share, loader, strict=True):
                 pixels = to_unit_range(images.images.to(world.device, non_blocking=True))  # (B,3,S,S)
-                tokens = tokenizer.encode(pixels).region_tokens.float().mean(dim=1).cpu()  # (B,D)
+                vectors, what = vector_of(tokenizer.encode(pixels))  # (B,V)
                 good = torch.from_numpy(images.indices.numpy() == rows)  # others stand in for bad records
-                found.append((rows[good.numpy()], tokens[good], images.labels[good]))
+                found.append((rows[good.numpy()], vectors.cpu()[good], images.labels[good]))
                 bar.update(len(rows))
     everything = sorted((entry for part in distributed.gather(found) for entry in part if len(entry[0])), key=_first)
     check_bad(len(records) - sum(len(rows) for rows, _, _ in everything), records)
-    return torch.cat([tokens for _, tokens, _ in everything]), torch.cat([labels for _, _, labels in everything])
+    what = next(said for said in distributed.gather(what) if said)
+    values, labels = (torch.cat([entry[part] for entry in everything]) for part in (1, 2))
+    return TokenVectors(values, labels, what)
 
 
 def _first(entry: tuple[np.ndarray, Tensor, Tensor]) -> int:

@@ -148,18 +148,22 @@ class EncoderPerceptual(nn.Module):
     images at a cell: between 0 and 4. Patch tokens and convolutional maps are compared alike.
 
     The encoder belongs to the tokenizer: it is not a submodule here, moves and is saved there, and
-    runs in the precision it runs in there (the distance is float32). It clamps its input to [-1,1]:
+    runs in the precision it runs in there (the distance is float32). Unless ``is_tokenizers`` is False: then it is
+    this module's own, moves with it and is saved nowhere. It clamps its input to [-1,1]:
     where the reconstruction is beyond, this distance has no gradient and the pixel loss alone pulls.
 
     Raises:
         ConfigError: the encoder is not frozen, so that the measure would be trained with the model.
     """
 
-    def __init__(self, encoder: "Encoder"):
+    def __init__(self, encoder: "Encoder", is_tokenizers: bool = True):
         super().__init__()
         if not encoder.config.frozen:
             raise ConfigError("perceptual: encoder needs a frozen encoder, encoder.frozen is false")
         self._encoder = [encoder]  # in a list, to stay out of the module tree
+        self.is_tokenizers = is_tokenizers
+        if not is_tokenizers:
+            self.moved_with_this = Frozen(encoder)
 
     def forward(self, reconstruction: Tensor, target: Tensor, target_features: list[Tensor] | None = None) -> Tensor:
         """Images (B,3,H,W), the target in [-1,1] -> float32 scalar.

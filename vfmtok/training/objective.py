@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vfmtok.config import closest_match
+from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
 from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss
 from vfmtok.losses.feature import feature_loss
@@ -73,6 +74,8 @@ def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | No
     """The perceptual distance of the recipe. Raises WeightsError if its network can't be had."""
     if config.perceptual == "none" or config.perceptual_weight == 0:
         return None
+    if config.perceptual_encoder is not None:
+        return EncoderPerceptual(build_encoder(config.perceptual_encoder), is_tokenizers=False)
     if config.perceptual == "encoder":
         if "encoder" not in tokenizer.frozen_parts:
             raise ConfigError("loss.perceptual: encoder needs a tokenizer with a frozen encoder")
@@ -82,7 +85,9 @@ def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | No
 
 def perceptual_distance(perceptual: nn.Module, images: Tensor, out: TokenizerOutput) -> Tensor:
     """The distance of images (B,3,S,S) in [-1,1] and what the tokenizer made of them: a float32 scalar."""
-    if isinstance(perceptual, EncoderPerceptual):  # the tokenizer's pass has the features of the images
+    if (
+        isinstance(perceptual, EncoderPerceptual) and perceptual.is_tokenizers
+    ):  # the tokenizer's pass has the features of the images
         return perceptual(out.reconstruction, images, out.features)
     return perceptual(out.reconstruction, images)
 

@@ -64,6 +64,7 @@ class LossConfig:
     pixel_weight: float = 2.0  # the published code adds the mean squared error twice
     perceptual: Literal["lpips-vgg", "lpips-alex", "lpips-squeeze", "encoder", "none"] = "lpips-vgg"
     perceptual_weight: float = 1.0
+    perceptual_encoder: EncoderConfig | None = None  # of "encoder": a frozen encoder of its own, not the tokenizer's
     perceptual_weights: str | None = None  # file of the LPIPS backbone, instead of torchvision's download
     codebook_weight: float = 1.0  # of the quantizer's losses, which carry their own weights besides
     feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
@@ -71,6 +72,14 @@ class LossConfig:
 
     def __post_init__(self):
         require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
+        if self.perceptual_encoder is not None:
+            require(
+                self.perceptual == "encoder",
+                "loss.perceptual_encoder",
+                "needs loss.perceptual encoder",
+                self.perceptual,
+            )
+            require(self.perceptual_encoder.frozen, "loss.perceptual_encoder.frozen", "must be true", False)
 
 
 @dataclass(frozen=True)
@@ -199,9 +208,14 @@ class TokenizerRecipe:
 
     def __post_init__(self):
         require_encoder_weights(self.tokenizer)
+        require_encoder_weights(self.loss, "loss")
         encoder = getattr(self.tokenizer, "encoder", None)
-        if not getattr(encoder, "frozen", False) and self.loss.perceptual == "encoder":
-            raise ConfigError("loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too")
+        borrowed = self.loss.perceptual == "encoder" and self.loss.perceptual_encoder is None
+        if borrowed and not getattr(encoder, "frozen", False):
+            raise ConfigError(
+                "loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too; or a "
+                "loss.perceptual_encoder"
+            )
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
         quantizers = [section for section in sections if isinstance(section, AnyQuantizerConfig)]
         learned = [isinstance(quantizer, CosineConfig) for quantizer in quantizers]

@@ -51,7 +51,7 @@ class DecoderConfig:
     shared: bool = True  # one ViT for both branches; False gives the feature branch its own layers
     mask_tokens: Literal["separate", "shared"] = "separate"
     reconstruct_features: bool = True
-    position_grid: int | None = None  # side of the learned patch positions; None: the encoder's last grid
+    position_grid: int | None = None  # side of the learned patch positions; None: the grid of the feature target
     PINNED: ClassVar[dict[str, Any]] = {
         "depth": 6,
         "heads": 8,
@@ -86,6 +86,9 @@ class VFMTokConfig:
     quantizer: AnyQuantizerConfig = field(default_factory=CosineConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    # A second, frozen encoder, whose last level ``decoder.reconstruct_features`` reconstructs; None: ``encoder``'s own.
+    # It is for an encoder that is trained: its own features would be a target that moves to meet its reconstruction.
+    feature_encoder: EncoderConfig | None = None
     PUBLISHED_FLAGS: ClassVar[dict[str, tuple[str, ...]]] = {  # see tokenizers/published_flags.py
         "--image-size": ("image_size",),
         "--codebook-size": ("quantizer.codebook_size",),
@@ -104,9 +107,14 @@ class VFMTokConfig:
         "dim": 512,
         "initial_positions": "random",
     }
+    UNHASHED: ClassVar[tuple[str, ...]] = ("feature_encoder",)  # what training alone uses
 
     def __post_init__(self):
         require_positive(self, "", "dim")
+        if self.feature_encoder is not None:
+            require(self.feature_encoder.frozen, "feature_encoder.frozen", "must be true", False)
+            used = self.decoder.reconstruct_features
+            require(used, "feature_encoder", "needs decoder.reconstruct_features true", self.feature_encoder.name)
         fits = self.image_size > 0 and self.image_size % self.stride == 0
         require(fits, "image_size", f"must be a multiple of the pixel decoder's stride {self.stride}", self.image_size)
         for part, heads in (("sampler", self.sampler.heads), ("decoder", self.decoder.heads)):

@@ -16,6 +16,7 @@ from vfmtok.code import Ids
 from vfmtok.decoders.vqgan import PixelDecoder
 from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
+from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import full_float32, linear_in_float32
 from vfmtok.layers.residual import ResBlock
 from vfmtok.quantizers import build_quantizer, ranked_ids
@@ -45,7 +46,7 @@ class TokenizerOutput:
 
     reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
     feature_reconstruction: Tensor | None  # (B,N,C); None in eval mode or without the feature branch
-    feature_target: Tensor  # (B,N,C): the last of ``features``
+    feature_target: Tensor | None  # (B,N,C): the last of ``features``, or of those of ``feature_encoder``, in training
     features: list[Tensor]  # L x (B,N,C) from the encoder
     latents: Tensor  # (B,K,E) before normalisation and quantization
     ids: Tensor  # (B,K) int64
@@ -71,10 +72,14 @@ class VFMTok(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config.encoder)
         self._config = config  # as given; forward reads it, since resolving it every time is not free
+        self.feature_encoder = None  # else frozen, and neither saved nor among the parameters
+        if config.feature_encoder is not None:
+            self.feature_encoder = Frozen(build_encoder(config.feature_encoder))
         dim, code_dim, start = config.dim, config.quantizer.code_dim, config.initial_positions
-        feature_grid, feature_width = self.encoder.grids[-1], self.encoder.widths[-1]
+        target = self.encoder if self.feature_encoder is None else self.feature_encoder.network
+        feature_grid, feature_width = target.grids[-1], target.widths[-1]
         if feature_grid[0] != feature_grid[1]:
-            raise ConfigError(f"encoder '{config.encoder.name}': the last level must be square, is {feature_grid}")
+            raise ConfigError(f"encoder '{target.config.name}': the last level must be square, is {feature_grid}")
         self.sampler = RegionSampler(config.sampler, dim, self.encoder.widths, self.encoder.grids, start)
         self.to_latents = nn.Linear(dim, code_dim)
         self.quantizer = build_quantizer(config.quantizer)
@@ -97,8 +102,9 @@ class VFMTok(nn.Module):
 
     @property
     def config(self) -> VFMTokConfig:
-        """The resolved configuration: with what the encoder filled in, its weights' hash included."""
-        return dataclasses.replace(self._config, encoder=self.encoder.config)
+        """The resolved configuration: with what the encoders filled in, their weights' hashes included."""
+        target = None if self.feature_encoder is None else self.feature_encoder.network.config
+        return dataclasses.replace(self._config, encoder=self.encoder.config, feature_encoder=target)
 
     @property
     def code(self) -> Ids:
@@ -185,10 +191,13 @@ class VFMTok(nn.Module):
         encoding = self.encode(images)
         with_features = self.training and self._config.decoder.reconstruct_features
         image_map, features = self.decoder(encoding.codes, with_features)  # (B,D,g,g), (B,N,C)
+        target = encoding.features[-1]  # (B,N,C)
+        if self.feature_encoder is not None:
+            target = self.feature_encoder(images)[-1] if with_features else None
         return TokenizerOutput(
             reconstruction=self.pixel_decoder(image_map),  # (B,3,S,S)
             feature_reconstruction=features,
-            feature_target=encoding.features[-1],  # (B,N,C)
+            feature_target=target,
             features=encoding.features,
             latents=encoding.latents,
             ids=encoding.ids,
