@@ -21,7 +21,7 @@ RANKS = [
     {"tokenizers", "generators"},
     {"pretrained"},
     {"training", "evaluation"},
-    {"demo"},
+    {"demo", "study"},
     {"commands"},
     {"cli"},
     {"__main__"},

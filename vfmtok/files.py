@@ -36,10 +36,13 @@ def replacing(path: Path, sync: bool = True, shared: bool = False) -> Iterator[P
         part.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, write: Callable[[Any], None]) -> None:
-    """Hand ``write`` a binary file that becomes ``path`` when it is complete. Raises DataError."""
+def replace_file(path: Path, write: Callable[[Any], None], shared: bool = False) -> None:
+    """Hand ``write`` a binary file that becomes ``path`` when it is complete; ``shared`` as for ``replacing``.
+
+    Raises DataError.
+    """
     try:
-        with replacing(path) as part, open(part, "wb") as file:
+        with replacing(path, shared=shared) as part, open(part, "wb") as file:
             write(file)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from None

@@ -7,4 +7,5 @@ reconstruction  originals beside reconstructions, and errors
 sampling_points where tokens read the image
 curves          training runs over each other
 report          what the quickstart left, as one page
+web_page        pieces of HTML pages
 """

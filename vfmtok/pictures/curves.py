@@ -1,5 +1,6 @@
 """The curves of training runs over each other: the first in colour, the others in greys behind it."""
 
+import io
 import json
 from pathlib import Path
 from typing import BinaryIO
@@ -66,3 +67,34 @@ def draw_curves(logs: dict[str, dict[str, tuple[list[int], list[float]]]], out: 
         figure.savefig(out, dpi=110)
     except (OSError, ValueError) as error:  # a full disk; a format matplotlib does not know
         raise ConfigError(f"cannot write {out}: {error}") from None
+
+
+def draw_compared(logs: dict[str, list[dict[str, tuple[list[int], list[float]]]]], names: tuple[str, ...]) -> bytes:
+    """A PNG with one panel per title of ``PANELS`` in ``names``: a colour per group of runs, a line per run.
+
+    Of what a run logged under several names (with its average weights, too) the last is drawn. b"" if no run logged
+    any of it. Raises ConfigError without matplotlib.
+    """
+    panels = [
+        panel
+        for panel in PANELS
+        if panel[0] in names and any(name in log for runs in logs.values() for log in runs for name in panel[2])
+    ]
+    if not panels:
+        return b""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("curves need matplotlib: pip install 'vfmtok[train]'") from None
+    figure = Figure(figsize=(4.8 * len(panels), 3.6), layout="constrained")
+    for axis, (title, unit, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, (group, runs) in enumerate(logs.items()):
+            drawn = [log[key] for log in runs for key in [*(k for k in keys if k in log)][-1:]]
+            for place, curve in enumerate(drawn):
+                axis.plot(*curve, color=f"C{number}", label=group if place == 0 else None, linewidth=1.3)
+        axis.set(title=title, xlabel="step", ylabel=unit)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, format="png")
+    return file.getvalue()

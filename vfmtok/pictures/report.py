@@ -4,24 +4,20 @@ Every section is made from the files of one stage; a stage that has not run yet 
 beside their protocols, as the stages wrote them.
 """
 
-import base64
 import html
 import io
 import json
-import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from vfmtok import __version__
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_splits
-from vfmtok.errors import ConfigError, DataError
+from vfmtok.errors import DataError
 from vfmtok.metrics.usage import usage_of_counts
+from vfmtok.pictures import web_page
 from vfmtok.pictures.curves import draw_curves, read_log
 
 TIMINGS = "timings.tsv"  # a line per finished stage: name, seconds, command
@@ -42,7 +38,7 @@ def build_page(folder: Path) -> str:
         ("What was run", _timings),
     )
     body = "\n".join(_section(title, make, folder) for title, make in sections)
-    return _PAGE.format(style=_STYLE, body=body, machine=html.escape(_machine()))
+    return web_page.page("An image tokenizer and a generator, from scratch", _INTRODUCTION + body, "vfmtok quickstart")
 
 
 def _section(title: str, make: Callable[[Path], str], folder: Path) -> str:
@@ -50,12 +46,7 @@ def _section(title: str, make: Callable[[Path], str], folder: Path) -> str:
         content = make(folder)
     except FileNotFoundError as missing:
         content = f"<p class='missing'>Not there yet: {html.escape(str(missing.filename or missing))}</p>"
-    return f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>"
-
-
-def _machine() -> str:
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
-    return f"vfmtok {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {where}"
+    return web_page.section(title, content)
 
 
 # --------------------------------------------------------------------------------------
@@ -102,7 +93,9 @@ def _data(folder: Path) -> str:
         for label, name in enumerate(next(iter(splits.values())).classes or [])
     ]
     rows.append(["all", *(f"{len(records):,}" for records in splits.values())])
-    return _paragraph("Labelled images, encoded files kept byte for byte.") + _table(["class", *splits], rows)
+    return web_page.paragraph("Labelled images, encoded files kept byte for byte.") + web_page.table(
+        ["class", *splits], rows
+    )
 
 
 def _reconstructions(folder: Path) -> str:
@@ -111,7 +104,9 @@ def _reconstructions(folder: Path) -> str:
         "Held-out images the tokenizer never saw: input, reconstruction from the ids alone, and the error. The worst, "
         "the middle and the best by PSNR."
     )
-    return _paragraph(text) + _picture(folder / "reconstruction/reconstructions.png") + _numbers(results)
+    return (
+        web_page.paragraph(text) + web_page.picture(folder / "reconstruction/reconstructions.png") + _numbers(results)
+    )
 
 
 def _sampling_points(folder: Path) -> str:
@@ -119,12 +114,12 @@ def _sampling_points(folder: Path) -> str:
         "Each token reads the frozen encoder's maps at a few learned points. Four tokens of the grid in the first, a "
         "middle and the last layer: the cross is the token's own place, a dot's area the weight of a point."
     )
-    return _paragraph(text) + _picture(_needed(folder / "reconstruction/sampling_points.png"))
+    return web_page.paragraph(text) + web_page.picture(_needed(folder / "reconstruction/sampling_points.png"))
 
 
 def _codebook(folder: Path) -> str:
     cache = CodeCache(_needed(folder / "codes/train"))
-    figure, axis = _figure("share of tokens", "code, the most frequent first")
+    figure, axis = web_page.figure("share of tokens", "code, the most frequent first")
     text = ""
     for segment, counts in zip(cache.code.segments, cache.code_counts(), strict=True):
         usage, perplexity = usage_of_counts(counts)
@@ -137,9 +132,11 @@ def _codebook(folder: Path) -> str:
         axis.axhline(1 / segment.size, color="0.6", linestyle="--", label="if all were equally frequent")
     axis.set_yscale("log")
     axis.legend(fontsize=8)
-    sheet = _picture(folder / "codes/train/contact_sheet.png")
-    chart = _embedded(_png(figure), "codes by frequency", "half")
-    return _paragraph(text) + chart + _paragraph("Training images, and what their ids decode to:") + sheet
+    sheet = web_page.picture(folder / "codes/train/contact_sheet.png")
+    chart = web_page.embedded(web_page.png(figure), "codes by frequency", "half")
+    return (
+        web_page.paragraph(text) + chart + web_page.paragraph("Training images, and what their ids decode to:") + sheet
+    )
 
 
 def _samples(folder: Path) -> str:
@@ -147,7 +144,7 @@ def _samples(folder: Path) -> str:
     if not pictures:
         raise FileNotFoundError(folder / "samples/*.png")
     text = "A row for every class, the same seeds in every picture. Guidance 1 is without guidance."
-    return _paragraph(text) + "".join(f"<h3>{_title(path)}</h3>{_picture(path)}" for path in pictures)
+    return web_page.paragraph(text) + "".join(f"<h3>{_title(path)}</h3>{web_page.picture(path)}" for path in pictures)
 
 
 def _agreement(folder: Path) -> str:
@@ -164,13 +161,13 @@ def _generator_curves(folder: Path) -> str:
     if "validation/unigram" in log:
         uniform, unigram = log["validation/uniform"][1][-1], log["validation/unigram"][1][-1]
         text = f"Guessing uniformly costs {uniform:.2f} nats a token, knowing how frequent each code is {unigram:.2f}."
-    return _paragraph(text) + _curves(folder / "generator") + _recipe(folder / "generator")
+    return web_page.paragraph(text) + _curves(folder / "generator") + _recipe(folder / "generator")
 
 
 def _timings(folder: Path) -> str:
     stages = _stages(folder)
     rows = [[name, f"{seconds:,.0f} s", f"<code>{html.escape(command)}</code>"] for name, seconds, command in stages]
-    return _table(["stage", "time", "command"], rows, escaped=True)
+    return web_page.table(["stage", "time", "command"], rows, escaped=True)
 
 
 def _stages(folder: Path) -> list[tuple[str, float, str]]:
@@ -205,7 +202,7 @@ def _numbers(results: dict[str, Any]) -> str:
         [name, _value(entry, f".{entry['digits']}f"), entry["protocol"]] for name, entry in results["numbers"].items()
     ]
     notes = "".join(f"<p class='note'>{html.escape(text)}</p>" for text in (*results["warnings"], *results["notes"]))
-    return _table(["measure", "value", "protocol"], rows) + notes
+    return web_page.table(["measure", "value", "protocol"], rows) + notes
 
 
 def _value(entry: dict[str, Any], form: str) -> str:
@@ -216,7 +213,7 @@ def _curves(run: Path) -> str:
     _needed(run / "log.jsonl")
     picture = io.BytesIO()
     draw_curves({run.name: read_log(run)}, picture)
-    return _embedded(picture.getvalue(), f"curves of {run.name}")
+    return web_page.embedded(picture.getvalue(), f"curves of {run.name}")
 
 
 def _recipe(run: Path) -> str:
@@ -232,70 +229,7 @@ def _title(path: Path) -> str:
     return html.escape(path.stem.replace("-", " "))
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>" if text else ""
-
-
-def _table(head: list[str], rows: list[list[str]], escaped: bool = False) -> str:
-    """Cells are text, or HTML if ``escaped``."""
-    mark = (lambda cell: cell) if escaped else html.escape
-    lines = ["".join(f"<td>{mark(cell)}</td>" for cell in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
-
-
-def _picture(path: Path) -> str:
-    return _embedded(path.read_bytes(), path.stem.replace("_", " "))
-
-
-def _embedded(png: bytes, text: str, kind: str = "whole") -> str:
-    data = base64.b64encode(png).decode()
-    return f"<img class='{kind}' alt='{html.escape(text)}' src='data:image/png;base64,{data}'>"
-
-
-def _figure(ylabel: str, xlabel: str):
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("the report needs matplotlib: pip install 'vfmtok[train]'") from None
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axis = figure.subplots()
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.grid(alpha=0.25)
-    return figure, axis
-
-
-def _png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    return file.getvalue()
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; background: #f6f8fa; margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
-h1 { font-size: 28px; margin: 8px 0; } h2 { font-size: 21px; margin: 0 0 8px; }
-h3 { font-size: 16px; margin: 20px 0 4px; }
-section { background: #fff; border: 1px solid #d0d7de; border-radius: 8px; padding: 20px; margin: 20px 0; }
-section { overflow-x: auto; }
-p { margin: 4px 0 12px; } .note, .missing, .machine, summary { color: #6e7781; } .note { font-size: 14px; }
-img.whole { max-width: 100%; display: block; } img.half { max-width: 640px; width: 100%; display: block; }
-table { border-collapse: collapse; margin: 12px 0; font-size: 14px; }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
-td { overflow-wrap: anywhere; } code, pre { font-size: 12.5px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; }
-.tile { border: 1px solid #d0d7de; border-radius: 8px; padding: 12px; }
-.tile b { font-size: 24px; display: block; } .tile span { display: block; } .tile small { color: #6e7781; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vfmtok quickstart</title><style>{style}</style></head>
-<body><main><h1>An image tokenizer and a generator, from scratch</h1>
-<p class="machine">{machine}</p>
-<p>Images become a few ids each (a frozen vision model, a region sampler, a codebook), a small GPT learns the ids of
-every class, and what it writes is decoded into new images. Small models and minutes of training: the same code,
-with other settings, is the full-size system.</p>
-{body}
-</main></body></html>
+_INTRODUCTION = """<p>Images become a few ids each (a frozen vision model, a region sampler, a codebook), a small GPT
+learns the ids of every class, and what it writes is decoded into new images. Small models and minutes of training: the
+same code, with other settings, is the full-size system.</p>
 """

@@ -1,0 +1,205 @@
+"""`vfmtok study FILE`: every row of a table trained, measured and compared, ending in one page."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from vfmtok.commands import agreement, codes, flags
+from vfmtok.commands.evaluation_flags import generation_parser, reconstruction_parser
+from vfmtok.commands.parser import OneLineParser
+from vfmtok.data.dataset_folder import open_split
+from vfmtok.errors import ConfigError, DataError, VFMTokError
+from vfmtok.files import replace_file
+from vfmtok.study import numbers, page
+from vfmtok.study.claims import claim
+from vfmtok.study.config import load_study
+from vfmtok.study.rows import Changes, resolve
+from vfmtok.study.running import Runner, last_line, run_process, write_configs
+from vfmtok.study.speed import Speed, as_time, estimate, measure
+from vfmtok.study.steps import Data, Plan, Step
+
+SAMPLE = "sample"  # in place of a folder: the images in the package
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train, measure and compare all rows of a study, such as configs/studies/small/table4.yaml. First all rows are "
+        "checked; then it prints what it will do and about how long that takes here. Steps that rows share are done "
+        "once. The same command again continues, whatever ended it. Several such commands, on one machine or many, may "
+        "work in one folder, each on other rows or all on the same. It ends in FOLDER/study.html, table.json, table.md."
+    )
+    parser.add_argument("study", metavar="FILE", help="a study, such as configs/studies/small/table4.yaml")
+    parser.add_argument("--out", metavar="FOLDER", help="its folder (default: studies/ and the file's name)")
+    parser.add_argument("--data", metavar="FOLDER", help="images, made by `vfmtok prepare`, instead of the study's")
+    parser.add_argument(
+        "--row", action="append", default=[], metavar="ROW", help="do this row only, by name or number (several times)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="stop after printing what would be done, and how long")
+    parser.add_argument("--page-only", action="store_true", help="write the page of what is there, and do nothing else")
+    parser.add_argument(
+        "--processes",
+        type=flags.positive,
+        metavar="N",
+        help="per step, by torchrun (default: one for each GPU, or one)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the study: seeds=[0,1,2]"
+    )
+    for section in ("tokenizer", "generator"):
+        parser.add_argument(
+            f"--{section}-set", action="append", default=[], metavar="KEY=VALUE",
+            help=f"change the {section}'s recipe in all rows: optimizer.steps=400",
+        )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises VFMTokError."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("start `vfmtok study` once, not by torchrun: it starts that for every step (--processes)")
+    file = Path(args.study).expanduser()
+    study = _named(file.stem, lambda: load_study(file, args.set))
+    rows = _named(
+        file.stem, lambda: resolve(study, PARSERS, Changes(tuple(args.tokenizer_set), tuple(args.generator_set)))
+    )
+    chosen = {row.name for row in _named(file.stem, lambda: study.chosen(args.row))}
+    folder = Path(args.out).expanduser() if args.out else Path("studies") / "-".join(file.with_suffix("").parts[-2:])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror}") from None
+    data = open_data(args.data or study.data, folder)
+    plan = Plan(study, rows, data, folder)
+    write_configs(plan)
+    if not args.page_only:
+        runner = Runner(plan, args.processes or max(1, torch.cuda.device_count()), _say)
+        steps = plan.of_rows(chosen)
+        _announce(file.stem, steps, runner)
+        if args.dry_run:
+            return
+        try:
+            runner.run(steps, after=lambda step: write_table(plan))
+        except VFMTokError as error:
+            raise type(error)(f"{file.stem}: {error}") from None
+    _finish(plan)
+
+
+def open_data(path: str, folder: Path) -> Data:
+    """Both splits of a prepared folder. Raises DataError."""
+    place = _prepared_sample(folder) if path == SAMPLE else Path(path).expanduser()
+    if not path or not place.exists():
+        raise DataError(f"no images at {path or 'no path'}: give --data, a folder made by `vfmtok prepare`")
+    train, val = (open_split(place, split) for split in ("train", "val"))
+    if train.fingerprint == val.fingerprint:
+        raise DataError(f"{place} needs a training and a validation split")
+    classes = train.classes
+    if classes is None:
+        raise DataError(f"{train.path} does not name its classes: prepare it from class folders")
+    return Data(place, len(train), len(val), (train.fingerprint, val.fingerprint), len(classes))
+
+
+def _prepared_sample(folder: Path) -> Path:
+    """The images in the package, in the study's folder; by whoever comes first. Raises VFMTokError."""
+    place, log = folder / "data", folder / "prepare.txt"
+    done = folder / "prepared"
+    if not done.exists():
+        claimed = claim(folder)
+        if claimed is None:
+            raise DataError(f"another process prepares {place}: start this one again in a minute")
+        try:
+            with open(log, "wb") as file:
+                code = run_process([sys.executable, "-m", "vfmtok", "prepare", SAMPLE, str(place)], file, claimed)
+            if code:
+                raise DataError(f"cannot prepare the sample set: {last_line(log)}")
+            done.touch()
+        except OSError as error:
+            raise DataError(f"cannot write {folder}: {error.strerror or error}") from None
+        finally:
+            claimed.release()
+    return place
+
+
+# --------------------------------------------------------------------------------------
+# What it says
+# --------------------------------------------------------------------------------------
+
+
+def _announce(name: str, steps: list[Step], runner: Runner) -> None:
+    """What will be done, and about how long it takes. Raises VFMTokError: a training can't be run here."""
+    left = [step for step in steps if not step.done]
+    data, measured = runner.plan.data, {}
+
+    def speed(step: Step) -> Speed:
+        if step.pace not in measured:
+            measured[step.pace] = measure(step, runner)
+        return measured[step.pace]
+
+    seeds = ", ".join(map(str, runner.plan.study.seeds))
+    images = f"{data.train:,} + {data.val:,} images of {data.path}"
+    print(f"study {name}: {len(runner.plan.rows)} rows, seeds {seeds}, {images}")
+    print(f"{len(steps) - len(left)} of {len(steps)} steps are done", flush=True)
+    times = {step.key: estimate(step, speed, data) for step in left}
+    width = max(len(step.folder.name) for step in steps)
+    for step in steps:
+        state = "done" if step.done else f"about {as_time(times[step.key])}"
+        print(f"  {step.folder.name:<{width}}  {state:<14}  {step.for_people()}")
+    known = [seconds for seconds in times.values() if seconds is not None]
+    if left:
+        unknown = f", and {len(left) - len(known)} steps of unknown time" if len(known) < len(left) else ""
+        print(f"to do: {len(left)} steps, about {as_time(sum(known))} on this machine with one process{unknown}")
+    for row in runner.plan.rows:
+        of_row = [times[s.key] or 0 for s in left if any(served == row.name for served, _ in s.needed_by)]
+        if of_row:
+            print(f"  {row.name}: {len(of_row)} steps, about {as_time(sum(of_row))}, those it shares included")
+    sys.stdout.flush()
+
+
+def write_table(plan: Plan) -> numbers.Table:
+    """table.json and table.md, of what there is so far. Raises VFMTokError."""
+    table = numbers.gather(plan)
+    replace_file(plan.folder / "table.json", lambda file: file.write(numbers.dump(table).encode()), shared=True)
+    replace_file(plan.folder / "table.md", lambda file: file.write(table.as_markdown().encode()), shared=True)
+    return table
+
+
+def _finish(plan: Plan) -> None:
+    table = write_table(plan)
+    content = page.build_page(plan, table).encode()
+    out = plan.folder / "study.html"
+    replace_file(out, lambda file: file.write(content), shared=True)
+    print(table.as_markdown(), end="")
+    print(f"study: {out} ({len(content) / 1e6:.1f} MB, opens in any browser), table.json and table.md beside it")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _named(name: str, make: Callable):
+    """What ``make`` makes. Raises ConfigError naming the study."""
+    try:
+        return make()
+    except ConfigError as error:
+        raise ConfigError(f"study {name}: {error}") from None
+
+
+def _command(module: ModuleType) -> Callable[[], argparse.ArgumentParser]:
+    def parser() -> argparse.ArgumentParser:
+        made = OneLineParser()
+        module.add_arguments(made)
+        return made
+
+    return parser
+
+
+PARSERS = {
+    "codes": _command(codes),
+    "held_out_codes": _command(codes),
+    "reconstruction": reconstruction_parser,
+    "agreement": _command(agreement),
+    "generation": generation_parser,
+}

@@ -1,0 +1,121 @@
+"""The recipes of every row, checked before anything is trained."""
+
+import argparse
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vfmtok.code import Code, Latents, check_fits
+from vfmtok.config import config_from_dict, override_tree, read_tree, with_overrides
+from vfmtok.errors import ConfigError
+from vfmtok.study.config import RowConfig, StudyConfig, found_file
+from vfmtok.tokenizers import load_config
+from vfmtok.training.generator_recipe import GeneratorRecipe
+from vfmtok.training.recipe import TokenizerRecipe
+
+Parsers = dict[str, Callable[[], argparse.ArgumentParser]]  # of the measuring steps, by the field that has their flags
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row with its recipes. ``recipe`` is None where weights are given, ``generator`` without one."""
+
+    config: RowConfig
+    tokenizer: Any  # its configuration
+    recipe: TokenizerRecipe | None
+    generator: GeneratorRecipe | None
+    generation: str | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def code(self) -> Code:
+        return self.tokenizer.code
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Of a command line, for all rows and after what the rows say."""
+
+    tokenizer: tuple[str, ...] = ()
+    generator: tuple[str, ...] = ()
+
+
+def resolve(study: StudyConfig, parsers: Parsers, changes: Changes = Changes()) -> list[Row]:
+    """Every row. Raises ConfigError naming the row and the key: what is wrong is found before the first training."""
+    for name in ("codes", "held_out_codes", "reconstruction", "agreement", "generation"):
+        if getattr(study, name) is not None:
+            with _named(name):
+                _check_flags(getattr(study, name), parsers[name])
+    return [_row(study, row, parsers, changes) for row in study.rows]
+
+
+def _row(study: StudyConfig, row: RowConfig, parsers: Parsers, changes: Changes) -> Row:
+    file, said = row.tokenizer or study.tokenizer, (*study.tokenizer_set, *row.tokenizer_set, *changes.tokenizer)
+    with _named(f"row '{row.name}'"):
+        with _named(f"tokenizer {file}"):
+            recipe = None
+            if row.weights is None:
+                recipe = with_overrides(load_config(found_file(file), kind=TokenizerRecipe), said)
+                tokenizer = recipe.tokenizer
+            else:
+                tokenizer = load_config(found_file(file), [text for text in said if text.startswith("tokenizer.")])
+            code = tokenizer.code
+        generator, file = None, row.generator or study.generator
+        if file is not None:
+            with _named(f"generator {file}"):
+                said = (*study.generator_set, *row.generator_set, *changes.generator)
+                generator = _generator(file, said, code)
+        generation = study.generation if row.generation is None else row.generation
+        if generation is not None:
+            with _named("generation"):
+                _check_flags(generation, parsers["generation"])
+    return Row(row, tokenizer, recipe, generator, generation)
+
+
+def _generator(file: str, said: tuple[str, ...], code: Code) -> GeneratorRecipe:
+    """The recipe of a generator of this code. Raises ConfigError where it says itself that it is one of another."""
+    if isinstance(code, Latents):
+        raise ConfigError(f"a study's generators learn from token caches, and this tokenizer makes {code}")
+    tree = GeneratorRecipe.upgraded(override_tree(read_tree(found_file(file)), said))
+    family = type(config_from_dict(tree, GeneratorRecipe, file).generator)
+    tree["generator"] = {**family.fields_of_code(code), **tree.get("generator", {})}
+    recipe = config_from_dict(tree, GeneratorRecipe, file)
+    check_fits(recipe.generator.code, code, "the tokenizer")
+    return replace(recipe, data=replace(recipe.data, code_path=None, val_code_path=None, vq_ckpt=None, path=None))
+
+
+def _check_flags(text: str, parser: Callable[[], argparse.ArgumentParser]) -> None:
+    """Raise ConfigError if the command would not take these flags. What it needs besides is given by the study."""
+    checked = parser()
+
+    def fail(message: str):
+        raise ConfigError(message)
+
+    checked.error = fail
+    for action in checked._actions:  # such as --vq-ckpt
+        action.required = False
+    checked.parse_args(split(text, {}))
+
+
+def split(flags: str, values: dict[str, str]) -> list[str]:
+    """Flags as words, with ``{name}`` replaced by its value. Raises ConfigError."""
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        raise ConfigError(f"'{flags}': {error}") from None
+    for name, value in values.items():
+        words = [word.replace(f"{{{name}}}", value) for word in words]
+    return words
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None

@@ -1,0 +1,186 @@
+"""About how long a study takes on this machine: every training's command is run for a few steps, whatever the seed.
+
+So a recipe that can't be trained here, for want of weights or memory, is found as well before the first training. What
+is not a training is estimated from them: encoding takes a third of a training step, sampling an image about one.
+"""
+
+import dataclasses
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vfmtok.code import Ids, code_to_dict
+from vfmtok.config import dump_config
+from vfmtok.data import code_cache
+from vfmtok.data.code_cache import CodeCacheWriter
+from vfmtok.errors import VFMTokError
+from vfmtok.files import read_json, replace_file, write_json
+from vfmtok.pictures.curves import read_log
+from vfmtok.study.config import CHECKOUT
+from vfmtok.study.running import Runner, last_line, run_process
+from vfmtok.study.steps import Data, Plan, Step
+from vfmtok.training.recipe import Plan as TrainingPlan
+
+STEPS = 6  # of a measured training; what the last two take is what counts
+VIEWS = {"center": 1, "flip": 2, "shift": 18, "ten-crop": 20, "random": 10}  # of `vfmtok codes`
+MADE_UP = 64  # entries of the cache of random codes on which a generator is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Of a training on this machine."""
+
+    samples_per_second: float
+    start: float  # seconds before its first step
+
+
+def measure(step: Step, runner: Runner) -> Speed:
+    """From the study's folder, if it was measured before; else by running it for a few steps.
+
+    Raises VFMTokError: it can't be run (names the rows, and says why).
+    """
+    file = runner.plan.folder / "speed" / f"{socket.gethostname()}-{runner.processes}-{step.pace}.json"
+    known = read_json(file)
+    if known is None:
+        runner.say(f"measuring {STEPS} steps: {step.kind} of {step.for_people()}")
+        speed = _run(step, runner)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, dataclasses.asdict(speed))
+        return speed
+    return Speed(**known)
+
+
+def _run(step: Step, runner: Runner) -> Speed:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="measured-", dir=runner.plan.folder))
+    except OSError as error:
+        raise VFMTokError(f"cannot write {runner.plan.folder}: {error.strerror}") from None
+    try:
+        recipe = _short(step, folder, runner.plan)
+        replace_file(folder / "recipe.yaml", lambda file: file.write(dump_config(recipe).encode()))
+        command = [*runner.launcher(step), str(CHECKOUT / step.script), "--recipe", str(folder / "recipe.yaml")]
+        begun = time.monotonic()
+        with open(folder / "log.txt", "wb") as log:
+            code = run_process(command, log)
+        seconds = time.monotonic() - begun
+        if code:
+            rows = step.for_people()
+            raise VFMTokError(f"the {step.kind} of {rows} can't be trained here: {last_line(folder / 'log.txt')}")
+        rate = read_log(folder / "run")["images_per_second"][1][-1]
+        return Speed(rate, max(0.0, seconds - STEPS * recipe.run.global_batch / rate))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short(step: Step, folder: Path, plan: Plan):
+    """The recipe for a few steps, with the discriminator at work if it ever is."""
+    recipe = step.recipe
+    run = dataclasses.replace(
+        recipe.run, results_dir=str(folder / "run"), log_every=2, save_every=10**9, validate_every=10**9,
+        validation_images=recipe.run.global_batch, tensorboard=False, wandb=None,
+    )  # fmt: skip
+    optimizer = dataclasses.replace(recipe.optimizer, steps=STEPS, warmup_steps=1)
+    recipe = dataclasses.replace(recipe, run=run, optimizer=optimizer)
+    if hasattr(recipe, "adversarial"):
+        if recipe.adversarial.learns_from < steps_of(step, plan.data):
+            adversarial = dataclasses.replace(recipe.adversarial, start=0, update_start=None)
+            recipe = dataclasses.replace(recipe, adversarial=adversarial)
+        return recipe
+    row = next(row for row in plan.rows if row.name == step.needed_by[0][0])
+    _write_made_up_codes(folder / "train", row.code, plan.data.num_classes)
+    data = dataclasses.replace(
+        recipe.data, code_path=str(folder / "train"), val_code_path=None, vq_ckpt=None, vq_config=None
+    )
+    return dataclasses.replace(recipe, data=data)
+
+
+def _write_made_up_codes(path: Path, code: Ids, num_classes: int) -> None:
+    random, sizes = np.random.default_rng(0), [segment.size for segment in code.segments for _ in range(segment.count)]
+    code_cache.begin(
+        path,
+        {
+            "tokenizer_hash": "0" * 64, "dataset": "made up", "dataset_fingerprint": "made up", "num_samples": MADE_UP,
+            "classes": [str(label) for label in range(num_classes)], "views": ["made up"], "seed": None,
+            "image_size": 0, "num_tokens": code.num_tokens, "code": code_to_dict(code),
+            "codebook_size": code.largest_codebook, "precision": "fp32",
+        },
+    )  # fmt: skip
+    writer = CodeCacheWriter(path)
+    ids = random.integers(0, sizes, (MADE_UP, 1, code.num_tokens))
+    writer.write(0, ids, np.arange(MADE_UP) % num_classes, np.zeros(MADE_UP, bool))
+    writer.finish()
+    writer.close()
+
+
+# --------------------------------------------------------------------------------------
+# Estimates
+# --------------------------------------------------------------------------------------
+
+
+def steps_of(step: Step, data: Data) -> int:
+    """Of a training, on the study's data."""
+    return TrainingPlan.of(step.recipe.optimizer, step.recipe.run, data.train, 1).steps
+
+
+def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data) -> float | None:
+    """Seconds from the beginning of the step to its end; None where nothing was measured that tells."""
+    if step.is_training:
+        speed = speeds(step)
+        return speed.start + steps_of(step, data) * step.recipe.run.global_batch / speed.samples_per_second
+    before = {parent.kind: parent for parent in _ancestors(step)}
+    if "tokenizer" not in before:
+        return None
+    tokenizer = speeds(before["tokenizer"])
+    encoded = {
+        "codes": data.train * _views(step),
+        "held-out codes": data.val * _views(step),
+        "reconstruction": 2 * data.val + (data.train if "--linear-probe" in step.flags else 0),
+    }.get(step.kind)
+    if encoded is not None:
+        return tokenizer.start + encoded / (3 * tokenizer.samples_per_second)
+    if "generator" not in before:
+        return tokenizer.start
+    generator = speeds(before["generator"])
+    return generator.start + _sampled(step, data) / generator.samples_per_second
+
+
+def _ancestors(step: Step) -> list[Step]:
+    return [*step.parents, *(found for parent in step.parents for found in _ancestors(parent))]
+
+
+def _views(step: Step) -> int:
+    flags = " ".join(step.flags)
+    found = re.search(r"--num-random-views[ =](\d+)", flags)
+    named = re.search(r"--views[ =]([a-z-]+)", flags)
+    return int(found[1]) if found else VIEWS[named[1] if named else "flip"]
+
+
+def _sampled(step: Step, data: Data) -> int:
+    """Images that a step samples, by the flags of its command."""
+    flags = " ".join(step.flags)
+
+    def number(flag: str, default: int) -> int:
+        found = re.search(rf"{flag}[ =](\d+)", flags)
+        return int(found[1]) if found else default
+
+    scales = re.search(r"--cfg-scales?[ =]((?:[\d.]+[ ,]?)+)", flags)
+    several = len(re.split(r"[ ,]", scales[1].strip())) if scales else 1
+    if step.kind == "generation":
+        return number("--num-fid-samples", 50_000) * several
+    return number("--per-class", 60) * data.num_classes * several if step.kind == "agreement" else 12
+
+
+def as_time(seconds: float | None) -> str:
+    """ "40 s", "12 min", "3.4 h", "2.1 days"."""
+    if seconds is None:
+        return "?"
+    for unit, length, least in (("days", 86400, 2 * 86400), ("h", 3600, 2 * 3600), ("min", 60, 120)):
+        if seconds >= least:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
