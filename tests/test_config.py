@@ -34,9 +34,11 @@ def test_paper_config_is_the_default(root):
 
 
 def test_every_config_in_the_repository_loads(root):
-    """A recipe is known by its sections; the rest are tokenizers."""
+    """A recipe is known by its sections; the rest are tokenizers. (Studies: tests/study.)"""
     for path in (root / "configs").rglob("*.yaml"):
         sections = yaml.safe_load(path.read_text()).keys()
+        if "rows" in sections:
+            continue
         kind = GeneratorRecipe if "generator" in sections else TokenizerRecipe if "run" in sections else None
         vfmtok.load_config(path, kind=kind)
 

@@ -4,6 +4,7 @@ data             prepare, stats, codes
 models           download, export, info, reproduce
 pictures         sample, reconstruct, demo, curves, report
 numbers          measure, agreement
+all of them      study: every row of a table
 root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
                  (vqgan_test.py, test_net.py)
 all              flags and sampling_flags: those that several commands have; models: what they open; parser: mistakes

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import vfmtok
 from vfmtok.config import closest_match, load_config, require
 from vfmtok.errors import ConfigError
 
-CHECKOUT = Path(vfmtok.__file__).parents[1]  # where recipes and scripts lie
+CHECKOUT = Path(__file__).parents[2]  # where recipes and scripts lie
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The recipes of every row, checked before anything is trained."""
 
-import argparse
 import contextlib
 import shlex
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 
-Parsers = dict[str, Callable[[], argparse.ArgumentParser]]  # of the measuring steps, by the field that has their flags
+# Of the measuring steps, by the field that has their flags: an argparse parser with ``worded(message)``, which is what it
+# says of a mistake.
+Parsers = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ def _generator(file: str, said: tuple[str, ...], code: Code) -> GeneratorRecipe:
     return replace(recipe, data=replace(recipe.data, code_path=None, val_code_path=None, vq_ckpt=None, path=None))
 
 
-def _check_flags(text: str, parser: Callable[[], argparse.ArgumentParser]) -> None:
+def _check_flags(text: str, parser: Callable[[], Any]) -> None:
     """Raise ConfigError if the command would not take these flags. What it needs besides is given by the study."""
     checked = parser()
 
     def fail(message: str):
-        raise ConfigError(message)
+        raise ConfigError(checked.worded(message))
 
     checked.error = fail
     for action in checked._actions:  # such as --vq-ckpt
