@@ -14,8 +14,8 @@ from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 
-# Of the measuring steps, by the field that has their flags: an argparse parser with ``worded(message)``, which is what it
-# says of a mistake.
+# Of the measuring steps, by the field that has their flags: argparse parsers with ``worded(message)``, what is said of
+# a mistake.
 Parsers = dict[str, Callable[[], Any]]
 
 
