@@ -1,16 +1,23 @@
 """Configuration: strict in, equal out."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import yaml
 
 import vfmtok
 from vfmtok.commands.flags import choices
-from vfmtok.config import config_from_dict, dump_config, with_overrides
+from vfmtok.config import config_from_dict, config_to_dict, dump_config, with_overrides
 from vfmtok.discriminators.build import DISCRIMINATORS
+from vfmtok.families import Family
+from vfmtok.generators import generator_tree
 from vfmtok.losses.adversarial import DISCRIMINATOR_LOSSES
+from vfmtok.quantizers import QUANTIZERS
 from vfmtok.quantizers.cosine import CosineConfig
+from vfmtok.quantizers.finite_scalar import FiniteScalarConfig
+from vfmtok.tokenizers import TOKENIZERS, AnyTokenizerConfig, tokenizer_tree
+from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import AdversarialConfig, TokenizerRecipe
 
@@ -98,6 +105,9 @@ def test_overrides_apply_in_order(root):
         ("encoder: {std: [0, 0, 0]}", "encoder.std must have 3 positive numbers"),
         ("encoder: {weights_sha256: abc}", "encoder.weights_sha256 needs encoder.weights to name a file"),
         ("image_size: [", "not valid YAML"),
+        ("kind: [a]", "kind must be one of vfmtok, hita, vqgan, got ['a']"),
+        ("quantizer: {kind: {a: b}}", "quantizer.kind must be one of cosine, fsq, got {'a': 'b'}"),
+        ("num_tokens: 16", "unknown key 'num_tokens' (closest match: 'sampler.num_tokens')"),
         ("- a", "expected keys and values at the top"),
     ],
 )
@@ -111,10 +121,10 @@ def test_mistakes_are_named_in_one_line(write, text, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampler.num_tokens", "--set takes key=value"),
-        ("sampler..depth=1", "--set takes key=value"),
+        ("sampler.num_tokens", "--set takes section.field=value"),
+        ("sampler..depth=1", "--set takes section.field=value"),
         ("sampler.dpeth=1", "unknown key 'sampler.dpeth' (closest match: 'sampler.depth')"),
-        ("image_size.x=1", "'image_size' is a value, not a section"),
+        ("image_size.x=1", "image_size' is a value, not a section"),
     ],
 )
 def test_wrong_overrides(write, override, message):
@@ -144,6 +154,80 @@ def test_a_section_of_another_kind_begins_with_its_defaults(write):
     assert back.quantizer == CosineConfig(codebook_size=32)
     with pytest.raises(vfmtok.ConfigError, match=r"quantizer\.kind must be one of.*closest match: 'cosine'"):
         vfmtok.load_config(write("quantizer: {kind: cosin}"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "meant"),
+    [
+        (TokenizerRecipe, "encoder.name=a", "tokenizer.encoder"),
+        (TokenizerRecipe, "validation_images=3", "run.validation_images"),
+        (TokenizerRecipe, "tokenizer.lr=1", "optimizer.lr"),
+        (GeneratorRecipe, "anneal_start=3", "generator.anneal_start"),
+    ],
+)
+def test_a_key_of_another_section_is_found_there(kind, setting, meant):
+    with pytest.raises(vfmtok.ConfigError, match=rf"closest match: '{meant}'\)"):
+        with_overrides(kind(), [setting])
+
+
+def test_a_whole_section_comes_before_its_fields():
+    """Whatever their order: the section, its kind, its fields."""
+    section = {"image_size": 64, "quantizer": {"kind": "cosine", "codebook_size": 32}}
+    kinds = ["tokenizer.quantizer.kind=fsq", "tokenizer.quantizer.levels=[4,4]"]
+    recipe = with_overrides(TokenizerRecipe(), kinds, {"tokenizer": {**section, "encoder": {"weights": "random"}}})
+    assert recipe.tokenizer.quantizer == FiniteScalarConfig(levels=(4, 4)) and recipe.tokenizer.image_size == 64
+    found = with_overrides(TokenizerRecipe(), ["optimizer.lr=2", "optimizer={weight_decay: 0.5}"]).optimizer
+    assert (found.lr, found.weight_decay) == (2, 0.5)
+
+
+@pytest.mark.parametrize("kinds", [["kind=vfmtok"], ["kind=vqgan", "kind=vfmtok"], ["kind=vfmtok", "kind=vfmtok"]])
+def test_a_section_of_the_same_kind_keeps_what_the_file_says(write, kinds):
+    """At every depth, however often the kind is set; the last time counts."""
+    file = write("dim: 64\nquantizer: {commit_weight: 0.5, code_dim: 5}\nsampler: {depth: 2, points: 3}")
+    settings = [*kinds, "quantizer.kind=cosine", "quantizer.code_dim=7", "sampler.points=2"]
+    plain = vfmtok.load_config(file, settings[-2:])
+    assert vfmtok.load_config(file, settings) == plain and (plain.quantizer.commit_weight, plain.sampler.depth) == (
+        0.5,
+        2,
+    )
+
+
+def test_a_model_of_another_kind_begins_with_its_defaults(root):
+    file = root / "configs/tiny.yaml"
+    assert vfmtok.load_config(file, ["tokenizer.kind=vqgan"]) == VQGANConfig()
+    assert vfmtok.load_config(file, ["kind=vqgan", "image_size=64"]) == VQGANConfig(image_size=64)
+    assert generator_tree({"n_layer": 3}, ["kind=rar", "dim=64"]) == {"kind": "rar", "dim": 64}
+    assert generator_tree({"gpt": {"n_layer": 3}}, ["gpt.kind=gpt"]) == {"kind": "gpt", "n_layer": 3}
+    saved = tokenizer_tree({"kind": "vqgan", "quantizer": {"codebook_size": 8}}, ["quantizer.kind=cosine"])
+    assert config_from_dict(saved, AnyTokenizerConfig, saved=True).quantizer.codebook_size == 8
+
+
+def test_a_row_added_later_is_a_kind(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        kind: Literal["own"] = "own"
+        width: int = 3
+
+    monkeypatch.setitem(TOKENIZERS, "own", Family(Own, "nowhere:Own"))
+    monkeypatch.setitem(QUANTIZERS, Own, None)
+    assert config_from_dict({"kind": "own", "width": 4}, AnyTokenizerConfig) == Own(width=4)
+    recipe = config_from_dict(
+        {"tokenizer": {"quantizer": {"kind": "own"}, "encoder": {"weights": "random"}}}, TokenizerRecipe
+    )
+    assert recipe.tokenizer.quantizer == Own()
+    assert config_from_dict({"tokenizer": {"kind": "own"}}, TokenizerRecipe).tokenizer == Own()
+
+
+def test_settings_of_pictures_in_either_place():
+    old = config_from_dict(
+        {"pictures": {"every": 3, "cfg_scale": 4.0, "top_k": 0, "temperature": 0.5}}, GeneratorRecipe
+    )
+    assert old.pictures.sampling == {"cfg_scale": 4.0, "temperature": 0.5}
+    assert with_overrides(old, ["pictures.top_k=5"]).pictures.sampling == {**old.pictures.sampling, "top_k": 5}
+    new = with_overrides(old, ["pictures.sampling.steps=9"])
+    assert new.pictures.sampling["steps"] == 9 and config_from_dict(config_to_dict(new), GeneratorRecipe) == new
+    as_it_was = {"every": 5000, "classes": 8, "cfg_scale": 2.0, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "seed": 0}
+    assert config_from_dict({"pictures": as_it_was}, GeneratorRecipe, saved=True) == GeneratorRecipe()
 
 
 def test_a_recipe_of_version_0_1_reads_the_same():

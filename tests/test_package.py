@@ -12,6 +12,7 @@ PACKAGE = Path(vfmtok.__file__).parent
 # A room may import the rooms of the lines above its own, and its own; rooms of one line do not import each other.
 RANKS = [
     {"errors"},
+    {"trees"},
     {"config", "files", "distributed"},
     {"code"},
     {"families", "metrics"},

@@ -1,9 +1,9 @@
 """Typed configuration: read strictly from YAML, changed by flags, written back.
 
-A configuration is a tree of frozen dataclasses, which lie beside what they configure. Where a section may be of several
-kinds, its field is annotated with a union of dataclasses, each with a field ``kind``; the first is taken if a file
-names none. An unknown key, a value of the wrong type or an impossible combination raises ``ConfigError`` with one line
-that names the key.
+A configuration is a tree (``vfmtok/trees.py``) of frozen dataclasses, which lie beside what they configure. Where a
+section may be of several kinds, its field is annotated with a union of dataclasses, each with a field ``kind``, or with
+a table of them (``Kinds``); the first is taken if a file names none. An unknown key, a value of the wrong type or an
+impossible combination raises ``ConfigError`` with one line that names the key.
 """
 
 from __future__ import annotations
@@ -13,19 +13,48 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from vfmtok.errors import ConfigError
+from vfmtok.trees import AnotherKind, override_tree, parse_override, read_tree, set_keys
 
 # --------------------------------------------------------------------------------------
 # Reading and writing
 # --------------------------------------------------------------------------------------
 
 Config = TypeVar("Config")
+
+
+class Kinds:
+    """The note of ``Annotated[Any, Kinds(...)]``: a section of any kind that a table has, its later rows included.
+
+    Args:
+        members: gives the dataclasses, each with a field ``kind``; the first is the default.
+    """
+
+    def __init__(self, members: Callable[[], Iterable[type]]):
+        self.members = members
+
+
+def sections_of(hint: Any) -> tuple[type, ...]:
+    """The dataclasses that what is annotated ``hint`` may be, the default first; none of a plain value."""
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, Kinds):
+            return tuple(note.members())
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return tuple(
+        member for member in (typing.get_args(hint) if is_union else (hint,)) if dataclasses.is_dataclass(member)
+    )
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, as ``sections_of`` takes them."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), *, kind: type[Config]) -> Config:
@@ -43,26 +72,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, kind: type[C
     return config_from_dict(override_tree(read_tree(path), overrides), kind, source=str(path))
 
 
-def override_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``tree``, changed in place by ``"a.b=value"`` strings. Raises ConfigError."""
-    _set_keys(tree, map(_parse_override, overrides))
-    return tree
-
-
-def read_tree(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, not yet checked. Raises ConfigError if it can't be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read configuration {path}: {error}") from None
-    tree = _parse_yaml(text, str(path))
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    return tree
-
-
 def with_overrides(
     config: Config, overrides: Iterable[str] = (), values: Mapping[str, Any] = types.MappingProxyType({})
 ) -> Config:
@@ -71,7 +80,7 @@ def with_overrides(
     Raises ConfigError as ``load_config`` does.
     """
     tree = config_to_dict(config)
-    _set_keys(tree, [*values.items(), *map(_parse_override, overrides)])
+    set_keys(tree, [*values.items(), *map(parse_override, overrides)])
     return config_from_dict(tree, type(config))
 
 
@@ -113,7 +122,9 @@ def config_from_dict(
     try:
         if saved:
             tree = _with_pinned(tree, kind)
-        return _build(_section_of_kind(kind, tree, ""), tree, prefix="")
+        return _build(*_section(kind, tree, ""), prefix="")
+    except _UnknownKey as error:
+        raise ConfigError(f"{source}: {error}{_closest_key(error, kind)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -122,18 +133,15 @@ def _with_pinned(tree: Any, kind: Any) -> Any:
     """``tree`` and, where it does not mention a field that its dataclass pins, that value."""
     if not isinstance(tree, Mapping):
         return tree
-    kind = _section_of_kind(kind, tree, "")
+    kind, tree = _section(kind, tree, "")
     filled = kind.upgraded(dict(tree)) if hasattr(kind, "upgraded") else dict(tree)
     filled = kind.as_written(filled) if hasattr(kind, "as_written") else filled
-    pinned, hints = getattr(kind, "PINNED", {}), typing.get_type_hints(kind)
-    for name in (item.name for item in dataclasses.fields(kind)):
-        is_list = typing.get_origin(hints[name]) is tuple  # of sections: none of them is pinned
-        members = (None,) if is_list else typing.get_args(hints[name]) or (hints[name],)
+    pinned = getattr(kind, "PINNED", {})
+    for name, hint in hints_of(kind).items():
         if name in pinned:
             filled.setdefault(name, pinned[name])
-        optional = types.NoneType in members
-        if dataclasses.is_dataclass(members[0]) and (name in filled or not optional):
-            filled[name] = _with_pinned(filled.get(name, {}), members[0] if optional else hints[name])
+        if sections_of(hint) and (name in filled or types.NoneType not in typing.get_args(hint)):
+            filled[name] = _with_pinned(filled.get(name, {}), hint)
     return filled
 
 
@@ -141,27 +149,24 @@ def _build(kind: type, tree: Any, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')} must be a section of keys and values, got {tree!r}")
     tree = kind.upgraded(dict(tree)) if hasattr(kind, "upgraded") else tree
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    values = {}
+    hints, values = hints_of(kind), {}
     for key, value in tree.items():
-        if key not in names:
-            raise ConfigError(f"unknown key '{prefix}{key}'{closest_match(str(key), names, prefix)}")
+        if key not in hints:
+            raise _UnknownKey(prefix, str(key), list(hints))
         values[key] = _convert(hints[key], value, f"{prefix}{key}")
     return kind(**values)
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
     """``value`` as the annotated type ``hint``, or ConfigError naming ``key``."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):  # X | None, or sections of several kinds
-        if value is None and types.NoneType in arguments:
-            return None
-        if hasattr(arguments[0], "kind"):
-            value = value.resolved(arguments[0].kind) if isinstance(value, _OfAnotherKind) else value
-            return _build(_section_of_kind(hint, value, f"{key}."), value, f"{key}.")
+    if hint is Any:
+        return value
+    if value is None and types.NoneType in arguments:
+        return None
+    if sections_of(hint):
+        return _build(*_section(hint, value, f"{key}."), f"{key}.")
+    if origin in (types.UnionType, typing.Union):  # X | None
         return _convert(arguments[0], value, key)
     if origin is Literal:
         if value not in arguments:
@@ -185,16 +190,41 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _section_of_kind(hint: Any, tree: Any, prefix: str) -> type:
-    """The member of a union of dataclasses that ``tree["kind"]`` names, or the first; ``hint`` itself if it is none."""
-    sections = {member.kind: member for member in typing.get_args(hint) if member is not types.NoneType}
-    if not sections:
-        return hint
-    kind = tree.get("kind", next(iter(sections))) if isinstance(tree, Mapping) else next(iter(sections))
-    if kind not in sections:
+def _section(hint: Any, tree: Any, prefix: str) -> tuple[type, Any]:
+    """Of the dataclasses that ``hint`` admits the one that ``tree["kind"]`` names, or the first; and its keys."""
+    first, *others = sections_of(hint)
+    default = getattr(first, "kind", None)
+    if isinstance(tree, AnotherKind):
+        tree = tree.resolved(default)
+    if not others:
+        return first, tree
+    sections = {member.kind: member for member in (first, *others)}
+    kind = tree.get("kind", default) if isinstance(tree, Mapping) else default
+    if not isinstance(kind, str) or kind not in sections:
         choices = ", ".join(sections)
         raise ConfigError(f"{prefix}kind must be one of {choices}, got {kind!r}{closest_match(str(kind), sections)}")
-    return sections[kind]
+    return sections[kind], tree
+
+
+class _UnknownKey(ConfigError):
+    def __init__(self, prefix: str, key: str, known: list[str]):
+        super().__init__(f"unknown key '{prefix}{key}'")
+        self.prefix, self.key, self.known = prefix, key, known
+
+
+def _closest_key(error: _UnknownKey, kind: Any) -> str:
+    """Another section's key of this very name is meant rather than this section's key of a similar one."""
+    paths = sorted(_paths(kind), key=lambda path: path.count("."))
+    same = next((path for path in paths if path.rpartition(".")[2] == error.key), None)
+    return closest_match(error.key, error.known, error.prefix) if same is None else f" (closest match: '{same}')"
+
+
+def _paths(hint: Any, prefix: str = "") -> Iterator[str]:
+    """Every key ("a.b") of a configuration, of all kinds that its sections may be."""
+    for section in sections_of(hint):
+        for name, of_field in hints_of(section).items():
+            yield f"{prefix}{name}"
+            yield from _paths(of_field, f"{prefix}{name}.")
 
 
 def _convert_float(value: Any, key: str) -> float:
@@ -206,64 +236,6 @@ def _convert_float(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} must be a number, got {value!r}")
     return float(value)
-
-
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, separator, text = override.partition("=")
-    if not separator or not all(key.strip().split(".")):
-        raise ConfigError(f"--set takes key=value such as sampler.num_tokens=64, got '{override}'")
-    return key.strip(), _parse_yaml(text, f"--set {override}")
-
-
-def _set_keys(tree: dict, changes: Iterable[tuple[str, Any]]) -> None:
-    """Kinds first: a section that becomes another kind begins with that kind's defaults."""
-    for key, value in sorted(changes, key=lambda change: not change[0].endswith(".kind")):
-        _set_key(tree, key, value)
-
-
-def _set_key(tree: dict, key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    for depth, section in enumerate(sections, start=1):
-        if tree.get(section) is None:  # an optional section that is left out so far
-            tree[section] = {}
-        above, tree = tree, tree[section]
-        if not isinstance(tree, dict):
-            raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
-    if name == "kind" and sections:
-        tree = above[sections[-1]] = _OfAnotherKind(tree)
-    tree[name] = value
-
-
-class _OfAnotherKind(dict):
-    """A section whose ``kind`` was set by an override: what the file says of the kind it had is left out.
-
-    The file need not name that kind, where it is the default; so which one it was is seen when the section is built.
-    """
-
-    def __init__(self, tree: Mapping[str, Any]):
-        super().__init__()
-        self.of_file = dict(tree)
-
-    def resolved(self, default: str) -> dict[str, Any]:
-        return {**self.of_file, **self} if self.of_file.get("kind", default) == self["kind"] else dict(self)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a configuration must not."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -107,8 +107,7 @@ def test_every_flag_reaches_its_field(flag, cache):
         ("--code-path {cache} --set optimizer.lr=-1", "optimizer.lr must be a number from 0"),
         ("--code-path {cache} --set pictures.per_class=0", "pictures.per_class must be positive, got 0"),
         ("--code-path {cache} --set pictures.every=-1", "pictures.every must be a number from 0"),
-        ("--code-path {cache} --set pictures.cfg_scale=-1", "cfg_scale must be"),
-        ("--code-path {cache} --set pictures.temperature=0", "temperature must be positive"),
+        ("--code-path {cache} --set pictures.sampling=3", "pictures.sampling must be a section"),
         ("--code-path {cache} --set pictures.seed=-1", "pictures.seed must be in"),
     ],
 )

@@ -1,5 +1,7 @@
 """Generation: the cache is exact, samples are the same however they are asked for."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny_gpt import random_gpt, random_inputs
@@ -218,3 +220,24 @@ def test_logits_that_are_not_finite_are_an_error(greedy):
         gpt.output.weight[0, 0] = torch.nan
     with pytest.raises(vfmtok.VFMTokError, match="not finite"):
         vfmtok.generate(gpt, LABELS[:2], greedy=greedy)
+
+
+def test_a_setting_that_a_family_lacks_is_one_line(gpt):
+    """Unless its value changes nothing, as published flags may have it."""
+    for settings in ({"top_kk": 3}, {"published_boundary": True}, {"temperature ": 1.0}):
+        with pytest.raises(vfmtok.ConfigError, match=next(iter(settings))):
+            vfmtok.generate(gpt, LABELS[:1], **settings)
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        cfg_scale: float = 1.0
+
+    class Own:
+        sampling = Plain
+
+        def sample(self, labels, *, seed, sample_indices, steps=1, **settings):
+            return steps, settings
+
+    assert vfmtok.generate(Own(), LABELS, cfg_scale=2.0, top_k=0, steps=7, greedy=False) == (7, {"cfg_scale": 2.0})
+    with pytest.raises(vfmtok.ConfigError, match="top_k"):
+        vfmtok.generate(Own(), LABELS, top_k=3)

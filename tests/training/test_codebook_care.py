@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vfmtok.code import Ids, Segment
+from vfmtok.errors import VFMTokError
 from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 from vfmtok.training.codebook_care import CodebookCare, spherical_kmeans
 from vfmtok.training.recipe import CodebookConfig
@@ -54,6 +55,15 @@ def test_segments_are_counted_apart():
     numbers = care.numbers()
     assert numbers["codebook/usage"] == 2 / 8 and numbers["codebook/usage_1"] == 2 / 4
     assert numbers["codebook/perplexity_0"] == pytest.approx(2)
+
+
+def test_what_a_tokenizer_does_not_give_is_one_line():
+    care, _ = make_care(revive=True)
+    ids = torch.zeros(1, 16, dtype=torch.int64)
+    with pytest.raises(VFMTokError, match="latents"):
+        care.note(SimpleNamespace(ids=ids, latents=None))
+    with pytest.raises(VFMTokError, match="ids"):
+        care.note(SimpleNamespace(ids=None, latents=None))
 
 
 def test_unused_codes_become_latents():

@@ -1,18 +1,26 @@
 """Stages: weights of another run to start from, parts that train; losses as rows; a stop within a validation."""
 
+import json
 import os
 import signal
+from functools import partial
 
 import pytest
+import ranks
 import safetensors.torch
 import torch
+import torch.nn.functional as F
+from torch import nn
+from training_runs import logged
 
 import vfmtok
+from vfmtok import distributed
 from vfmtok.config import config_from_dict, config_to_dict
 from vfmtok.tokenizers import build_tokenizer
 from vfmtok.training import validation
 from vfmtok.training.objective import TokenizerObjective
-from vfmtok.training.recipe import AdversarialConfig, LossConfig, TokenizerRecipe
+from vfmtok.training.recipe import AdversarialConfig, LossConfig, TermConfig, TokenizerRecipe
+from vfmtok.training.train_tokenizer import train_tokenizer
 from vfmtok.weights.name_maps import own_tensors
 
 
@@ -93,6 +101,66 @@ def test_rows_of_the_objective(root):
     with pytest.raises(vfmtok.ConfigError, match="closest match: 'pixel-l1'"):
         changed = config_from_dict({"loss": {"terms": [{"name": "pixel-l1x"}]}}, TokenizerRecipe).loss
         TokenizerObjective(changed, AdversarialConfig(), tokenizer, None, None)
+
+
+LIMITED = [
+    {"name": "feature", "first_step": 2},
+    {"name": "codebook", "last_step": 1},
+    {"name": "adversarial", "weight": 0.3},  # there is none
+    {"name": "perceptual", "first_step": 1, "last_step": 2},
+]
+
+
+def trained_by_two(file: str, rank: int) -> None:
+    train_tokenizer(vfmtok.load_config(file, kind=TokenizerRecipe), distributed.World(rank, 2, torch.device("cpu")))
+
+
+def test_losses_of_some_steps_train_alike_in_two_processes(recipe_file, train, tmp_path):
+    """Parts without a gradient in a step (here the codebook, and the feature branch) stay as they are in both."""
+    settings = (f"loss.terms={json.dumps(LIMITED)}", "optimizer.steps=4", "run.validate_every=4")
+    one = train(vfmtok.load_config(recipe_file(*settings, name="one"), kind=TokenizerRecipe))
+    ranks.run(partial(trained_by_two, str(recipe_file(*settings, name="two"))), tmp_path)
+    assert set(logged(one, "loss/feature")) == {3, 4} and set(logged(one, "loss/vq")) == {1, 2}
+    for name in ("loss/total", "loss/feature", "loss/perceptual", "grad_norm/model"):
+        assert logged(tmp_path / "two", name) == pytest.approx(logged(one, name), rel=1e-4)
+    first, second = (saved(tmp_path / name, 4, "model_optimizer") for name in ("one", "two"))
+    updates = {name: float(value) for name, value in first.items() if name.startswith("step/")}
+    assert updates == {name: float(second[name]) for name in updates}
+    assert updates["step/quantizer.codebook"] == 2 and updates["step/pixel_decoder.conv_out.weight"] == 4
+
+
+def test_the_adaptive_weight_balances_with_the_losses_there_are(root):
+    """Without the pixel loss it is |d other| / |d adversarial|; without any that compares images, one line."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(vfmtok.load_config(root / "configs/tiny.yaml"))
+    discriminator = nn.Conv2d(3, 1, 4, stride=4)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    out = tokenizer(images)
+    adversarial = AdversarialConfig(adaptive_weight=True, weight=2.0, start=0)
+    terms = (TermConfig("pixel", first_step=1), TermConfig("pixel-l1", weight=3.0, last_step=0))
+    objective = TokenizerObjective(LossConfig(terms=terms), adversarial, tokenizer, None, discriminator)
+    values = objective(images, out, step=0)
+
+    def slope(loss):
+        return torch.autograd.grad(loss, tokenizer.last_layer, retain_graph=True)[0].norm()
+
+    judged = F.softplus(-discriminator(out.reconstruction)).mean()
+    ratio = slope(3 * (out.reconstruction - images).abs().mean()) / (slope(judged) + 1e-4)
+    torch.testing.assert_close(values["adversarial"], 2 * ratio * judged)
+    with pytest.raises(vfmtok.VFMTokError, match="adaptive_weight"):
+        bare = TokenizerObjective(LossConfig(terms=terms[:1]), adversarial, tokenizer, None, discriminator)
+        bare(images, out, step=0)
+
+
+def test_a_step_without_a_loss_for_what_trains_is_one_line(tiny_recipe, train):
+    rows = [{"name": name, "last_step": 1} for name in ("pixel", "perceptual")]
+    with pytest.raises(vfmtok.VFMTokError, match="step 2 has no loss for what trains"):
+        train(tiny_recipe(f"loss.terms={json.dumps(rows)}", "train=[pixel_decoder]"))
+
+
+def test_the_adversarial_loss_begins_with_its_section():
+    with pytest.raises(vfmtok.ConfigError, match=r"adversarial\.start"):
+        LossConfig(terms=(TermConfig("adversarial", first_step=5),))
 
 
 def test_a_stop_ends_a_validation_which_is_made_up(tiny_recipe, train, monkeypatch):

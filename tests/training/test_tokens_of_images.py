@@ -1,5 +1,6 @@
 """From images to tokens, a generator, and images again: training on images, pictures, and `vfmtok sample`."""
 
+import io
 import itertools
 import json
 import re
@@ -9,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,9 +32,11 @@ from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.generators.autoregressive import generate
+from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.drawing import draw_codes
 from vfmtok.pictures.style import CAPTION, GAP, MARGIN, TITLE
 from vfmtok.training import sharding
+from vfmtok.training.code_source import CodeData, encode, open_codes, training_codes
 from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.train_generator import train_generator
@@ -355,3 +360,49 @@ def test_torchrun_script(tmp_path):
     assert done.returncode != 0
     missing = subprocess.run([command[0], "nowhere.py"], capture_output=True, text=True, env=environment, timeout=60)
     assert missing.returncode == 2 and "no script" in missing.stderr and missing.stderr.count("\n") == 1
+
+
+def test_what_an_encoder_draws_belongs_to_the_sample(place):
+    """Of a tokenizer whose code is a matter of chance: not of the batch, and another in the next epoch."""
+
+    class Noisy:
+        encode_draws, code, device = True, vfmtok.Latents((3, 1, 1)), torch.device("cpu")
+
+        def encode(self, images, draws=None):
+            means = images.mean((2, 3))[:, :, None, None]  # (B,3,1,1)
+            noise = 0 if draws is None else draws.normal("posterior", 3)[:, :, None, None]
+            return SimpleNamespace(latents=means + noise)
+
+    images, positions = torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.tensor([3, 9, 4, 3, 7])
+    whole = encode(Noisy(), images, 5, "none", Draws(1, positions))
+    assert torch.equal(encode(Noisy(), images, 2, "none", Draws(1, positions)), whole)
+    assert torch.equal(whole[0], whole[3]) and len(whole.unique()) == 12
+    assert torch.equal(encode(Noisy(), images, 2, "none"), torch.full((5, 3, 1, 1), -1.0))
+    data = CodeData(None, RecordDataset(place.folder / "images/train_lmdb"), None, None, Noisy(), "", CLASSES)
+    Noisy.config = SimpleNamespace(image_size=8)
+    recipe = small_recipe(place.folder, gpt=GPT, data=place.data(path="x", code_path=None, num_workers=0))
+    batches = training_codes(data, recipe, ALONE, 0, 2)
+    batch = next(batches)
+    batches.close()
+    means = batch.code - Draws(recipe.run.seed, batch.positions).normal("posterior", 3)[:, :, None, None]
+    assert means.abs().max() <= 1.0001  # of pixels
+
+
+def test_held_out_shards_of_a_cache_take_the_settings_of_shards(place, tmp_path):
+    """Two members of each sample are images: data.image_key says which one is meant."""
+    images = {f"{i}.jpg": jpeg(photo) for i, photo in enumerate(photographs()[:3])}
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        for name, content in images.items():
+            for member, held in (
+                (name, content),
+                (name.replace("jpg", "png"), b""),
+                (name.replace("jpg", "cls"), b"1"),
+            ):
+                info = tarfile.TarInfo(member)
+                info.size = len(held)
+                archive.addfile(info, io.BytesIO(held))
+    file = write_cache(tmp_path / "train", made_by=tokenizer_hash(place.tokenizer), codes=64) / "cache.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": None}))
+    data = place.data(val_path=f"{tmp_path}/val.tar", image_key="jpg", label_key="none")
+    held_out = open_codes(small_recipe(tmp_path, gpt=GPT, data=data), ALONE).held_out_records
+    assert [held_out[i].image for i in range(3)] == list(images.values())

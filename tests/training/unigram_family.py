@@ -8,7 +8,7 @@ import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,6 @@ class Unigram(nn.Module):
 
 
 generators.GENERATORS["unigram"] = Family(UnigramConfig, "unigram_family:Unigram")
-generators.AnyGeneratorConfig = Union[tuple(f.config for f in generators.GENERATORS.values())]  # noqa: UP007
 
 if __name__ == "__main__":
     sys.modules["unigram_family"] = sys.modules["__main__"]  # one class, by whichever name it is found

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import typing
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from vfmtok import config as configuration
 from vfmtok.config import config_from_dict, config_to_dict
 from vfmtok.decoders.vqgan import PixelDecoderConfig
 from vfmtok.generators import GENERATORS, AnyGeneratorConfig
@@ -127,7 +127,7 @@ def decisions() -> dict[str, dict[str, list]]:
         unhashed, pinned = getattr(section, "UNHASHED", ()), getattr(section, "PINNED", {})
         rows = {}
         for item in dataclasses.fields(section):
-            if sections_of_hint(typing.get_type_hints(section)[item.name]):
+            if configuration.sections_of(configuration.hints_of(section)[item.name]):
                 continue
             said = ["pinned", pinned[item.name]] if item.name in pinned else "hashed"
             default = "required" if item.default is dataclasses.MISSING else item.default
@@ -139,13 +139,8 @@ def decisions() -> dict[str, dict[str, list]]:
 
 def sections_of(section: type) -> set[type]:
     """The dataclass and those of its sections, of every kind."""
-    hints = typing.get_type_hints(section)
-    return {section}.union(*(sections_of_hint(hints[item.name]) for item in dataclasses.fields(section)))
-
-
-def sections_of_hint(hint) -> set[type]:
-    members = [member for member in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(member)]
-    return set().union(*map(sections_of, members))
+    found = (configuration.sections_of(hint) for hint in configuration.hints_of(section).values())
+    return {section}.union(*(sections_of(member) for members in found for member in members))
 
 
 if __name__ == "__main__":

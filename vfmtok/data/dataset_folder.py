@@ -94,9 +94,17 @@ def open_for_training(
     if train is None:
         raise DataError(_lacks(path, "train"))
     if held_out is not None:
-        held_out = held_out if is_url(str(held_out)) else Path(held_out).expanduser()
-        return _with_records(train), open_split(held_out, "val", options if names_shards(held_out) else NO_OPTIONS)
+        return _with_records(train), open_held_out(held_out, options)
     return _with_records(train), _with_records(splits["val"]) if "val" in splits else None
+
+
+def open_held_out(path: str | Path, options: ShardOptions = NO_OPTIONS) -> Dataset:
+    """The validation split of what is named as held-out images; of ``options`` it takes what applies to it.
+
+    Raises DataError as ``open_split`` does.
+    """
+    path = path if is_url(str(path)) else Path(path).expanduser()
+    return open_split(path, "val", options if names_shards(path) else NO_OPTIONS)
 
 
 def _lacks(path: str | Path, split: str) -> str:

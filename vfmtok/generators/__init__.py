@@ -11,20 +11,21 @@ rar/            permuted orders, annealed to the raster order
 """
 
 from collections.abc import Iterable
-from typing import Any, Union
+from typing import Annotated, Any
 
-from vfmtok.config import closest_match, config_from_dict, override_tree
+from vfmtok.config import Kinds, closest_match, config_from_dict
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
 from vfmtok.generators.rar.config import RAR_SIZES, RARConfig
+from vfmtok.trees import override_section
 
 GENERATORS = {
     "gpt": Family(GPTConfig, "vfmtok.generators.gpt.model:GPT", GPT_SIZES),
     "rar": Family(RARConfig, "vfmtok.generators.rar.model:RAR", RAR_SIZES),
 }
-AnyGeneratorConfig = Union[tuple(family.config for family in GENERATORS.values())]  # noqa: UP007 - the first is the default
+AnyGeneratorConfig = Annotated[Any, Kinds(lambda: [family.config for family in GENERATORS.values()])]
 
 
 def build_generator(config: Any) -> Generator:
@@ -57,4 +58,5 @@ def generator_tree(tree: dict[str, Any], overrides: Iterable[str] = (), source: 
     section = tree.get("generator", tree.get("gpt", tree))
     if not isinstance(section, dict):
         raise ConfigError(f"{source}: generator must be a section of keys and values, got {section!r}")
-    return override_tree(section, [text.removeprefix("generator.").removeprefix("gpt.") for text in overrides])
+    changes = [f"generator.{text[4:]}" if text.startswith("gpt.") else text for text in overrides]
+    return override_section(section, "generator", changes, next(iter(GENERATORS)))

@@ -3,6 +3,7 @@
 Shapes: N images, B batch, S image side.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok import distributed
+from vfmtok.config import closest_match
 from vfmtok.errors import ConfigError
 from vfmtok.generators.contract import Generator
 from vfmtok.layers.precision import autocast
 
 # Values that change nothing: a command may give them to a family that has no such setting.
 NEUTRAL = {
-    "cfg_interval": -1, "cfg_schedule": "constant", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False,
+    "cfg_interval": -1, "cfg_schedule": "constant", "cfg_power": 1.0,
+    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False,
 }  # fmt: skip
 
 
@@ -38,13 +41,14 @@ def generate(
         ConfigError: a label, seed or setting is out of its range, or a setting is none of the family's.
         VFMTokError: the model's numbers are not finite.
     """
-    parameters = inspect.signature(generator.sample).parameters
-    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-        neutral = {name for name in sampling.keys() & NEUTRAL if sampling[name] == NEUTRAL[name]}
-        sampling = {name: sampling[name] for name in sampling if name in parameters or name not in neutral}
-        if unknown := sampling.keys() - parameters.keys():
-            raise ConfigError(f"sampling from a {type(generator).__name__} has no setting {min(unknown)}")
-    return generator.sample(labels, seed=seed, sample_indices=sample_indices, **sampling)
+    parameters = inspect.signature(generator.sample).parameters.values()
+    names = [field.name for field in dataclasses.fields(generator.sampling)]
+    names += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    given = {name: value for name, value in sampling.items() if name in names or NEUTRAL.get(name) != value}
+    if unknown := min(given.keys() - set(names), default=None):
+        hint = closest_match(unknown, names)
+        raise ConfigError(f"sampling from this {type(generator).__name__} has no setting {unknown}{hint}")
+    return generator.sample(labels, seed=seed, sample_indices=sample_indices, **given)
 
 
 def draw_codes(

@@ -4,15 +4,17 @@ cosine         a learned codebook, by cosine (VFMTok, LlamaGen)
 finite_scalar  every dimension rounded to a few values (FSQ)
 """
 
+from typing import Annotated, Any
+
 from torch import Tensor
 
-from vfmtok.config import require
+from vfmtok.config import Kinds, require
 from vfmtok.errors import ConfigError
 from vfmtok.quantizers.cosine import CosineConfig, CosineQuantizer
 from vfmtok.quantizers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantizer
 
 QUANTIZERS = {CosineConfig: CosineQuantizer, FiniteScalarConfig: FiniteScalarQuantizer}  # configuration -> quantizer
-AnyQuantizerConfig = CosineConfig | FiniteScalarConfig  # of a section ``quantizer:``; the first is the default
+AnyQuantizerConfig = Annotated[Any, Kinds(lambda: QUANTIZERS)]  # of a section ``quantizer:``; the first is the default
 
 
 def build_quantizer(config: AnyQuantizerConfig) -> CosineQuantizer | FiniteScalarQuantizer:

@@ -8,23 +8,24 @@ vqgan/         LlamaGen's VQGAN, and VQGANs on frozen vision models
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union
+from typing import Annotated, Any
 
 from vfmtok import config as configuration
-from vfmtok.config import config_from_dict, override_tree, read_tree
+from vfmtok.config import Kinds, config_from_dict, read_tree
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.tokenizers.hita.config import HitaConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
+from vfmtok.trees import override_section
 
 TOKENIZERS = {
     "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
     "hita": Family(HitaConfig, "vfmtok.tokenizers.hita.model:Hita"),
     "vqgan": Family(VQGANConfig, "vfmtok.tokenizers.vqgan.model:VQGAN"),
 }
-AnyTokenizerConfig = Union[tuple(family.config for family in TOKENIZERS.values())]  # noqa: UP007 - the first is the default
+AnyTokenizerConfig = Annotated[Any, Kinds(lambda: [family.config for family in TOKENIZERS.values()])]
 
 
 def build_tokenizer(config: Any) -> Tokenizer:
@@ -56,4 +57,4 @@ def tokenizer_tree(tree: dict[str, Any], overrides: Iterable[str] = (), source: 
     section = tree.get("tokenizer", tree)
     if not isinstance(section, dict):
         raise ConfigError(f"{source}: tokenizer must be a section of keys and values, got {section!r}")
-    return override_tree(section, [text.removeprefix("tokenizer.") for text in overrides])
+    return override_section(section, "tokenizer", overrides, next(iter(TOKENIZERS)))

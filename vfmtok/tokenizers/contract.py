@@ -18,16 +18,22 @@ class Encoding(Protocol):
     losses: dict[str, Tensor]  # float32 scalars of the quantizer or posterior, already weighted
 
     # ids: Tensor, (B,K) int64, where ``tokenizer.code`` is Ids
-    # latents: Tensor, (B,C,h,w), where it is Latents
+    # latents: Tensor, (B,C,h,w), where it is Latents; (B,K,E) before quantization, where it is Ids
     # features: list[Tensor], of a frozen encoder, where there is one
     # region_tokens: Tensor, (B,K,D), what each token says before quantization, where a linear probe may learn from it
 
 
 class TokenizerOutput(Protocol):
-    """What one training pass returns. Fields that a family has not are None."""
+    """What one training pass returns. Fields that a family has not are None or absent."""
 
     reconstruction: Tensor  # (B,3,S,S), nominally in [-1,1]
     losses: dict[str, Tensor]  # as ``Encoding.losses``
+
+    # ids: Tensor, (B,K) int64, where ``tokenizer.code`` is Ids: usage of the codebook is counted by them
+    # latents: Tensor, (B,K,E), what was quantized, a tuple of them where there are several segments: where
+    #     ``codebook.revive`` is to work; for ``codebook.kmeans`` the Encoding has them, too
+    # features: list[Tensor], of a frozen encoder, where ``loss.perceptual: encoder`` is to work
+    # feature_reconstruction, feature_target: Tensor, (B,N,C) both, where ``loss.feature`` is to compare them
 
 
 class SamplingPoints(NamedTuple):
@@ -44,7 +50,7 @@ class Tokenizer(Protocol):
     """An ``nn.Module`` with these attributes.
 
     Attributes:
-        config: the resolved configuration, a dataclass with ``kind`` and ``image_size``.
+        config: the resolved configuration, a dataclass with ``kind``, ``image_size`` and ``code``.
         code: what ``encode`` makes and ``decode`` takes.
         device: where it computes.
         frozen_parts: names of submodules that training leaves as they are and checkpoints leave out.
@@ -63,6 +69,9 @@ class Tokenizer(Protocol):
         ranked_ids(images, count): ids (B,count,K) of the nearest codes, of the second nearest, and so on; ConfigError
             where a quantizer has no such order.
         region_tokens: of an encoding, see ``Encoding``.
+        encode_draws: True where encoding is a matter of chance (a VAE's posterior): ``encode`` then takes ``draws``
+            besides, the random numbers of these samples (``generators.counter_random.Draws``), and without it gives
+            the likeliest code.
     """
 
     config: Any

@@ -5,7 +5,6 @@ Both give the same kind of batch, in an order that is a function of (seed, sampl
 Shapes: B this process's batch, N samples; a code is ids (B,K) int64 or latents (B,C,h,w).
 """
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.code import Ids, check_fits
 from vfmtok.data.code_cache import CodeCache, check_tokenizer
-from vfmtok.data.dataset_folder import open_for_training, open_split
+from vfmtok.data.dataset_folder import open_for_training, open_held_out
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import autocast
 from vfmtok.pretrained.loading import load_tokenizer
 from vfmtok.tokenizers.contract import Tokenizer, code_of
@@ -99,7 +99,7 @@ def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
         check_tokenizer(held_cache, made_by)
         _check_classes(held_cache.classes, classes, held_cache.path)
     elif cache is not None and data.val_path is not None:
-        held_records = open_split(os.path.expanduser(data.val_path), "val")
+        held_records = open_held_out(data.val_path, data.shards)
     if held_records is not None:
         _check_classes(held_records.classes, classes, held_records.path)
     found = CodeData(cache, records, held_cache, held_records, tokenizer, made_by, classes)
@@ -192,20 +192,31 @@ class CachedCodes:
 
 
 class EncodedCodes:
-    """Endless batches of images, encoded on the device."""
+    """Endless batches of images, encoded on the device.
+
+    Args:
+        seed: of what the encoder draws.
+    """
 
     def __init__(
-        self, loader: ImageLoader, path: Path, tokenizer: Tokenizer, micro_batch: int, precision: str, config: Any
+        self,
+        loader: ImageLoader,
+        path: Path,
+        tokenizer: Tokenizer,
+        micro_batch: int,
+        precision: str,
+        config: Any,
+        seed: int,
     ):
-        self.loader, self.path, self.tokenizer, self.config = loader, path, tokenizer, config
+        self.loader, self.path, self.tokenizer, self.config, self.seed = loader, path, tokenizer, config, seed
         self.micro_batch, self.precision = micro_batch, precision
         self.reset_timing, self.close = loader.reset_timing, loader.close
 
     def __next__(self) -> CodeBatch:
         batch = next(self.loader)
         check_rows(None, batch.labels, self.config, self.path)
-        code = encode(self.tokenizer, batch.images, self.micro_batch, self.precision)
         positions = _positions(self.loader.order, batch.samples_seen)
+        code = encode(self.tokenizer, batch.images, self.micro_batch, self.precision, Draws(self.seed, positions))
         return CodeBatch(code, batch.labels, positions, batch.samples_seen)
 
     @property
@@ -240,18 +251,28 @@ def training_codes(
         data.tokenizer.config.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center"
     )
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
-    return EncodedCodes(loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator)
+    return EncodedCodes(
+        loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator, run.seed % 2**64
+    )
 
 
 @torch.no_grad()
-def encode(tokenizer: Tokenizer, images: Tensor, micro_batch: int, precision: str) -> Tensor:
-    """uint8 (B,3,S,S) -> their code on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does."""
+def encode(
+    tokenizer: Tokenizer, images: Tensor, micro_batch: int, precision: str, draws: Draws | None = None
+) -> Tensor:
+    """uint8 (B,3,S,S) -> their code on the tokenizer's device. On CPUs in float32, as `vfmtok codes` does.
+
+    ``draws`` is for a tokenizer whose code is a matter of chance; without it the code is the likeliest one.
+    """
     device, code = tokenizer.device, tokenizer.code
     precision = "none" if device.type == "cpu" else precision
-    parts = []
-    for part in images.split(micro_batch) if len(images) else ():
+    draws, parts = draws if getattr(tokenizer, "encode_draws", False) else None, []
+    for start in range(0, len(images), micro_batch):
+        rows = slice(start, start + micro_batch)
+        pixels = to_unit_range(images[rows].to(device, non_blocking=True))
+        chance = {} if draws is None else {"draws": Draws(draws.seed, draws.samples[rows].to(device))}
         with autocast(precision, device):
-            parts.append(code_of(tokenizer.encode(to_unit_range(part.to(device, non_blocking=True))), code))
+            parts.append(code_of(tokenizer.encode(pixels, **chance), code))
     kind = torch.int64 if isinstance(code, Ids) else torch.float32
     return torch.cat(parts) if parts else torch.empty(0, *code.shape, dtype=kind, device=device)
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from vfmtok import distributed
 from vfmtok.code import Ids
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.errors import SharedError
 from vfmtok.metrics.usage import usage_of_counts
-from vfmtok.tokenizers.contract import TokenizerOutput
+from vfmtok.training.objective import Made
 from vfmtok.training.recipe import CodebookConfig
 from vfmtok.training.trained_parts import evaluating
 from vfmtok.training.validation import read_images
@@ -88,11 +89,14 @@ class CodebookCare:
         """Whether step 0, 1, ... is the last of a window. Counting begins when quantization does."""
         return (step + 1 - self.config.continuous_steps) % self.window_steps == 0
 
-    def note(self, out: TokenizerOutput) -> None:
-        """Keep the ids of a pass, and for revival its latents, until the step is done."""
-        self._ids.append(out.ids)
+    def note(self, made: Made) -> None:
+        """Keep the ids of a pass, and for revival its latents, until the step is done.
+
+        Raises SharedError if a tokenizer's output lacks them (see ``TokenizerOutput``).
+        """
+        self._ids.append(_present(made, "ids", "usage of the codebook is counted by"))
         if self.config.revive:
-            self._latents.append(tuple(latents.detach() for latents in latents_of(out)))
+            self._latents.append(latents_of(made, "codebook.revive takes new codes from"))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -184,15 +188,24 @@ def start_codebooks(run: "TokenizerRun") -> None:
     found = []  # of each micro-batch, latents of each segment
     with torch.no_grad(), run.autocast(), evaluating(tokenizer, run.recipe.train):
         for part in images.split(run.plan.micro_batch):
-            found.append(latents_of(tokenizer.encode(to_unit_range(part.to(world.device)))))
+            encoding = tokenizer.encode(to_unit_range(part.to(world.device)))
+            found.append(latents_of(encoding, "codebook.kmeans makes a codebook of"))
     for index, (segment, parts) in enumerate(zip(config.code.segments, zip(*found, strict=True), strict=True)):
         latents = torch.cat([part.flatten(0, 1) for part in parts])  # (this process's images * K,E)
         run.care.start_codebook(index, distributed.gather_rows(latents)[: count * segment.count])
 
 
-def latents_of(found: Any) -> tuple[Tensor, ...]:
+def latents_of(found: Any, purpose: str) -> tuple[Tensor, ...]:
     """Those of each segment, (B,K,E), in what an ``encode`` or a training pass returned."""
-    return found.latents if isinstance(found.latents, tuple) else (found.latents,)
+    latents = _present(found, "latents", purpose)
+    return latents if isinstance(latents, tuple) else (latents,)
+
+
+def _present(found: Any, name: str, purpose: str) -> Any:
+    value = getattr(found, name, None)
+    if value is None:
+        raise SharedError(f"{purpose} `{name}`, which this tokenizer does not give (vfmtok/tokenizers/contract.py)")
+    return value
 
 
 def spherical_kmeans(latents: Tensor, count: int, seed: int) -> Tensor:

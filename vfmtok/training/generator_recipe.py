@@ -3,14 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
 from vfmtok.errors import ConfigError
 from vfmtok.generators import AnyGeneratorConfig
 from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.token_sampling import Guidance, Sampling
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
 
 
@@ -64,6 +63,12 @@ class TokenOptimizerConfig(OptimizerConfig):
         return dataclasses.replace(self, lr_batch=None, **rates)
 
 
+# Version 0.1 had these beside ``every``; at these values, or with cfg_scale at any, they change nothing.
+SAMPLING_OF_0_1 = {
+    "cfg_scale": None, "cfg_schedule": "constant", "cfg_power": 1.0, "top_k": 0, "top_p": 1.0, "temperature": 1.0,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PicturesConfig:
     """Images of fixed classes and seeds, drawn now and then where a tokenizer is given (data.vq_ckpt)."""
@@ -71,21 +76,23 @@ class PicturesConfig:
     every: int = 5000  # steps; 0 draws none
     classes: int = 8  # evenly spaced; one row each
     per_class: int = 4
-    cfg_scale: float = 2.0
-    cfg_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
-    cfg_power: float = 1.0  # of power-cosine
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float = 1.0
     seed: int = 0
+    sampling: dict[str, Any] = field(default_factory=lambda: {"cfg_scale": 2.0})  # settings of the generator's family
 
     def __post_init__(self):
-        """What could not be drawn is found now, not after the first 5000 steps."""
         require_not_negative(self, "pictures", "every")
         require_positive(self, "pictures", "classes", "per_class")
         require(0 <= self.seed < 2**64, "pictures.seed", "must be in [0,2^64)", self.seed)
-        Guidance(self.cfg_scale, -1, self.cfg_schedule, self.cfg_power)
-        Sampling(self.temperature, self.top_k, self.top_p)
+
+    @classmethod
+    def upgraded(cls, tree: dict) -> dict:
+        """The settings lay beside the others in version 0.1, and may still be written there."""
+        old = {name: tree.pop(name) for name in SAMPLING_OF_0_1 if name in tree}
+        given = tree.get("sampling", cls().sampling)
+        if old and isinstance(given, Mapping):
+            changed = {name: value for name, value in old.items() if name in given or value != SAMPLING_OF_0_1[name]}
+            tree["sampling"] = {**given, **changed}
+        return tree
 
 
 @dataclass(frozen=True)

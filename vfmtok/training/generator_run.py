@@ -1,6 +1,7 @@
 """What the training of a generator works with, built from its recipe. The loop is in ``train_generator.py``."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from vfmtok import distributed
 from vfmtok.code import Ids
+from vfmtok.config import config_from_dict
 from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import DataError, VFMTokError
 from vfmtok.generators import build_generator
@@ -61,6 +63,8 @@ class GeneratorRun:
             self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)
         construction.before_models(run)
         self.generator = self._build()
+        with distributed.together():  # what could not be drawn is found now, not after the first 5000 steps
+            self.sampling = config_from_dict(recipe.pictures.sampling, self.generator.sampling, "pictures.sampling")
         with distributed.together():
             if hasattr(self.generator, "begin_run"):
                 self.generator.begin_run(self.plan.steps)
@@ -232,8 +236,7 @@ class GeneratorRun:
         chosen = evenly_spaced(config.classes, self.generator.num_classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
         names = ("cfg_scale", "cfg_schedule", "top_k", "top_p", "temperature", "seed")
-        settings = {name: getattr(config, name) for name in names}
-        settings |= {"cfg_power": config.cfg_power} if config.cfg_schedule == "power-cosine" else {}
+        settings = {**dataclasses.asdict(self.sampling), "seed": config.seed}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size
         batch = 8 if self.world.device.type == "cpu" else 32  # a run that is to stop waits for one
@@ -247,7 +250,7 @@ class GeneratorRun:
                 log.alarm(step, f"no picture of {prefix}samples: {error}")
                 continue
             rows = pixels.reshape(len(chosen), config.per_class, size, size, 3)
-            title = f"step {step}: guidance {config.cfg_scale:g}, seed {config.seed}"
+            title = f"step {step}: {self.sampling.guidance}, seed {config.seed}"
             log.picture(step, f"{prefix}samples", draw_rows(rows, names, title))
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vfmtok.config import closest_match
 from vfmtok.encoders import build_encoder
-from vfmtok.errors import ConfigError
+from vfmtok.errors import ConfigError, SharedError
 from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss
 from vfmtok.losses.feature import feature_loss
 from vfmtok.losses.perceptual import LPIPS, EncoderPerceptual
@@ -54,10 +54,17 @@ class Term:
     balance: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
 
     def takes_part(self, step: int, images_seen: int) -> bool:
-        in_steps = self.first_step <= step and (self.last_step is None or step <= self.last_step)
-        return (
-            in_steps and self.first_image <= images_seen and (self.last_image is None or images_seen <= self.last_image)
-        )
+        has_begun = self.first_step <= step and self.first_image <= images_seen
+        return has_begun and not self.is_over(step, images_seen)
+
+    def is_over(self, step: int, images_seen: int) -> bool:
+        after_steps = self.last_step is not None and step > self.last_step
+        return after_steps or (self.last_image is not None and images_seen > self.last_image)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it takes no part in some steps."""
+        return (self.first_step, self.last_step, self.first_image, self.last_image) != (0, None, 0, None)
 
     def values(self, images: Tensor, out: TokenizerOutput, before: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted, by name; none where the function has nothing to compare."""
@@ -85,10 +92,8 @@ def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | No
 
 def perceptual_distance(perceptual: nn.Module, images: Tensor, out: TokenizerOutput) -> Tensor:
     """The distance of images (B,3,S,S) in [-1,1] and what the tokenizer made of them: a float32 scalar."""
-    if (
-        isinstance(perceptual, EncoderPerceptual) and perceptual.is_tokenizers
-    ):  # the tokenizer's pass has the features of the images
-        return perceptual(out.reconstruction, images, out.features)
+    if isinstance(perceptual, EncoderPerceptual) and perceptual.is_tokenizers:  # whose pass may have the features
+        return perceptual(out.reconstruction, images, getattr(out, "features", None))
     return perceptual(out.reconstruction, images)
 
 
@@ -101,10 +106,12 @@ class TokenizerObjective:
         loss_scale: of fp16, under which small gradients vanish: the adaptive weight's are taken of losses so scaled.
 
     Attributes:
-        terms: the rows, in the order in which they are computed and summed.
+        terms: the rows, in the order in which they are computed and summed. The adversarial one is the last: what its
+            adaptive weight is balanced with comes before it.
+        notes: for people: rows of ``loss.terms`` that change nothing, since this run has no such loss.
 
     Raises:
-        ConfigError: ``loss.terms`` names a loss that is not there.
+        ConfigError: ``loss.terms`` names a loss that is unknown.
     """
 
     def __init__(
@@ -129,7 +136,17 @@ class TokenizerObjective:
                 balance = partial(_adaptive_weight, tokenizer.last_layer, loss_scale)
             judged = partial(_judged, discriminator, adversarial.generator_loss)
             rows.append(Term("adversarial", judged, adversarial.weight, first_step=adversarial.start, balance=balance))
-        self.terms = _as_configured(rows, loss.terms)
+        self.terms, self.notes = _as_configured(rows, loss.terms)
+
+    @property
+    def may_leave_parts_out(self) -> bool:
+        """Whether there may be steps without a gradient for a part that has one in others. The adversarial loss comes
+        through the reconstruction, and the discriminator learns by itself."""
+        return any(term.is_limited for term in self.terms if term.name != "adversarial")
+
+    def adversarial_is_over(self, step: int, images_seen: int) -> bool:
+        """Whether the tokenizer no longer sees the discriminator."""
+        return any(term.is_over(step, images_seen) for term in self.terms if term.name == "adversarial")
 
     def __call__(
         self,
@@ -154,17 +171,24 @@ class TokenizerObjective:
         return values
 
 
-def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> list[Term]:
-    """The rows as the recipe changes them, and the further ones it names."""
-    by_name = {row.name: row for row in rows}
+# Rows that a recipe may have or not, by other settings.
+OPTIONAL = ("perceptual", "adversarial")
+
+
+def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> tuple[list[Term], list[str]]:
+    """The rows as the recipe changes them with the further ones it names, and notes of changes without effect."""
+    by_name, notes = {row.name: row for row in rows}, []
     for change in changes:
+        if change.name in OPTIONAL and change.name not in by_name:
+            notes.append(f"loss.terms: '{change.name}' has no effect, since this run has no such loss")
+            continue
         if change.name not in by_name and change.name not in TERMS:
-            known = [*by_name, *TERMS]
+            known = list(dict.fromkeys([*by_name, *OPTIONAL, *TERMS]))
             hint = closest_match(change.name, known)
             raise ConfigError(f"loss.terms: there is no '{change.name}'{hint}; there are {', '.join(known)}")
         row = by_name.get(change.name) or Term(change.name, TERMS[change.name])
         by_name[change.name] = dataclasses.replace(row, **change.given())
-    return list(by_name.values())
+    return sorted(by_name.values(), key=lambda row: row.name == "adversarial"), notes
 
 
 def _feature_loss(images: Tensor, out: TokenizerOutput) -> Tensor | None:
@@ -179,8 +203,45 @@ def _judged(discriminator: nn.Module, kind: str, images: Tensor, out: TokenizerO
 
 
 def _adaptive_weight(last_layer: Tensor, loss_scale: float, before: dict[str, Tensor], judged: Tensor) -> Tensor:
-    seen = before["pixel"] + before.get("perceptual", 0)
-    return adaptive_weight(seen, judged, last_layer, loss_scale)
+    seen = [value for name, value in before.items() if name in ("pixel", "perceptual", *TERMS)]
+    if not seen:
+        raise SharedError(
+            "adversarial.adaptive_weight balances with the pixel and perceptual losses: at this step none takes part"
+        )
+    return adaptive_weight(sum(seen), judged, last_layer, loss_scale)
+
+
+@dataclass
+class Made:
+    """What a pass made of images, without gradients."""
+
+    reconstruction: Tensor  # (B,3,S,S)
+    ids: Tensor | None  # (B,K) int64
+    latents: tuple[Tensor, ...] | None  # (B,K,E) of each segment
+
+
+class TokenizerPass(nn.Module):
+    """A tokenizer's losses as a forward pass, as DDP wants it: what it returns is all that gradients come from, so that
+    parts without any in a step can be told from the others."""
+
+    def __init__(self, tokenizer: Tokenizer, objective: TokenizerObjective):
+        super().__init__()
+        self.tokenizer, self.objective = tokenizer, objective
+
+    def forward(self, images: Tensor, step: int, images_seen: int) -> tuple[dict[str, Tensor], Made]:
+        """images (B,3,S,S) in [-1,1] -> float32 scalars by name, to be summed, and what was made.
+
+        Raises SharedError if none of the losses that take part in this step has a gradient.
+        """
+        out = self.tokenizer(images)
+        terms = self.objective(images, out, step=step, images_seen=images_seen)
+        if not any(term.requires_grad for term in terms.values()):
+            found = f"only {', '.join(terms)}" if terms else "none"
+            raise SharedError(f"step {step} has no loss for what trains ({found} takes part): see loss.terms and train")
+        latents = getattr(out, "latents", None)
+        if latents is not None:
+            latents = tuple(part.detach() for part in (latents if isinstance(latents, tuple) else (latents,)))
+        return terms, Made(out.reconstruction.detach(), getattr(out, "ids", None), latents)
 
 
 class DiscriminatorPass(nn.Module):

@@ -15,12 +15,21 @@ def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Ten
     return ((number == len(parts), part) for number, part in enumerate(parts, start=1))
 
 
-def wrap(module: nn.Module, world: distributed.World) -> nn.Module:
-    """In DDP, where there are several processes."""
+def wrap(module: nn.Module, world: distributed.World, find_unused: bool = False) -> nn.Module:
+    """In DDP, where there are several processes.
+
+    Args:
+        find_unused: there may be steps in which parameters have no gradient; DDP then walks the graph in every pass.
+    """
     if world.size == 1:
         return module
-    device_ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        module,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused,
+    )
 
 
 def synced(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:

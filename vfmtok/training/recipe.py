@@ -14,7 +14,7 @@ from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
 from vfmtok.encoders.config import EncoderConfig, require_encoder_weights
 from vfmtok.errors import ConfigError
-from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
+from vfmtok.quantizers import QUANTIZERS, CosineConfig
 from vfmtok.tokenizers import AnyTokenizerConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 
@@ -80,6 +80,10 @@ class LossConfig:
                 self.perceptual,
             )
             require(self.perceptual_encoder.frozen, "loss.perceptual_encoder.frozen", "must be true", False)
+        for term in self.terms:
+            starts = term.first_step is not None or term.first_image is not None
+            if term.name == "adversarial" and starts:  # the discriminator and the choice of the best go by it, too
+                raise ConfigError("loss.terms: the first step of the adversarial loss is adversarial.start")
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class TokenizerRecipe:
                 "loss.perceptual_encoder"
             )
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
-        quantizers = [section for section in sections if isinstance(section, AnyQuantizerConfig)]
+        quantizers = [section for section in sections if isinstance(section, tuple(QUANTIZERS))]
         learned = [isinstance(quantizer, CosineConfig) for quantizer in quantizers]
         if (self.codebook.kmeans or self.codebook.revive) and not (learned and all(learned)):
             raise ConfigError(

@@ -22,7 +22,13 @@ from vfmtok.training import construction, passes, run_folder
 from vfmtok.training.codebook_care import CodebookCare
 from vfmtok.training.ema import EMA
 from vfmtok.training.health import SkippedSteps
-from vfmtok.training.objective import DiscriminatorPass, TokenizerObjective, build_perceptual, checkpoint_activations
+from vfmtok.training.objective import (
+    DiscriminatorPass,
+    TokenizerObjective,
+    TokenizerPass,
+    build_perceptual,
+    checkpoint_activations,
+)
 from vfmtok.training.optimizer import FIRST_SCALE, Stepper
 from vfmtok.training.recipe import Plan, TokenizerRecipe
 from vfmtok.training.state import RunState
@@ -51,7 +57,9 @@ class TokenizerRun:
             checkpoint_activations(self.tokenizer, self.tokenizer.recomputed)
         if run.compile:
             self.tokenizer.compile()
-        self.model = passes.wrap(self.tokenizer, world)
+        self.model = passes.wrap(
+            TokenizerPass(self.tokenizer, self.objective), world, find_unused=self.objective.may_leave_parts_out
+        )
         if self.discriminator is not None:
             self.judge = passes.wrap(DiscriminatorPass(self.discriminator), world)
 
@@ -95,6 +103,7 @@ class TokenizerRun:
         self.objective = TokenizerObjective(
             recipe.loss, recipe.adversarial, self.tokenizer, self.perceptual, self.discriminator, scale
         )
+        self.notes += self.objective.notes
 
     def _synchronise_batch_norm(self) -> None:
         """Of what is trained. Frozen parts keep their statistics."""
@@ -174,6 +183,12 @@ class TokenizerRun:
         )
 
     # ---- what the loop asks for ------------------------------------------------------------
+
+    def discriminator_learns(self, step: int) -> bool:
+        """Not before ``adversarial.learns_from``, nor when the tokenizer no longer sees it."""
+        if self.discriminator is None or step < self.recipe.adversarial.learns_from:
+            return False
+        return not self.objective.adversarial_is_over(step, self.state.samples_seen)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.recipe.run.precision, self.world.device)

@@ -62,7 +62,7 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
             start_codebooks(run)
         if care is not None:
             care.before_step(step)
-        discriminator_learns = run.discriminator is not None and step >= recipe.adversarial.learns_from
+        discriminator_learns = run.discriminator_learns(step)
         batch = next(loader)
         lr = learning_rate(recipe.optimizer, step, plan.warmup_steps, plan.steps)
 
@@ -70,22 +70,21 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
             images = to_unit_range(part.to(world.device, non_blocking=True))  # (b,3,S,S)
             with passes.synced(run.model, last):
                 with run.autocast():
-                    out = run.model(images)
-                    terms = run.objective(images, out, step=step, images_seen=state.samples_seen)
+                    terms, made = run.model(images, step, state.samples_seen)
                     loss = sum(terms.values())
                 steppers["model"].backward(loss / accumulation)
             if discriminator_learns:
                 with passes.synced(run.judge, last):
                     with run.autocast():
-                        real, fake = run.judge(images, out.reconstruction.detach())
+                        real, fake = run.judge(images, made.reconstruction)
                         judge_terms = discriminator_terms(recipe.adversarial, real, fake, run.lecam)
                     steppers["discriminator"].backward(sum(judge_terms.values()) / accumulation)
                 terms |= judge_terms
             losses = {name: term.detach() for name, term in {**terms, "total": loss}.items()}
             progress.meter.add({f"loss/{name}": term for name, term in losses.items()})
             if care is not None:
-                care.note(out)
-            del out, loss, terms  # or what they hold would stand beside the next pass
+                care.note(made)
+            del made, loss, terms  # or what they hold would stand beside the next pass
 
         norms = {"model": steppers["model"].step(lr)}
         if discriminator_learns:

@@ -168,9 +168,17 @@ class GPT(nn.Module):
         that the model holds likeliest."""
         return score_logits(self(labels, code[:, :-1]).logits, code)
 
-    def sample(self, labels: Tensor, **settings: Any) -> Tensor:
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        prefix_ids: Tensor | None = None,
+        order: Tensor | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        **settings: Any,
+    ) -> Tensor:
         """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``; ``published_boundary``: see ``begin``."""
-        return generate(self, labels, **settings)
+        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, **settings)
 
     def forward(
         self,

@@ -168,9 +168,17 @@ class RAR(nn.Module):
         the share of tokens that the model holds likeliest."""
         return score_logits(self(labels, code).logits, code)
 
-    def sample(self, labels: Tensor, **settings: Any) -> Tensor:
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        prefix_ids: Tensor | None = None,
+        order: Tensor | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        **settings: Any,
+    ) -> Tensor:
         """labels (B,) -> ids (B,K), row by row: see ``vfmtok.generators.autoregressive.generate``."""
-        return generate(self, labels, **settings)
+        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, **settings)
 
     def forward(self, labels: Tensor, ids: Tensor, order: Tensor | None = None, with_loss: bool = False) -> RAROutput:
         """labels (B,) in [0,num_classes], ids (B,K) in [0,V) row by row, order (B,K), all int64 -> RAROutput.
