@@ -21,8 +21,9 @@ class ColumnConfig:
 
     Attributes:
         of: the step that finds it; None: only the paper has it at this scale.
-        number: its name there: in results.json ("PSNR", "agreement, CFG 2"), or of a training's last entry of it in
-            log.jsonl ("validation/ema_loss"). None: the column's name.
+        number: its name there: in results.json ("PSNR", "gFID (CFG 1.5)"; a * stands for anything, and the first that
+            fits is taken), or of a training's last entry of it in log.jsonl ("validation/ema_loss"). None: the column's
+            name.
         digits: shown; what they round is kept in table.json.
     """
 

@@ -9,6 +9,7 @@ such a deviation explains in 19 of 20 cases (Student's t, two-sided).
 import json
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
@@ -152,9 +153,9 @@ def _read(step: Step | None, column: ColumnConfig) -> tuple[float | None, str]:
             return None, ""
         return log[column.key][1][-1], f"{column.key}, the last of the training's log"
     for file in result_files(step.out):
-        entry = _numbers(file).get(column.key)
-        if entry is not None:
-            return entry["value"], entry["protocol"]
+        for name, entry in _numbers(file).items():
+            if fnmatchcase(name, column.key):
+                return entry["value"], f"{name}: {entry['protocol']}"
     return None, ""
 
 
