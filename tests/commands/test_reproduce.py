@@ -54,7 +54,8 @@ def test_every_published_row_has_its_manifest(name):
 
 
 def test_there_are_no_others():
-    assert manifest_names() == sorted(NAMES)
+    others = ("llamagen-", "hita-", "rar-")  # see test_published_tables.py
+    assert [name for name in manifest_names() if not name.startswith(others)] == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +89,8 @@ def test_the_scripts_take_what_a_dry_run_tells(name, capsys):
         ({"expected": [{"name": "gFID", "value": "low", "band": 0.1}]}, r"value must be a number"),
         ({"task": "sampling"}, "task must be one of reconstruction, generation"),
         ({"task": "reconstruction"}, "expected.name must be one of rFID"),
-        ({"gpt_model": "GPT-XXS"}, "gpt_model must be one of GPT-B"),
+        ({"gpt_model": "GPT-XXS"}, "no generator is called 'GPT-XXS'.*RAR-XL"),
+        ({"resize": "pillow"}, "resize does not fit task generation"),
         ({"gpt": None}, "gpt does not fit task generation"),
         ({"count": 0}, "count must be"),
     ],

@@ -76,6 +76,31 @@ def test_numbers_are_those_of_a_plain_loop(tokenizer, records, tmp_path):
     assert set(found) == {"PSNR", "SSIM", "SSIM (data range 2)", "codebook usage", "codebook perplexity"}
 
 
+def test_pillow_resizes_both_sides_as_uint8(tokenizer, records, plain, tmp_path):
+    """Hita's protocol: pixels at the tokenizer's size first, then Pillow's default filter, of both sides."""
+    psnr = []
+    for index in GOOD:
+        image = to_unit_range(EvaluationCrop(32)(records[index].image))[None]
+        both = to_pixels(image, 32), tokenizer.decode_to_uint8(tokenizer.encode(image).ids, 32)
+        small = [np.asarray(Image.fromarray(side[0].numpy()).resize((SIZE, SIZE))) for side in both]
+        psnr.append(peak_signal_noise_ratio(*small))
+    results = evaluate(tokenizer, records, tmp_path, Measures(resize="pillow"))
+    assert values(results)["PSNR"] == pytest.approx(np.mean(psnr), rel=1e-6)
+    assert values(results)["PSNR"] != values(plain[1])["PSNR"]
+    assert "Pillow" in results["numbers"]["PSNR"]["protocol"]
+    with pytest.raises(DataError, match="another resize"):
+        evaluate(tokenizer, records, tmp_path)
+    before = tmp_path / "before"  # a finished one that says nothing of it, as those of version 0.2
+    before.mkdir()
+    results["job"]["resize"] = "bicubic"
+    (before / "results.json").write_text(json.dumps({**results, "job": _without(results["job"], "resize")}))
+    assert values(evaluate(tokenizer, records, before)) == values(results)
+
+
+def _without(tree: dict, key: str) -> dict:
+    return {name: value for name, value in tree.items() if name != key}
+
+
 def test_the_folder_holds_every_image_once_and_pictures(plain):
     folder, results = plain
     assert json.loads((folder / "results.json").read_text()) == results

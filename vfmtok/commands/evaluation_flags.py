@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
 from vfmtok.evaluation.reconstruction_numbers import Measures
+from vfmtok.evaluation.resizing import Resize
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generators.contract import Generator
@@ -77,6 +79,12 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         default=workers,
         metavar="N",
         help="loading processes of each process",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=typing.get_args(Resize),
+        default="bicubic",
+        help="to --image-size-eval, of both sides: without antialiasing (default), or as uint8 by Pillow, as Hita does",
     )
     parser.add_argument("--tokens", metavar="N,N", help="tokens whose sampling points are drawn (default: four)")
     parser.add_argument(
@@ -297,7 +305,7 @@ def open_measures(args: argparse.Namespace, world: distributed.World, probe: Tok
         if args.reference:
             where, size = path_of(args.reference), args.image_size_eval
             reference = open_reference(where, inception, size, args.batch_size, world)
-    return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes))
+    return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes), args.resize)
 
 
 def open_references(

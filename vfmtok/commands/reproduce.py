@@ -10,7 +10,7 @@ from vfmtok import distributed
 from vfmtok.commands import evaluation_flags, flags
 from vfmtok.commands.evaluation_scripts import measure_generator, measure_tokenizer
 from vfmtok.errors import ConfigError, SharedError
-from vfmtok.pretrained.manifest import Manifest, find_manifest, manifest_names
+from vfmtok.pretrained.manifest import Manifest, Variant, find_manifest, manifest_names
 
 EDGE = 1e-9  # share of a band: decimal numbers are rounded to binary ones, so a difference of 0.1 may come out as more
 
@@ -54,13 +54,42 @@ def run(args: argparse.Namespace) -> None:
             parsed = evaluation_flags.reconstruction_parser().parse_args(arguments)
             results = measure_tokenizer(parsed, world, args.num)
         else:
-            parsed = evaluation_flags.generation_parser().parse_args(arguments)
-            (results,) = measure_generator(parsed, world).values()
+            results = _measure_samples(arguments, world)
         lines, failed = verdict(manifest, results, trial=args.num is not None)
+        for variant in manifest.variants:
+            found = _measure_samples(_varied(arguments, variant), world)
+            lines += [f"  {variant.name}, which decides nothing:", *_beside(manifest, found)]
         distributed.print_main("\n".join(lines))
         if failed:
             raise SharedError(f"{manifest.title}: FAILED, {failed}")
     return None
+
+
+def _measure_samples(arguments: list[str], world: distributed.World) -> dict[str, Any]:
+    parsed = evaluation_flags.generation_parser().parse_args(arguments)
+    (results,) = measure_generator(parsed, world).values()
+    return results
+
+
+def _varied(arguments: list[str], variant: Variant) -> list[str]:
+    """What is said of a setting last, holds."""
+    return [*arguments, *(word for setting in variant.settings for word in ("--sampling", setting))]
+
+
+def _beside(manifest: Manifest, results: dict[str, Any]) -> list[str]:
+    """Lines for people, of the numbers that a manifest names."""
+    found = _by_name(results)
+    return [
+        f"    {expected.name:<15} {entry['value']}, published {expected.value:g}"
+        for expected in manifest.expected
+        if (entry := found.get(expected.name)) is not None
+    ]
+
+
+def _by_name(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The numbers by their names, and without what is in brackets in these ("gFID (CFG 1.5)")."""
+    numbers = results["numbers"]
+    return {name.partition(" (")[0]: entry for name, entry in reversed(numbers.items())} | numbers
 
 
 def _check(args: argparse.Namespace, manifest: Manifest) -> None:
@@ -84,12 +113,15 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
         f"-{args.num}" if args.num else ""
     )
     common = ["--vq-ckpt", manifest.tokenizer, "--image-size-eval", str(manifest.image_size)]
-    common += [word for change in args.set for word in ("--set", change)]
+    settings = [f"tokenizer.{setting}" for setting in manifest.tokenizer_settings]
+    common += [word for change in (*settings, *args.set) for word in ("--set", change)]
     common += ["--inception", args.inception] if args.inception else []
     common += ["--no-fid"] if args.no_fid else []
     common += ["--prefer", manifest.prefer]
     if manifest.task == "reconstruction":
         own = ["--anno-file", args.data or "DATA", "--output_dir", folder, "--batch-size", str(args.batch_size)]
+        own += ["--reference", args.data or "DATA"] if manifest.rfid_against == "dataset" else []
+        own += ["--resize", manifest.resize] if manifest.resize != "bicubic" else []
         lpips = any(number.name == "LPIPS" for number in manifest.expected)
         return "vqgan_test.py", [*common, *own, *([] if lpips else ["--no-lpips"])]
     own = ["--gpt-ckpt", manifest.gpt, "--sample-dir", folder]
@@ -106,7 +138,7 @@ def verdict(manifest: Manifest, results: dict[str, Any], trial: bool = False) ->
     A number passes if it is within its band of the published one, on whichever side, edges included. One that came out
     infinite or as none is null in ``results``, and fails.
     """
-    found = {name.partition(" (")[0]: entry for name, entry in reversed(results["numbers"].items())}
+    found = _by_name(results)
     count = results["job"]["count"]
     comparable = count == manifest.count
     lines, failed = [manifest.title + ":"], []
@@ -141,6 +173,7 @@ def _described(manifest: Manifest, script: str, arguments: list[str]) -> list[st
     published = ", ".join(map(str, manifest.expected))
     lines.append(f"  published  {published}")
     lines += [f"  assumed    {text.strip()}" for text in manifest.assumptions]
+    lines += [f"  beside it  {variant.name}: {' '.join(_varied([], variant))}" for variant in manifest.variants]
     return [*lines, f"  as         python {script} {shlex.join(arguments)}"]
 
 

@@ -4,6 +4,6 @@ a tokenizer    reconstruction and its reconstruction_numbers, sampling_points (a
 a generator    generation, samples (which, checked), sweep; sample_metrics measures samples, whoever made them;
                agreement (do images look like their classes, are they new?)
 networks       inception, inception_weights, lpips, encoder_distance (fd@...), model_size (parameters, FLOPs)
-their inputs   image_sources, given_images, reference (opened or measured), reference_file
+their inputs   image_sources, given_images, resizing, reference (opened or measured), reference_file
 what is kept   results (numbers and their protocols), jobs (unfinished work)
 """

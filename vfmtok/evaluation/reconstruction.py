@@ -1,8 +1,9 @@
 """How well a tokenizer reconstructs a dataset: rFID, rIS, PSNR, SSIM, LPIPS, codebook usage, and pictures.
 
 Every image is cut to the tokenizer's size, encoded and decoded; original and reconstruction are both brought to the
-evaluation's size in the same way (336 -> 256: bicubic, ``to_pixels``) and compared as uint8. Networks compute in
-float32 without TF32. Each block of images is written at once (jobs.py): the same command again continues.
+evaluation's size in the same way (336 -> 256: bicubic, ``to_pixels``; another way is in resizing.py) and compared as
+uint8. Networks compute in float32 without TF32. Each block of images is written at once (jobs.py): the same command
+again continues.
 
 Shapes: N records, n good records, B batch, K tokens, S side of the tokenizer's images, E side of the evaluation's.
 """
@@ -29,6 +30,7 @@ from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import SharedError
 from vfmtok.evaluation import jobs
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, FinishedBlocks, Measures, all_numbers
+from vfmtok.evaluation.resizing import Resize, resize_with_pillow
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.sampling_points import check_tokens, picture_of_points
 from vfmtok.files import replace_file
@@ -55,12 +57,15 @@ class RoundTrip(NamedTuple):
 
 
 @torch.no_grad()
-def round_trip(tokenizer: Tokenizer, crops: Tensor, size: int) -> RoundTrip:
+def round_trip(tokenizer: Tokenizer, crops: Tensor, size: int, resize: Resize = "bicubic") -> RoundTrip:
     """crops (B,3,S,S) uint8 on the tokenizer's device -> both sides brought to ``size`` alike, in full float32."""
     images = to_unit_range(crops)  # (B,3,S,S)
     with full_float32(images.device.type):
         code = code_of(tokenizer.encode(images), tokenizer.code)
-        return RoundTrip(code, to_pixels(images, size), tokenizer.decode_to_uint8(code, size))
+        if resize == "bicubic":
+            return RoundTrip(code, to_pixels(images, size), tokenizer.decode_to_uint8(code, size))
+        both = to_pixels(images, images.shape[-1]), tokenizer.decode_to_uint8(code, images.shape[-1])
+    return RoundTrip(code, *(resize_with_pillow(pixels, size) for pixels in both))
 
 
 def evaluate_reconstruction(
@@ -94,7 +99,7 @@ def evaluate_reconstruction(
         if measures.probe is not None:
             measures.probe.check(tokenizer, records)
     job = _job(tokenizer, records, measures, size)
-    results = jobs.begin_together(folder, job, world)
+    results = jobs.begin_together(folder, job, world, unsaid={"resize": "bicubic"})
     if results is not None:
         if shown_tokens is not None:  # drawn again: nothing else depends on them
             with distributed.together():
@@ -119,7 +124,7 @@ def evaluate_reconstruction(
                 "numbers": as_tree(measured.numbers),
                 "warnings": measured.warnings + not_finite(measured.numbers),
                 "notes": [*measures.notes, *measured.notes, *found.notes()],
-                "pictures": _draw(tokenizer, records, found, folder, world, size, shown_tokens),
+                "pictures": _draw(tokenizer, records, found, measures, folder, world, size, shown_tokens),
             }
             _write_table(folder / "images.csv", records, found, measures.value_names)
             jobs.finish(folder, results)
@@ -141,6 +146,7 @@ def _job(tokenizer: Tokenizer, records: RecordDataset, measures: Measures, size:
         "reference": reference.identity if reference is not None else None,
         "LPIPS": (measures.lpips_sha256 or "unknown") if measures.lpips is not None else None,
         "linear probe": measures.probe.job() if measures.probe else None,
+        "resize": measures.resize,
     }
 
 
@@ -180,7 +186,7 @@ def measure_block(
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    code, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size)
+    code, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size, measures.resize)
     with full_float32(device.type):
         originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
@@ -205,6 +211,7 @@ def _draw(
     tokenizer: Tokenizer,
     records: RecordDataset,
     found: FinishedBlocks,
+    measures: Measures,
     folder: Path,
     world: distributed.World,
     size: int,
@@ -218,7 +225,7 @@ def _draw(
     chosen = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     for name, places in chosen.items():
         indices = found.indices[places].tolist()
-        _, originals, decoded = round_trip(tokenizer, _crops(records, indices, tokenizer, world), size)
+        _, originals, decoded = round_trip(tokenizer, _crops(records, indices, tokenizer, world), size, measures.resize)
         captions = [f"record {index}, {psnr[place]:.2f} dB" for index, place in zip(indices, places, strict=True)]
         groups[name] = (originals.cpu().numpy(), decoded.cpu().numpy(), captions)
     title = f"Original, reconstruction, error: {len(order):,} images by PSNR at {size} px"

@@ -18,6 +18,7 @@ from vfmtok.code import Code, Ids, Segment
 from vfmtok.data.loader import check_bad
 from vfmtok.data.records import RecordDataset
 from vfmtok.evaluation import jobs
+from vfmtok.evaluation.resizing import PROTOCOLS, Resize
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
@@ -43,6 +44,7 @@ class Measures:
     lpips_sha256: str | None = None  # of its weights, for the protocol
     probe: TokenProbe | None = None
     notes: tuple[str, ...] = ()  # why something is left out, for the results
+    resize: Resize = "bicubic"
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -151,7 +153,8 @@ def _inception_numbers(
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
         return Measured()
     against = f"the same {count:,} originals" if reference is None else reference.description
-    about, network = f"{count:,} reconstructions at {size} px", measures.inception.description
+    about = f"{count:,} reconstructions at {size} px{PROTOCOLS[measures.resize]}"
+    network = measures.inception.description
     protocol = f"pool3; {about}, against {against}; {network}"
     results = Measured()
     results.add("rFID", lambda: frechet_distance(samples, gaussian, "rFID"), protocol)
@@ -165,7 +168,7 @@ def _inception_numbers(
 
 def _pixel_numbers(found: FinishedBlocks, measures: Measures, size: int) -> list[Number]:
     """Means over the images in their order: the same to the last bit, however they were shared."""
-    at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px"
+    at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px{PROTOCOLS[measures.resize]}"
     protocols = {
         "psnr": ("PSNR", f"dB, {at}, peak 255"),
         "ssim": ("SSIM", f"{at}, 7x7 windows, data range 1 of [0,1] (correct)"),

@@ -4,6 +4,7 @@ A file is one measurement, or a model with ``rows`` (with and without guidance):
 file says for all. The row "cfg" of gpt-b.yaml is the manifest ``gpt-b-cfg``; of a file of one's own, ``FILE.yaml:cfg``.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, Literal
 
 from vfmtok.config import closest_match, config_from_dict, read_tree, require, require_positive
 from vfmtok.errors import ConfigError
-from vfmtok.generators.gpt.config import GPT_SIZES
+from vfmtok.generators import family_of_size
 
 FOLDER = Path(__file__).parent / "manifests"
 NUMBERS = {  # that each task measures
-    "reconstruction": ("rFID", "rIS", "PSNR", "SSIM", "LPIPS", "codebook usage"),
+    "reconstruction": (
+        *("rFID", "rIS", "PSNR", "SSIM", "SSIM (data range 2)", "LPIPS"),
+        *("codebook usage", "codebook usage of segment 1", "codebook usage of segment 2"),
+    ),
     "generation": ("gFID", "sFID", "IS", "Pr", "Rc"),
 }
 
@@ -65,13 +69,21 @@ class PublishedSamples:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The same with other ``settings`` ("key=value"), reported beside the published ones: it decides nothing."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A published measurement."""
 
     title: str
     source: str  # table and row
     task: Literal["reconstruction", "generation"]
-    tokenizer: str  # published repository, folder or file
+    tokenizer: str  # published repository, with :PART where it holds several; folder or file
     count: int  # images
     image_size: int  # at which they are compared
     reference: str  # what they are compared with
@@ -83,6 +95,10 @@ class Manifest:
     gpt_model: str | None = None  # its size; None: ``gpt`` is a run or folder of ours, which knows it
     prefer: Literal["ema", "model"] = "ema"  # the weights to take where a file has both: their average, or the last
     sampling: PublishedSamples | None = None
+    variants: tuple[Variant, ...] = ()  # of a generation
+    tokenizer_settings: tuple[str, ...] = ()  # changes of its configuration, such as image_size=384
+    rfid_against: Literal["originals", "dataset"] = "originals"  # as they are decoded, or cut at image_size directly
+    resize: Literal["bicubic", "pillow"] = "bicubic"  # of a reconstruction: see evaluation.resizing
 
     def __post_init__(self):
         require_positive(self, "", "count", "image_size")
@@ -95,10 +111,15 @@ class Manifest:
         for name in ("gpt", "sampling"):
             given = getattr(self, name) is not None
             require(given == (self.task == "generation"), name, f"does not fit task {self.task}", getattr(self, name))
-        fits = self.gpt_model is None or self.task == "generation"
-        require(fits, "gpt_model", f"does not fit task {self.task}", self.gpt_model)
-        sizes = ", ".join(GPT_SIZES)
-        require(self.gpt_model in (None, *GPT_SIZES), "gpt_model", f"must be one of {sizes}", self.gpt_model)
+        foreign = {
+            "reconstruction": {"gpt_model": None, "variants": ()},
+            "generation": {"rfid_against": "originals", "resize": "bicubic"},
+        }
+        for name, default in foreign[self.task].items():
+            value = getattr(self, name)
+            require(value == default, name, f"does not fit task {self.task}", value)
+        if self.gpt_model is not None:
+            family_of_size(self.gpt_model)
 
 
 def manifest_names() -> list[str]:
@@ -136,7 +157,8 @@ def read_manifests(path: Path) -> dict[str, Manifest]:
     return {name: config_from_dict(_with_row(tree, row), Manifest, str(path)) for name, row in rows.items()}
 
 
-def _published() -> dict[str, Manifest]:
+@functools.cache
+def _published() -> Mapping[str, Manifest]:
     found = {}
     for path in FOLDER.glob("*.yaml"):
         for row, manifest in read_manifests(path).items():
