@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -233,7 +234,7 @@ def _write_splits(out: Path, listing: Listing, job: dict[str, Any], complete: se
 
 
 def _write_records(
-    writer: RecordWriter, split: str, entries: list[Entry], options: dict[str, Any], workers: int
+    writer: RecordWriter, split: str, entries: Sequence[Entry], options: dict[str, Any], workers: int
 ) -> None:
     start = writer.progress["position"]
     chunks = (entries[i : i + CHUNK] for i in range(start, len(entries), CHUNK))

@@ -181,18 +181,19 @@ class FolderImages:
         found, splits = find_images([os.path.join(".", path)], scratch)  # never the word "sample"
         if len(splits) > 1:
             raise DataError(f"{path} holds {' and '.join(sorted(splits))}: name the folder or file that is meant")
-        self._files = sorted(found, key=lambda file: file.path.split("/"))
+        self._files = found.sorted(lambda file: file.path.split("/"))
         if not self._files:
             raise DataError(f"no image files in {path}")
         self._path, self._size = path, size
         self.crop, self.name = _crop_name(size), path.resolve().name
-        self.by_class = len({file.path.rpartition("/")[0] for file in self._files}) > 1
+        folder = self._files[0].path.rpartition("/")[0]
+        self.by_class = any(file.path.rpartition("/")[0] != folder for file in self._files)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        for file in self._files[start:stop]:
+        for file in self._files.between(start, stop):
             try:
                 yield _cut(source_files.read(file.place), self._size)
             except (source_files.CorruptFile, DataError) as error:

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vfmtok.errors import DataError
-from vfmtok.sources.files import Found, is_hidden, read, suffix_of
+from vfmtok.sources.files import FOUND, Found, is_hidden, read, suffix_of
+from vfmtok.sources.packed import Packed
 from vfmtok.sources.scratch import Scratch
 
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes
 _MAX_LINKS = 40  # on the way to a file, as the kernel's limit
 
 
-def walk_zip(archive: Path) -> list[Found]:
+def walk_zip(archive: Path) -> Packed[Found]:
     """Every file of a zip, in its order, links as in ``walk_tar``.
 
     Raises:
@@ -32,7 +33,7 @@ def walk_zip(archive: Path) -> list[Found]:
             members = opened.infolist()
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {archive}: {error}") from None
-    files, links = [], {}
+    files, links = Packed(FOUND), {}
     for member in members:
         path = _clean(member.filename)
         if member.is_dir():
@@ -44,10 +45,11 @@ def walk_zip(archive: Path) -> list[Found]:
             links[path] = _from_folder_of(path, read(place).decode("utf-8", "surrogateescape"))
         else:
             files.append(Found(path, member.file_size, f"{member.CRC:08x}", place))
-    return [*files, *_linked(archive, files, links)]
+    files.extend(_linked(archive, files, links))
+    return files
 
 
-def walk_tar(archive: Path, scratch: Scratch) -> list[Found]:
+def walk_tar(archive: Path, scratch: Scratch) -> Packed[Found]:
     """Every file of a tar, in its order. A compressed one is unpacked into ``scratch`` first (a plain tar of its
     own): compressed tars can only be read from the start.
 
@@ -71,14 +73,13 @@ def walk_tar(archive: Path, scratch: Scratch) -> list[Found]:
         raise DataError(f"cannot read {archive}, it may be cut short: {error}") from None
 
 
-def _members(opened: tarfile.TarFile, archive: Path, end: int, folder: str = "") -> list[Found]:
+def _members(opened: tarfile.TarFile, archive: Path, end: int, folder: str = "") -> Packed[Found]:
     """The files of an opened tar that ends at ``end`` in the file ``archive``; with a ``folder``, of a tar in a tar.
 
     Raises:
         TarError: it is damaged or ends too early.
     """
-    files: list[Found] = []
-    inner: list[Found] = []
+    files, inner = Packed(FOUND), Packed(FOUND)
     links: dict[str, str] = {}
     while (member := opened.next()) is not None:
         opened.members.clear()  # tarfile would keep every header
@@ -93,7 +94,7 @@ def _members(opened: tarfile.TarFile, archive: Path, end: int, folder: str = "")
         elif member.issym():
             links[path] = _from_folder_of(path, member.linkname)
         elif member.isreg() and not folder and suffix_of(path) == ".tar" and not is_hidden(path):
-            inner += _inner_tar(archive, member, path[: -len(".tar")] + "/")
+            inner.extend(_inner_tar(archive, member, path[: -len(".tar")] + "/"))
         elif member.issparse():
             place = ("sparse", str(archive), member.offset_data, member.size, tuple(map(tuple, member.sparse)))
             files.append(Found(path, member.size, "", place))
@@ -101,10 +102,12 @@ def _members(opened: tarfile.TarFile, archive: Path, end: int, folder: str = "")
             files.append(Found(path, member.size, "", ("tar", str(archive), member.offset_data, member.size)))
     else:
         _check_end(opened.fileobj, opened.offset, end)
-    return [*files, *_linked(archive, files, links), *inner]
+    files.extend(_linked(archive, files, links))
+    files.extend(inner)
+    return files
 
 
-def _inner_tar(outer: Path, inner: tarfile.TarInfo, folder: str) -> list[Found]:
+def _inner_tar(outer: Path, inner: tarfile.TarInfo, folder: str) -> Packed[Found]:
     """The files of a plain tar that is itself a file of a plain tar."""
     try:
         if inner.size < tarfile.BLOCKSIZE:
@@ -150,7 +153,7 @@ def _from_folder_of(path: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
 
 
-def _linked(archive: Path, files: list[Found], links: dict[str, str]) -> list[Found]:
+def _linked(archive: Path, files: Packed[Found], links: dict[str, str]) -> list[Found]:
     """The files that links lead to, under the links' paths; one that leads to none has a place that can't be read."""
     if not links:
         return []

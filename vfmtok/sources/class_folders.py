@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from vfmtok.errors import DataError
 from vfmtok.sources.files import Found
+from vfmtok.sources.packed import Layout, Packed
 from vfmtok.sources.splits import SplitNames
 
 
@@ -19,9 +20,27 @@ class Image(NamedTuple):
     container: int  # where it was found
 
 
+def _plain(image: Image) -> tuple:
+    return image.prefix, image.path, image.split, image.label, tuple(image.found), image.container
+
+
+def _image_of(plain: tuple) -> Image:
+    prefix, path, split, label, found, container = plain
+    return Image(prefix, path, split, label, Found._make(found), container)
+
+
+IMAGE = Layout(_plain, _image_of)
+
+
 def sort_in(
-    where: str, images: list[Found], is_folder: bool, prefix: str, split: str | None, names: SplitNames, container: int
-) -> tuple[list[Image], Counter[str]]:
+    where: str,
+    images: Packed[Found],
+    is_folder: bool,
+    prefix: str,
+    split: str | None,
+    names: SplitNames,
+    container: int,
+) -> tuple[Packed[Image], Counter[str]]:
     """Images with the split and the class that their folders name, and what was left out.
 
     Folders that hold nothing but one folder are looked through. Images beside class folders are left out if they are
@@ -35,18 +54,16 @@ def sort_in(
     Raises:
         DataError: it is not clear which folders are splits, or many images lie beside class folders.
     """
-    images, start, wrapped, strays = _unwrap(images, is_folder, names)
+    images, start, wrapped, tops, strays = _unwrap(images, is_folder, names)
     split = wrapped or split
-    top = {_part(found.path, start) for found in images}
-    splits = names.of_folders(top, where) if top and None not in top else None
+    splits = names.of_folders(tops, where) if tops and None not in tops else None
+    found = Packed(IMAGE)
     if splits is None:
         second = _splits_in_classes(images, start, names)
-        found = []
         for x in images:
-            own = second.get(_part(x.path, _next(x.path, start)), split)
+            own = second.get(_part(x.path, _next(x.path, start)), split) if second else split
             found.append(_image(x, prefix, start, own, container))
     else:
-        found = []
         for x in images:
             after = _next(x.path, start)
             head = prefix + x.path[start:after]
@@ -55,11 +72,10 @@ def sort_in(
     return kept, strays + more
 
 
-def split_folders(images: list[Found], names: SplitNames) -> dict[str, str] | None:
+def split_folders(images: Packed[Found], names: SplitNames) -> dict[str, str] | None:
     """The folders that sort all images into splits, or None. Raises DataError if it is not clear."""
-    images, start, _, _ = _unwrap(images, True, names)
-    top = {_part(found.path, start) for found in images}
-    return names.of_folders(top, "the images") if top and None not in top else None
+    tops = _unwrap(images, True, names)[3]
+    return names.of_folders(tops, "the images") if tops and None not in tops else None
 
 
 def _image(found: Found, prefix: str, start: int, split: str | None, container: int) -> Image:
@@ -77,46 +93,44 @@ def _next(path: str, start: int) -> int:
 
 
 def _unwrap(
-    images: list[Found], is_folder: bool, names: SplitNames
-) -> tuple[list[Found], int, str | None, Counter[str]]:
-    """Where the paths begin below the one folder that all lie in, or the one in that; and the split it is, if so.
+    images: Packed[Found], is_folder: bool, names: SplitNames
+) -> tuple[Packed[Found], int, str | None, set[str | None], Counter[str]]:
+    """Where the paths begin below the one folder that all lie in, or the one in that; the split it is, if so; and the
+    folders there (None: images beside them).
 
     A folder's own "train" stays, as it is one of the splits; an archive's was packed as its content. The few images
     beside the folders, which would hide what these are, are left out and counted.
     """
     start, strays = 0, Counter()
-    images = _without_loose(images, start, strays)
-    while images:
-        top = _part(images[0].path, start)
-        if top is None or any(not found.path.startswith(f"{top}/", start) for found in images):
-            break
+    images, tops = _without_loose(images, start, strays)
+    while len(tops) == 1 and None not in tops:
+        top = next(iter(tops))
         split, below = names.of_folder(top), start + len(top) + 1
         if split and is_folder:
             break
-        if any("/" not in found.path[below:] for found in images):
-            inner = {part for found in images if (part := _part(found.path, below))}
-            if len(set((names.of_folders(inner, top) or {}).values()) if inner else ()) < 2:
+        fewer, inner = _without_loose(images, below, more := Counter())
+        if None in inner or more:
+            folders = inner - {None}
+            if len(set((names.of_folders(folders, top) or {}).values()) if folders else ()) < 2 or None in inner:
                 break  # a class of images and folders
-            fewer = _without_loose(images, below, strays)
-            if len(fewer) == len(images):
-                break
-            images = fewer
-        start = below
+        images, start, tops, strays = fewer, below, inner, strays + more
         if split:
-            return images, start, split, strays
-    return images, start, None, strays
+            return images, start, split, tops, strays
+    return images, start, None, tops, strays
 
 
-def _without_loose(images: list[Found], start: int, strays: Counter[str]) -> list[Found]:
-    """Without the images beside folders, if they are few."""
-    loose = [found for found in images if found.path.find("/", start) < 0]
-    if not loose or 2 * len(loose) > len(images):
-        return images
-    strays[f"images beside the folders, such as {loose[0].path}"] += len(loose)
-    return [found for found in images if found.path.find("/", start) >= 0]
+def _without_loose(images: Packed[Found], start: int, strays: Counter[str]) -> tuple[Packed[Found], set[str | None]]:
+    """Without the images beside folders, if they are few; and the folders."""
+    tops = Counter(_part(found.path, start) for found in images)
+    loose = tops[None]
+    if not loose or 2 * loose > len(images):
+        return images, {top for top in tops if tops[top]}
+    first = next(found.path for found in images if found.path.find("/", start) < 0)
+    strays[f"images beside the folders, such as {first}"] += loose
+    return images.where(lambda found: found.path.find("/", start) >= 0), tops.keys() - {None}
 
 
-def _splits_in_classes(images: list[Found], start: int, names: SplitNames) -> dict[str | None, str]:
+def _splits_in_classes(images: Packed[Found], start: int, names: SplitNames) -> dict[str | None, str]:
     """Of class/split/image the splits by the second folder's name; else nothing."""
     second: set[str | None] = set()
     for found in images:
@@ -128,18 +142,19 @@ def _splits_in_classes(images: list[Found], start: int, names: SplitNames) -> di
     return splits if len(splits) == len(second) and len(set(splits.values())) > 1 else {}
 
 
-def _without_strays(where: str, images: list[Image]) -> tuple[list[Image], Counter[str]]:
+def _without_strays(where: str, images: Packed[Image]) -> tuple[Packed[Image], Counter[str]]:
     """Without the few images that lie beside the class folders of their split."""
-    kept, strays = [], Counter()
-    for split in sorted({image.split for image in images}, key=str):
-        own = [image for image in images if image.split == split]
-        flat = [image for image in own if image.label is None]
-        if flat and len(flat) < len(own) and split != "test":
-            if 2 * len(flat) > len(own):
-                raise DataError(
-                    f"{where}: {len(flat)} images lie beside the class folders, such as {flat[0].path}: sort them in"
-                )
-            strays[f"images beside the class folders, such as {flat[0].path}"] += len(flat)
-            own = [image for image in own if image.label is not None]
-        kept += own
-    return kept, strays
+    strays: Counter[str] = Counter()
+    counts = Counter((image.split, image.label is None) for image in images)
+    dropped = set()
+    for split in sorted({split for split, _ in counts}, key=str):
+        flat, own = counts[split, True], counts[split, True] + counts[split, False]
+        if flat and flat < own and split != "test":
+            first = next(image.path for image in images if image.split == split and image.label is None)
+            if 2 * flat > own:
+                raise DataError(f"{where}: {flat} images lie beside the class folders, such as {first}: sort them in")
+            strays[f"images beside the class folders, such as {first}"] += flat
+            dropped.add(split)
+    if dropped:
+        images = images.where(lambda image: image.label is not None or image.split not in dropped)
+    return images, strays

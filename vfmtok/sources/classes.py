@@ -4,19 +4,21 @@ Images know their class by their folder or by a label of their own; the rest get
 the source's name where nothing else names a class, or not at all, which is an error that names ``--classes-from``.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vfmtok.errors import DataError
 from vfmtok.sources import imagenet, label_files
-from vfmtok.sources.class_folders import Image
+from vfmtok.sources.class_folders import IMAGE, Image
 from vfmtok.sources.containers import Part, configurations
 from vfmtok.sources.folders import stem_of
 from vfmtok.sources.given import Container, Given
 from vfmtok.sources.label_files import ClassNames, LabelTable, OrderedLabels
+from vfmtok.sources.packed import Packed
 from vfmtok.sources.scratch import Scratch
 from vfmtok.sources.splits import SplitNames
 
@@ -89,21 +91,22 @@ def check_label_key(key: str | None, parts: list[Part], rules: Rules) -> None:
 
 
 def label_all(
-    images: list[Image], parts: list[Part], given: Given, rules: Rules, ignored: Counter[str], scratch: Scratch
-) -> list[Image]:
+    images: Packed[Image], parts: list[Part], given: Given, rules: Rules, ignored: Counter[str], scratch: Scratch
+) -> Packed[Image]:
     """The images, each with a label; those that a file of labels does not have are left out and counted.
 
     Raises:
         DataError: it is not clear what the class of some is.
     """
     if rules.word == "none":
-        return _relabel(images, [_class_of(parts[0].container, True, len(parts))] * len(images))
-    flat = [image for image in images if image.label is None]
+        only = _class_of(parts[0].container, True, len(parts))
+        return _relabel(images, lambda image: only)
+    flat = images.where(lambda image: image.label is None)
     if rules.named and (isinstance(rules.labels, LabelTable) or not flat):
         return _from_file(images, rules.labels, ignored)
     if not flat:
         return images
-    known = [image for image in images if image.label is not None]
+    known = images.where(lambda image: image.label is not None)
     labels = rules.labels or _labels_beside(flat, parts, scratch)
     if labels is not None:
         return _from_file(flat, labels, ignored, known)
@@ -122,14 +125,15 @@ def label_all(
         _refuse_ambiguous(flat, parts, given)
     shards = sum(part.is_unlabelled for part in parts)
     names = [_class_of(part.container, part.is_unlabelled, shards) for part in parts]
-    return known + _relabel(flat, [names[image.container] for image in flat])
+    known.extend(_relabel(flat, lambda image: names[image.container]))
+    return known
 
 
-def _relabel(images: list[Image], labels: Iterable[int | str]) -> list[Image]:
-    return [image._replace(label=label) for image, label in zip(images, labels, strict=True)]
+def _relabel(images: Packed[Image], label_of: Callable[[Image], int | str]) -> Packed[Image]:
+    return images.map(lambda image: image._replace(label=label_of(image)))
 
 
-def _labels_beside(flat: list[Image], parts: list[Part], scratch: Scratch) -> OrderedLabels | None:
+def _labels_beside(flat: Packed[Image], parts: list[Part], scratch: Scratch) -> OrderedLabels | None:
     """ImageNet's devkit where it lies beside the images, as torchvision wants it. Raises DataError."""
     if not imagenet.is_validation(image.found.path for image in flat):
         return None
@@ -139,8 +143,8 @@ def _labels_beside(flat: list[Image], parts: list[Part], scratch: Scratch) -> Or
 
 
 def _from_file(
-    images: list[Image], labels: LabelTable | OrderedLabels, ignored: Counter[str], known: Sequence[Image] = ()
-) -> list[Image]:
+    images: Packed[Image], labels: LabelTable | OrderedLabels, ignored: Counter[str], known: Iterable[Image] = ()
+) -> Packed[Image]:
     """The images with the labels of a file, after those whose class is ``known``.
 
     Of images that the file does not have, those keep their folder's class whose folders name the file's classes too.
@@ -150,23 +154,26 @@ def _from_file(
     found = labels.labels([image.found.path for image in images])
     if not any(label is not None for label in found):
         raise DataError(f"{labels.name} has no label for any of {len(images):,} images, '{images[0].found.path}', say")
-    pairs = [(image, label) for image, label in zip(images, found, strict=True) if label is not None]
-    rest = [image for image, label in zip(images, found, strict=True) if label is None]
-    sorted_in = [image for image in rest if image.label is not None]
-    classes = {image.label for image in (*known, *sorted_in)}
-    if classes == set(imagenet.synsets()) and all(isinstance(label, int) for _, label in pairs):
+    kept = Packed(IMAGE, known)
+    rest = Packed(IMAGE, (image for image, label in zip(images, found, strict=True) if label is None))
+    sorted_in = rest.where(lambda image: image.label is not None)
+    classes = {image.label for image in itertools.chain(kept, sorted_in)}
+    if classes == set(imagenet.synsets()) and all(label is None or isinstance(label, int) for label in found):
         names = dict(enumerate(imagenet.synsets()))
-        pairs = [(image, names.get(label, label)) for image, label in pairs]
-    odd = next((label for _, label in pairs if label not in classes), None)
-    if known and odd is not None:
+        found = [names.get(label, label) for label in found]
+    odd = next((label for label in found if label is not None and label not in classes), None)
+    if kept and odd is not None:
         raise DataError(f"{labels.name} has label {odd!r}, which is none of the classes that folders name")
-    kept = [*known, *(sorted_in if odd is None else ())]
-    if without := len(rest) + len(known) - len(kept):
+    if odd is None:
+        kept.extend(sorted_in)
+    if without := len(rest) - (len(sorted_in) if odd is None else 0):
         ignored[f"images without a label in {labels.name}"] += without
-    return kept + [image._replace(label=label) for image, label in pairs]
+    pairs = zip(images, found, strict=True)
+    kept.extend(image._replace(label=label) for image, label in pairs if label is not None)
+    return kept
 
 
-def _refuse_ambiguous(flat: list[Image], parts: list[Part], given: Given) -> None:
+def _refuse_ambiguous(flat: Packed[Image], parts: list[Part], given: Given) -> None:
     """Raises DataError where a name would be made a class though something else may be meant."""
     for table in given.tables:
         columns = [column.lower() for column in label_files.columns_of(Path(table))]

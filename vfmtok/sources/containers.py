@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from vfmtok.errors import DataError
 from vfmtok.sources import parquet, webdataset
 from vfmtok.sources.archives import walk_tar, walk_zip
-from vfmtok.sources.class_folders import Image, sort_in, split_folders
-from vfmtok.sources.files import Found, is_image, kind_of_ignored
+from vfmtok.sources.class_folders import IMAGE, Image, sort_in, split_folders
+from vfmtok.sources.files import FOUND, Found, is_image, kind_of_ignored
 from vfmtok.sources.folders import stem_of
 from vfmtok.sources.given import Container, Given, look_at
+from vfmtok.sources.packed import Packed, repeated
 from vfmtok.sources.scratch import Scratch
 from vfmtok.sources.splits import SplitNames
 from vfmtok.sources.webdataset import Keys
@@ -25,7 +26,7 @@ class Part:
 
     container: Container
     what: str  # what it was taken for
-    images: list[Image]
+    images: Packed[Image]
     labels_from: str | None = None  # a member or column; None: folders name the classes, or nothing does
     ignored: Counter[str] = field(default_factory=Counter)
     names: list[str] | None = None  # of the classes, by label, where a table says them
@@ -58,13 +59,15 @@ def read_parts(given: Given, scratch: Scratch, keys: Keys, names: SplitNames, la
         is_left_out = splits[index] == "test" and len(set(splits)) > 1  # it need not have labels
         part = _read(container, scratch, keys, names, labelled and not is_left_out, prefix, splits[index], index)
         part.splits = Counter(image.split for image in part.images)
-        container.files, container.images = [], []  # a million of them are half a gigabyte
+        container.images, container.others = Packed(FOUND), Packed(FOUND)  # they are in the part
         parts.append(part)
     return parts
 
 
-def find_images(sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO_KEYS) -> tuple[list[Found], set[str]]:
-    """Every image of the sources, whatever its label, by container and name; and the splits that they are in.
+def find_images(
+    sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO_KEYS
+) -> tuple[Packed[Found], set[str]]:
+    """Every image of the sources, whatever its label, container after container; and the splits that they are in.
 
     Of samples it is the one image of each.
 
@@ -72,14 +75,14 @@ def find_images(sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO
         DataError: a source is missing, unreadable or ambiguous.
     """
     given = look_at(sources)
-    found: list[Found] = []
+    found = Packed(FOUND)
     for container in given.containers:
         if container.kind == "table":
-            found += parquet.open_table(container.path, keys).rows(labelled=False)
+            found.extend(parquet.open_table(container.path, keys).rows(labelled=False))
             continue
         files, images = _files(container, scratch)
         shard = webdataset.read_shard(str(container.path), files, keys, False, container.kind == "folder")
-        found += sorted(images if shard is None else shard.images, key=lambda image: image.path)
+        found.extend(images if shard is None else shard.images)
     names = SplitNames()
     if len(given.containers) > 1:
         return found, {split for split in splits_of(given, names) if split}
@@ -103,17 +106,16 @@ def _read(
     shard = webdataset.read_shard(str(container.path), files, keys, labelled, is_folder)
     if shard is None:
         sorted_in, strays = sort_in(str(container.path), images, is_folder, prefix[0], split, names, index)
-        used = {found.path for found in images}
-        ignored = Counter(kind_of_ignored(found.path) for found in files if found.path not in used)
+        ignored = _kinds_of_others(files, images) if len(files) > len(images) else Counter()
         return Part(
             container, "images in folders" if is_folder else "an archive of images", sorted_in, None, ignored + strays
         )
     others = Counter(kind_of_ignored(found.path) for found in files if webdataset.split_key(found.path) is None)
     ignored = shard.left_out + others
     if shard.labels_from is None:
-        found = [Image(prefix[1], image.path, split, None, image, index) for image in shard.images]
+        found = Packed(IMAGE, (Image(prefix[1], image.path, split, None, image, index) for image in shard.images))
         return Part(container, "samples without labels", found, None, ignored, is_unlabelled=True)
-    found = [_labelled(container.path, image, None, split, index) for image in shard.images]
+    found = Packed(IMAGE, (_labelled(container.path, image, None, split, index) for image in shard.images))
     what = f"samples, labels from .{shard.labels_from}"
     known_as = {PurePosixPath(path).name: name for path, name in shard.files.items()}
     return Part(container, what, found, shard.labels_from, ignored, None, shard.names, known_as)
@@ -123,23 +125,48 @@ def _read_table(container: Container, keys: Keys, labelled: bool, prefix: str, s
     table = parquet.open_table(container.path, keys)
     ignored = Counter({f"column '{name}'": 1 for name in table.unused})
     if table.label is None or not labelled:
-        found = [Image(prefix, row.path, split, None, row, index) for row in table.rows(labelled=False)]
+        rows = table.rows(labelled=False)
+        found = Packed(IMAGE, (Image(prefix, row.path, split, None, row, index) for row in rows))
         what = f"rows, images from '{table.image}'"
         return Part(container, what, found, None, ignored, is_unlabelled=True)
-    found = [_labelled(container.path, row, table.names, split, index) for row in table.rows()]
+    found = Packed(IMAGE, (_labelled(container.path, row, table.names, split, index) for row in table.rows()))
     what = f"rows, images from '{table.image}', labels from '{table.label}'"
     return Part(container, what, found, table.label, ignored, table.names)
 
 
-def _files(container: Container, scratch: Scratch) -> tuple[list[Found], list[Found]]:
+def _files(container: Container, scratch: Scratch) -> tuple[Packed[Found], Packed[Found]]:
     """All files of a folder or archive, and those that are images. A file that came twice is the later one."""
     if container.kind == "folder":
-        return container.files, container.images
+        files = Packed(FOUND, container.others)
+        files.extend(container.images)
+        return files, container.images
     path = container.path
     is_zip = path.suffix.lower() == ".zip" or (not path.suffix and zipfile.is_zipfile(path))
     files = walk_zip(path) if is_zip else walk_tar(path, scratch)
-    images = {found.path: found for found in files if is_image(found)}
-    return files, list(images.values())
+    return files, _last_of_each(files.where(is_image))
+
+
+def _last_of_each(images: Packed[Found]) -> Packed[Found]:
+    """Without those that come again under the same path later."""
+    twice = repeated(found.path for found in images)
+    if not twice:
+        return images
+    last = {found.path: place for place, found in enumerate(images) if hash(found.path) in twice}
+    kept = (found for place, found in enumerate(images) if last.get(found.path, place) == place)
+    return Packed(FOUND, kept)
+
+
+def _kinds_of_others(files: Packed[Found], images: Packed[Found]) -> Counter[str]:
+    """How many files of each kind there are beside the images, which are some of them in the same order."""
+    kinds: Counter[str] = Counter()
+    waiting = iter(images)
+    image = next(waiting, None)
+    for found in files:
+        if image is not None and found.path == image.path:
+            image = next(waiting, None)
+        else:
+            kinds[kind_of_ignored(found.path)] += 1
+    return kinds
 
 
 def _labelled(shard: Path, found: Found, names: list[str] | None, split: str | None, index: int) -> Image:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from vfmtok.errors import DataError
+from vfmtok.sources.packed import Layout
 
 HEAD = 32  # bytes that tell an image from another file
 
@@ -45,6 +46,9 @@ class Found(NamedTuple):
     label: int | str | None = None  # None: no label belongs to the file itself
 
 
+FOUND = Layout(tuple, Found._make)
+
+
 def is_image(found: Found) -> bool:
     """Whether a file is taken for an image: by its name or, where that says nothing, by its first bytes.
 
@@ -61,11 +65,15 @@ def is_image(found: Found) -> bool:
 
 def image_by_name(path: str) -> bool | None:
     """Whether a path is an image's; None: an unknown or missing extension does not tell."""
-    return False if is_hidden(path) else _by_suffix(suffix_of(path))
+    if is_hidden(path):
+        return False
+    _, dot, suffix = path.rpartition(".")
+    return _by_suffix(suffix if dot and "/" not in suffix else "")
 
 
 @lru_cache(maxsize=1024)
-def _by_suffix(suffix: str) -> bool | None:
+def _by_suffix(name: str) -> bool | None:
+    suffix = f".{name}".lower() if name else ""
     if suffix in _IMAGES:
         return True
     mime = _MIME.guess_type("file" + suffix, strict=False)[0]
@@ -84,7 +92,7 @@ def is_hidden(path: str) -> bool:
     """Whether a part of the path begins with a dot, or is a folder of the system's: no file of the user's."""
     if path.startswith(".") or "/." in path:
         return True
-    return any(part in _NOT_THE_USERS for part in path.split("/"))
+    return not _NOT_THE_USERS.isdisjoint(path.split("/"))
 
 
 def kind_of_ignored(path: str) -> str:

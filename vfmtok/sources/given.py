@@ -5,6 +5,7 @@ counted as strays. Every container keeps the path it was given by, for splits an
 """
 
 import glob
+import itertools
 import os
 import re
 import tarfile
@@ -12,12 +13,14 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 
 from vfmtok.errors import DataError
 from vfmtok.sources import imagenet, label_files, parquet
-from vfmtok.sources.files import Found, is_hidden, is_image, kind_of_ignored
+from vfmtok.sources.files import FOUND, Found, is_hidden, is_image, kind_of_ignored
 from vfmtok.sources.folders import is_archive, walk_folder
+from vfmtok.sources.packed import Packed
 
 SAMPLE = Path(__file__).parents[1] / "data/samples/emoji64.zip"
 NEAR = 0.8  # two kinds of files whose bytes differ by less are both meant, or one of them twice
@@ -32,8 +35,8 @@ class Container:
     kind: str  # "folder", "archive" or "table"
     source: Path  # what the user gave: the same, or a folder that the container lies in
     inside: str = ""  # where it lies in that folder
-    files: list[Found] = field(default_factory=list)  # of a folder, which was walked to know what it is
-    images: list[Found] = field(default_factory=list)  # those of them that are images
+    images: Packed[Found] = field(default_factory=partial(Packed, FOUND))  # of a folder: it was walked to know its kind
+    others: Packed[Found] = field(default_factory=partial(Packed, FOUND))  # its other files
 
 
 @dataclass
@@ -131,39 +134,63 @@ def _without_cache(folder: Path) -> Path:
 
 def _look_into(folder: Path, source: Path, given: Given) -> None:
     """Add a folder as one container of images or as those that lie in it. Raises DataError."""
-    files = list(walk_folder(folder))
-    kits = {top for top in {found.path.split("/", 1)[0] for found in files} if imagenet.is_devkit(Path(top))}
-    given.label_files += [folder / kit for kit in sorted(kits)]
-    if kits:
-        files = [found for found in files if found.path.split("/", 1)[0] not in kits]
-    named = [found for found in files if label_files.BY_CONVENTION.search(found.path) and not is_hidden(found.path)]
-    given.label_files += [folder / found.path for found in named]
-    given.tables += [str(folder / found.path) for found in files if "/" not in found.path and _may_be_table(found)]
-    images = [found for found in files if is_image(found)]
-    kinds = {"folder": images, "archive": [], "table": []}
-    for found in files:
-        if is_archive(found.path):
-            kinds["table" if found.path.lower().endswith(".parquet") else "archive"].append(found)
-    if kinds["table"] and (images or kinds["archive"]) and parquet.is_installed():
+    walked = _walk(folder)
+    given.label_files += [folder / kit for kit in sorted(walked.kits)]
+    given.label_files += [folder / found.path for found in walked.named]
+    given.tables += [str(folder / found.path) for found in walked.label_tables]
+    kinds = {"folder": walked.images, "archive": walked.archives, "table": walked.tables}
+    if kinds["table"] and (kinds["folder"] or kinds["archive"]) and parquet.is_installed():
         kinds["table"] = [found for found in kinds["table"] if parquet.holds_images(folder / found.path)]
     kind = _majority(folder, kinds)
     if kind == "folder":
-        used = {found.path for found in (*images, *named)}
-        given.containers.append(Container(folder, "folder", source, "", files, images))
-    else:
-        used = {found.path for found in (*kinds[kind], *named)}
-        for found in sorted(kinds[kind], key=lambda found: found.path):
-            if not (folder / found.path).is_file():
-                raise DataError(f"{folder / found.path} is not a regular file")
-            given.containers.append(Container(folder / found.path, kind, source, found.path))
-        given.strays.update(kind_of_ignored(found.path) for found in files if found.path not in used)
+        given.containers.append(Container(folder, "folder", source, "", walked.images, walked.others))
+        return
+    used = {found.path for found in (*kinds[kind], *walked.named)}
+    for found in sorted(kinds[kind], key=lambda found: found.path):
+        if not (folder / found.path).is_file():
+            raise DataError(f"{folder / found.path} is not a regular file")
+        given.containers.append(Container(folder / found.path, kind, source, found.path))
+    files = itertools.chain(walked.images, walked.others)
+    given.strays.update(kind_of_ignored(found.path) for found in files if found.path not in used)
 
 
-def _may_be_table(found: Found) -> bool:
-    return found.path.lower().endswith(label_files.TABLES) and not label_files.BY_CONVENTION.search(found.path)
+@dataclass
+class _Walked:
+    """What lies in a folder, without ImageNet's devkits."""
+
+    kits: set[str] = field(default_factory=set)  # the devkits' names
+    images: Packed[Found] = field(default_factory=partial(Packed, FOUND))
+    others: Packed[Found] = field(default_factory=partial(Packed, FOUND))  # those that follow are among them
+    archives: list[Found] = field(default_factory=list)
+    tables: list[Found] = field(default_factory=list)
+    named: list[Found] = field(default_factory=list)  # files of labels, by convention
+    label_tables: list[Found] = field(default_factory=list)  # others that may be such
 
 
-def _majority(folder: Path, kinds: dict[str, list[Found]]) -> str:
+def _walk(folder: Path) -> _Walked:
+    """Raises DataError."""
+    walked = _Walked()
+    is_kit = lru_cache(lambda top: imagenet.is_devkit(Path(top)))
+    for found in walk_folder(folder):
+        top = found.path.split("/", 1)[0]
+        if is_kit(top):
+            walked.kits.add(top)
+            continue
+        if is_image(found):
+            walked.images.append(found)
+            continue
+        walked.others.append(found)
+        if is_archive(found.path):
+            (walked.tables if found.path.lower().endswith(".parquet") else walked.archives).append(found)
+        elif label_files.BY_CONVENTION.search(found.path):
+            if not is_hidden(found.path):
+                walked.named.append(found)
+        elif "/" not in found.path and found.path.lower().endswith(label_files.TABLES):
+            walked.label_tables.append(found)
+    return walked
+
+
+def _majority(folder: Path, kinds: dict[str, Sequence[Found]]) -> str:
     """What most of the bytes are. Raises DataError where two kinds come near to each other."""
     sizes = {kind: sum(found.size for found in files) for kind, files in kinds.items() if files}
     if not sizes:

@@ -19,19 +19,22 @@ files, ImageNet's archives, or the word ``sample`` (the images that come with th
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
 
 from vfmtok.errors import DataError
 from vfmtok.sources import classes as class_rules
 from vfmtok.sources import imagenet
-from vfmtok.sources.class_folders import Image
+from vfmtok.sources.class_folders import IMAGE, Image
 from vfmtok.sources.containers import Part, read_parts
-from vfmtok.sources.files import Found
 from vfmtok.sources.given import SAMPLE as SAMPLE
 from vfmtok.sources.given import look_at
+from vfmtok.sources.packed import Layout, Packed
 from vfmtok.sources.scratch import Scratch
 from vfmtok.sources.splits import SplitNames
 from vfmtok.sources.webdataset import Keys
@@ -50,6 +53,9 @@ class Entry(NamedTuple):
     place: tuple  # argument of files.read
 
 
+ENTRY = Layout(tuple, Entry._make)
+
+
 class Choices(NamedTuple):
     """What the user says where sources are ambiguous, by the flags' names."""
 
@@ -66,7 +72,7 @@ NO_CHOICES = Choices()
 class Listing:
     """All images of the sources."""
 
-    splits: dict[str, list[Entry]]  # "train" and perhaps "val"
+    splits: dict[str, Packed[Entry]]  # "train" and perhaps "val"
     classes: list[str]  # names by label
     fingerprint: str  # SHA-256 over the sorted lines (with parquet: as they come) "split, name, label, size, check"
     ignored: dict[str, int]  # files that are not used: how many of each extension, or of each reason
@@ -100,7 +106,10 @@ def list_sources(
     parts = read_parts(given, scratch, keys, split_names, labelled)
     split_names.check_used()
     ignored = sum((part.ignored for part in parts), given.strays)
-    images = [image for part in parts for image in part.images]
+    images = Packed(IMAGE)
+    for part in parts:
+        images.extend(part.images)
+        part.images = Packed(IMAGE)
     if not images:
         found = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5)) or "nothing"
         raise DataError(f"no images in {', '.join(sources)} (found {found})")
@@ -113,18 +122,16 @@ def list_sources(
     listing = _listing(images, classes, label_of, has_splits, val_fraction)
     listing.ignored, listing.left_out, listing.parts = dict(ignored.most_common()), left_out, parts
     listing.notes = [*notes, *class_rules.notes_on_order(classes), *_checks(listing, rules)]
-    for part in parts:
-        part.images = []  # they are in the splits
     return listing
 
 
 def _sort_out_splits(
-    images: list[Image], parts: list[Part], val_fraction: float | None
-) -> tuple[list[Image], bool, int, list[str]]:
+    images: Packed[Image], parts: list[Part], val_fraction: float | None
+) -> tuple[Packed[Image], bool, int, list[str]]:
     """The images of training and validation, whether there are splits, and what was left out. Raises DataError."""
-    found = {image.split for image in images}
+    found = sum((part.splits for part in parts), Counter())  # how many images are in each
     if len(found) == 1:
-        only = found.pop()
+        only = next(iter(found))
         note = f"all images are of a split called '{only}': there is nothing to tell apart, they become train"
         return images, False, 0, [note] if only in ("val", "test") else []
     if None in found:
@@ -136,58 +143,72 @@ def _sort_out_splits(
         )
     if val_fraction is not None and "val" in found:
         raise DataError("the sources have a validation split already: leave out --val-fraction")
-    kept = [image for image in images if image.split != "test"]
-    return kept, True, len(images) - len(kept), []
+    kept = images.where(lambda image: image.split != "test") if "test" in found else images
+    return kept, True, found["test"], []
 
 
 def _listing(
-    images: list[Image],
+    images: Packed[Image],
     classes: list[str],
     label_of: dict[int | str, int],
     has_splits: bool,
     val_fraction: float | None,
 ) -> Listing:
-    rows = [image for image in images if image.found.place[0] == "parquet"]  # stay in order: row groups are read whole
-    files = [image for image in images if image.found.place[0] != "parquet"]
-    files.sort(key=lambda image: image.prefix + image.path)
-    splits: dict[str, list[Entry]] = {"train": [], "val": []}
-    founds: dict[str, list[Found]] = {"train": [], "val": []}
-    taken: set[str] = set()
-    repeats: Counter[str] = Counter()
-    digest = _Fingerprint()
-    for image in itertools.chain(files, rows):
-        split = (image.split if has_splits else None) or "train"
+    rows = images.where(lambda image: image.found.place[0] == "parquet")  # stay in order: row groups are read whole
+    files = images.where(lambda image: image.found.place[0] != "parquet") if rows else images
+    files = files.sorted(lambda image: image.prefix + image.path)
+    in_order = Packed(IMAGE, files)
+    in_order.extend(rows)
+    splits = {"train": Packed(ENTRY), "val": Packed(ENTRY)}
+    fingerprint = _Fingerprint(sort=not rows)
+
+    def split_of(image: Image) -> str:
         if val_fraction is not None and _hash_share(image.path) < val_fraction:
-            split = "val"
+            return "val"
+        return (image.split if has_splits else None) or "train"
+
+    def name_of(image: Image, split: str) -> str:
         shard_split = f"{split}/" if has_splits and image.found.label is not None else ""
-        name = _unique(shard_split + image.prefix + image.path, taken, repeats)
-        splits[split].append(Entry(name, label_of[image.label], image.found.place))
-        if rows:
-            digest.add(split, splits[split][-1], image.found)
-        else:
-            founds[split].append(image.found)
+        return shard_split + image.prefix + image.path
+
+    unique = _UniqueNames(name_of(image, split_of(image)) for image in in_order)
+    for image in in_order:
+        split = split_of(image)
+        entry = Entry(unique(name_of(image, split)), label_of[image.label], image.found.place)
+        splits[split].append(entry)
+        fingerprint.add(split, entry, image.found.size, image.found.check)
     if not splits["train"]:
         raise DataError("no image is left for training: lower --val-fraction or add images")
-    for split in founds if not rows else ():
-        entries = splits[split]
-        for index in sorted(range(len(entries)), key=[entry.name for entry in entries].__getitem__):
-            digest.add(split, entries[index], founds[split][index])
     splits = {split: entries for split, entries in splits.items() if entries}
-    return Listing(splits, classes, digest.hexdigest(), {}, 0)
+    return Listing(splits, classes, fingerprint.hexdigest(), {}, 0)
 
 
 class _Fingerprint:
-    """SHA-256 over what is known of the images: split after split by name or, with parquet, as they come."""
+    """SHA-256 over what is known of the images: split after split by name, or as they come."""
 
-    def __init__(self):
+    def __init__(self, sort: bool):
+        self._lines = {split: Packed(_LINE) for split in ("train", "val")} if sort else None
         self._digest = hashlib.sha256()
 
-    def add(self, split: str, entry: Entry, found: Found) -> None:
-        line = f"{split}\t{entry.name}\t{entry.label}\t{found.size}\t{found.check}\n"
-        self._digest.update(line.encode("utf-8", "surrogateescape"))
+    def add(self, split: str, entry: Entry, size: int, check: str) -> None:
+        line = entry.name, entry.label, size, check
+        if self._lines is None:
+            self._update(split, line)
+        else:
+            self._lines[split].append(line)
+
+    def _update(self, split: str, line: tuple) -> None:
+        text = "\t".join(map(str, (split, *line))) + "\n"
+        self._digest.update(text.encode("utf-8", "surrogateescape"))
 
     def hexdigest(self) -> str:
+        for split, lines in (self._lines or {}).items():
+            for line in lines.sorted(key=itemgetter(0)):
+                self._update(split, line)
         return self._digest.hexdigest()
+
+
+_LINE = Layout(tuple, tuple)  # name, label, size, check
 
 
 def _checks(listing: Listing, rules: class_rules.Rules) -> list[str]:
@@ -206,12 +227,38 @@ def _hash_share(path: str) -> float:
     return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def _unique(name: str, taken: set[str], repeats: Counter[str]) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``, ... that is free (keys repeat between shards)."""
-    candidate = name
-    while candidate in taken:
-        repeats[name] += 1
-        pure = PurePosixPath(name)
-        candidate = str(pure.with_name(f"{pure.stem}-{repeats[name] + 1}{pure.suffix}"))
-    taken.add(candidate)
-    return candidate
+class _UniqueNames:
+    """Gives every image a name of its own: the one it has, or the first of ``name-2``, ``name-3``, ... that is free.
+
+    Keys repeat between shards. Kept are the names that come again, and of the rest the hashes.
+
+    Args:
+        names: all, in the order in which they will be asked for.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        hashes = np.fromiter(map(hash, names), np.int64)
+        unique, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        self._again = frozenset(unique[counts > 1].tolist())
+        self._hashes, self._first = (unique, first) if self._again else (None, None)
+        self._given: set[str] = set()  # names that come again, and new ones
+        self._repeats: Counter[str] = Counter()
+        self._place = -1
+
+    def __call__(self, name: str) -> str:
+        self._place += 1
+        if not self._again:
+            return name
+        candidate = name
+        while candidate in self._given or (candidate is not name and self._came_before(candidate)):
+            self._repeats[name] += 1
+            pure = PurePosixPath(name)
+            candidate = str(pure.with_name(f"{pure.stem}-{self._repeats[name] + 1}{pure.suffix}"))
+        if candidate is not name or hash(name) in self._again:
+            self._given.add(candidate)
+        return candidate
+
+    def _came_before(self, name: str) -> bool:
+        found = int(np.searchsorted(self._hashes, hash(name)))
+        is_one = found < len(self._hashes) and int(self._hashes[found]) == hash(name)
+        return is_one and int(self._first[found]) < self._place

@@ -13,13 +13,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 from vfmtok.errors import DataError
-from vfmtok.sources.files import CorruptFile, Found, image_by_name, is_hidden, read, suffix_of
+from vfmtok.sources.files import CorruptFile, Found, image_by_name, is_hidden, read
 
 LABEL_MEMBERS = ("cls", "class", "label")
 NUMBERED = (  # of a .json, or columns of a table: each may be the label, as a number or as a name
@@ -61,7 +61,7 @@ def split_key(path: str) -> tuple[str, str] | None:
 
 
 def read_shard(
-    shard: str, members: Iterable[Found], keys: Keys = NO_KEYS, labelled: bool = True, is_folder: bool = False
+    shard: str, members: Sequence[Found], keys: Keys = NO_KEYS, labelled: bool = True, is_folder: bool = False
 ) -> Shard | None:
     """The samples of a shard, or None if its files are no samples but images by themselves.
 
@@ -75,7 +75,6 @@ def read_shard(
     Raises:
         DataError: a key comes twice, or what is image or label is missing or ambiguous.
     """
-    members = list(members)
     if keys == NO_KEYS and not _may_be_samples(members, is_folder):
         return None
     samples, twice = _group(members)
@@ -137,10 +136,10 @@ def _images_of(sample: dict[str, Found]) -> set[str]:
     return {member for member in sample if image_by_name(f"x.{member}")}
 
 
-def _may_be_samples(members: list[Found], is_folder: bool) -> bool:
+def _may_be_samples(members: Sequence[Found], is_folder: bool) -> bool:
     """A quick look at the names: whether other files may belong to images, or one image to another."""
-    companions = {".json", *(f".{member}" for member in LABEL_MEMBERS)} | (set() if is_folder else {".txt"})
-    if companions & {suffix_of(member.path) for member in members}:
+    companions = (".json", *(f".{member}" for member in LABEL_MEMBERS), *(() if is_folder else (".txt",)))
+    if any(member.path.lower().endswith(companions) for member in members):
         return True
     return not is_folder and any("." in split[1] for member in members if (split := split_key(member.path)))
 
