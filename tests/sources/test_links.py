@@ -14,6 +14,7 @@ from test_listing import as_shard, make_tar
 from vfmtok.errors import DataError
 from vfmtok.sources import files as source_files
 from vfmtok.sources.archives import walk_tar
+from vfmtok.sources.folders import walk_folder
 from vfmtok.sources.listing import list_sources
 from vfmtok.sources.scratch import Scratch
 
@@ -155,3 +156,21 @@ def test_a_file_that_an_archive_holds_twice_is_the_later_one(tmp_path):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     assert contents(listed(tmp_path, tmp_path / "s.tar")) == {"train": [("a/1.png", 0, encoded(1))]}
+
+
+def test_a_walk_without_sizes_finds_the_same_files(tmp_path):
+    """Sizes are left out where they decide nothing; what is no regular file is still known."""
+    folder = write_tree(
+        tmp_path / "d", {"a/1.png": b"1", "a/note.txt": b"text", "b/2.png": b"22", "b/odd": b"\x89PNG\r\n"}
+    )
+    (folder / "a/link.png").symlink_to("../b/2.png")
+    (folder / "a/broken.png").symlink_to("nowhere")
+    (folder / "c").symlink_to("b")
+    os.mkfifo(folder / "b/pipe.png")
+    with_sizes, without = ([found._replace(size=0) for found in walk_folder(folder, sizes)] for sizes in (True, False))
+    assert with_sizes == without
+    assert {found.path for found in without if found.place[0] == "unusable"} >= {
+        "a/broken.png",
+        "b/pipe.png",
+        "c/pipe.png",
+    }

@@ -26,7 +26,7 @@ def _plain(image: Image) -> tuple:
 
 def _image_of(plain: tuple) -> Image:
     prefix, path, split, label, found, container = plain
-    return Image(prefix, path, split, label, Found._make(found), container)
+    return Image(prefix, path, split, label, Found(*found), container)
 
 
 IMAGE = Layout(_plain, _image_of)

@@ -68,13 +68,14 @@ def find_images(
     sources: list[str], scratch: Scratch, keys: Keys = webdataset.NO_KEYS
 ) -> tuple[Packed[Found], set[str]]:
     """Every image of the sources, whatever its label, container after container; and the splits that they are in.
+    Sizes may be missing.
 
     Of samples it is the one image of each.
 
     Raises:
         DataError: a source is missing, unreadable or ambiguous.
     """
-    given = look_at(sources)
+    given = look_at(sources, sizes=False)
     found = Packed(FOUND)
     for container in given.containers:
         if container.kind == "table":

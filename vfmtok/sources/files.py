@@ -90,9 +90,17 @@ def suffix_of(path: str) -> str:
 
 def is_hidden(path: str) -> bool:
     """Whether a part of the path begins with a dot, or is a folder of the system's: no file of the user's."""
-    if path.startswith(".") or "/." in path:
-        return True
-    return not _NOT_THE_USERS.isdisjoint(path.split("/"))
+    folder, _, name = path.rpartition("/")
+    return _is_hidden_part(name) or (folder != "" and _is_hidden_folder(folder))
+
+
+@lru_cache(maxsize=1024)  # thousands of images follow each other in a folder
+def _is_hidden_folder(path: str) -> bool:
+    return any(map(_is_hidden_part, path.split("/")))
+
+
+def _is_hidden_part(name: str) -> bool:
+    return name[:1] == "." or name in _NOT_THE_USERS
 
 
 def kind_of_ignored(path: str) -> str:

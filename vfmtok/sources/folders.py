@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from vfmtok.errors import DataError
@@ -16,13 +17,16 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(ARCHIVES) and not is_hidden(path)
 
 
-def walk_folder(folder: str | Path) -> Iterator[Found]:
+def walk_folder(folder: str | Path, sizes: bool = True) -> Iterator[Found]:
     """Every file below a folder, by name, under the path that leads there: where links lead to does not matter.
 
     Links to folders are followed, except to a folder that the link itself lies in. Hidden folders are one entry each
     and not entered. A broken link, pipe, socket or device with the name of an image is listed as well, at a place
     that can't be read: it is skipped, counted and reported like a damaged image, and not opened, because opening a
     pipe waits for its writer.
+
+    Args:
+        sizes: ask for the sizes of images and archives, which costs as much as the rest, and more on network disks.
 
     Raises:
         DataError: a folder can't be read.
@@ -33,14 +37,15 @@ def walk_folder(folder: str | Path) -> Iterator[Found]:
         inside, current, above = waiting.pop()
         try:
             with os.scandir(current) as opened:
-                entries = sorted(opened, key=lambda entry: entry.name)
+                entries = sorted(opened, key=attrgetter("name"))
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
         folders = []
         for entry in entries:
             path = inside + entry.name
             if not _is_folder(entry):
-                yield _found(root, path, entry)
+                plain = not sizes and entry.is_file(follow_symlinks=False)
+                yield Found(path, 0, "", ("file", root, path)) if plain else _found(root, path, entry)
             elif is_hidden(entry.name):
                 yield Found(path, 0, "", ("unusable", entry.path, "a folder"))
             elif not entry.is_symlink():

@@ -50,8 +50,11 @@ class Given:
     tables: list[str] = field(default_factory=list)  # files beside images of a folder that may hold their labels
 
 
-def look_at(sources: Sequence[str]) -> Given:
+def look_at(sources: Sequence[str], sizes: bool = True) -> Given:
     """What the sources are: folders, archives, parquet files, patterns such as ``shard-{000..127}.tar``, ``sample``.
+
+    Args:
+        sizes: find out the sizes of files in folders, even where they are not needed to tell what a folder is.
 
     Raises:
         DataError: one is missing, unreadable or nothing of these.
@@ -63,7 +66,7 @@ def look_at(sources: Sequence[str]) -> Given:
             given.label_files.append(path)
             given.named.append(path)
         elif path.is_dir():
-            _look_into(_without_cache(path), path, given)
+            _look_into(_without_cache(path), path, given, sizes)
         else:
             given.containers.append(Container(path, _kind_of_file(path), path))
     return given
@@ -132,9 +135,11 @@ def _without_cache(folder: Path) -> Path:
     return found[0]
 
 
-def _look_into(folder: Path, source: Path, given: Given) -> None:
+def _look_into(folder: Path, source: Path, given: Given, sizes: bool) -> None:
     """Add a folder as one container of images or as those that lie in it. Raises DataError."""
-    walked = _walk(folder)
+    walked = _walk(folder, sizes)
+    if not sizes and sum(map(bool, (walked.images, walked.archives, walked.tables))) > 1:
+        walked = _walk(folder, True)  # what most of the bytes are decides
     given.label_files += [folder / kit for kit in sorted(walked.kits)]
     given.label_files += [folder / found.path for found in walked.named]
     given.tables += [str(folder / found.path) for found in walked.label_tables]
@@ -167,11 +172,11 @@ class _Walked:
     label_tables: list[Found] = field(default_factory=list)  # others that may be such
 
 
-def _walk(folder: Path) -> _Walked:
+def _walk(folder: Path, sizes: bool) -> _Walked:
     """Raises DataError."""
     walked = _Walked()
     is_kit = lru_cache(lambda top: imagenet.is_devkit(Path(top)))
-    for found in walk_folder(folder):
+    for found in walk_folder(folder, sizes):
         top = found.path.split("/", 1)[0]
         if is_kit(top):
             walked.kits.add(top)
