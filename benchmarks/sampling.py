@@ -3,15 +3,17 @@
     python benchmarks/sampling.py  # GPT-B: fp32 and bf16, batch 1 and 8, CFG 1.0 and 1.5
     python benchmarks/sampling.py --precision bf16 --batch 8 --compile  # torch.compile beside it
     python benchmarks/sampling.py --gpt-model GPT-L --batch 1 --steps 0
+    python benchmarks/sampling.py --gpt-model RAR-B  # any generator of ids that draws one token after the other
 
 Two bounds, both measured in the same run, at the rows that a step has (batch, twice that with guidance):
 
-- "linears": the time of the model's linear layers alone, on 2-D inputs of that many rows;
+- "linears": the time of the linear layers that a step runs, alone, on 2-D inputs of that many rows; and, shared among
+  the tokens, of those of the first pass (RAR's modulations of all slots are computed there, once);
 - "roofline": the larger of (bytes of their weights / bandwidth of reading an array larger than the caches)
   and (their FLOPs / rate of a large matrix product of this precision).
 
 Three loops for the whole of an image's tokens: "ours" is ``vfmtok.generate``, everything included; "concatenating
-cache" appends to growing keys and values; "full forward" runs the whole sequence for every token. The
+cache" appends to growing keys and values (GPT only); "full forward" runs the whole sequence for every token. The
 last two are timed at ``--steps`` lengths spread over the image, so that the benchmark ends, without guidance's
 and the draw's small cost. The bound by the linears is the mean of medians before and after: whatever else the
 machine does slows it down as well.
@@ -28,6 +30,7 @@ from tokenizer import matrix_rate, seconds, synchronise
 from torch import Tensor, nn
 
 import vfmtok
+from vfmtok.generators import generator_config
 from vfmtok.generators.gpt.rotary import rotate
 from vfmtok.layers.precision import allow_tf32
 
@@ -38,8 +41,8 @@ def main() -> None:
     allow_tf32(False)  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    config = vfmtok.gpt_config(arguments.gpt_model, num_tokens=arguments.tokens)
-    gpt = vfmtok.GPT(config).to(device).eval()
+    config = generator_config(arguments.gpt_model, num_tokens=arguments.tokens)
+    gpt = vfmtok.build_generator(config).to(device).eval()
     print(f"torch {torch.__version__} on {name}; {arguments.gpt_model}, {config.num_tokens} tokens")
     for precision in arguments.precision:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -69,10 +72,9 @@ def compare(gpt, batch: int, scale: float, rate: float, bandwidth: float, argume
     device, tokens = gpt.output.weight.device, gpt.config.num_tokens
     rows = batch if scale == 1 else 2 * batch
     labels = torch.arange(batch, device=device) % gpt.config.num_classes
-    linears = linear_layers(gpt, rows)
-    weights = sum(layer.weight.numel() for layer in gpt.modules() if isinstance(layer, nn.Linear))
-    roofline = max(weights * gpt.output.weight.element_size() / bandwidth, 2 * weights * rows / rate)
-    bound = seconds(linears, device, 15) / 2
+    first, later = linear_layers(gpt, labels.repeat(rows // batch))
+    roofline = (least_time(first, bandwidth, rate) + (tokens - 1) * least_time(later, bandwidth, rate)) / tokens
+    bound = linears_time(first, later, tokens) / 2
     generate = {"ours": {}} | ({"ours, compiled": {"compile": True}} if arguments.compile else {})
     steps = {}
     for name, options in generate.items():
@@ -83,12 +85,11 @@ def compare(gpt, batch: int, scale: float, rate: float, bandwidth: float, argume
         vfmtok.generate(gpt, labels, cfg_scale=scale, **options)
         synchronise(device)
         steps[name] = (time.perf_counter() - start) / tokens
-    bound += seconds(linears, device, 15) / 2
+    bound += linears_time(first, later, tokens) / 2
     print(row(batch, scale, "bound: linears", bound, bound, roofline))
     lengths = [int((index + 0.5) * tokens / arguments.steps) for index in range(arguments.steps)]
     if lengths:
-        loops = {"concatenating cache": (concatenating_step, 3), "full forward": (full_forward_step, 1)}
-        for name, (loop, repeat) in loops.items():
+        for name, (loop, repeat) in PLAINER_LOOPS[gpt.config.kind].items():
             calls = [loop(gpt, labels.repeat(rows // batch), length) for length in lengths]
             steps[name] = sum(seconds(call, device, repeat) for call in calls) / len(calls)
     for name, step in steps.items():
@@ -106,18 +107,48 @@ def row(batch: int, scale: float, name: str, step: float, bound: float, roofline
 # --------------------------------------------------------------------------------------
 
 
-def linear_layers(gpt, rows: int) -> Callable[[], None]:
-    """All linear layers of one step, with nothing between them."""
-    layers = [layer for layer in gpt.modules() if isinstance(layer, nn.Linear)]
-    weight = gpt.output.weight
-    inputs = {layer.in_features: None for layer in layers}
-    inputs = {width: torch.randn(rows, width).to(weight) for width in inputs}
+Call = tuple[nn.Linear, int]  # a linear layer and the rows of its input
+
+
+def linear_layers(gpt, labels: Tensor) -> tuple[list[Call], list[Call]]:
+    """The linear layers that the first pass of a batch runs, and those of every step after it."""
+    calls: list[Call] = []
+
+    def note(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((layer, inputs[0].numel() // layer.in_features))
+
+    hooks = [layer.register_forward_hook(note) for layer in gpt.modules() if isinstance(layer, nn.Linear)]
+    state, logits = gpt.begin(labels, labels.new_empty(len(labels), 0), None)
+    of_first, slot = len(calls), gpt.first_token_slot
+    state.reserve(slot + 1)
+    gpt.decode_step(logits.argmax(-1), torch.tensor([slot], device=labels.device), state)
+    for hook in hooks:
+        hook.remove()
+    return calls[:of_first], calls[of_first:]
+
+
+def linears_time(first: list[Call], later: list[Call], tokens: int) -> float:
+    """Seconds a token of the layers with nothing between them, one first pass and then steps."""
+    device = first[0][0].weight.device
+    once, step = (seconds(running(calls), device, 7) for calls in (first, later))
+    return (once + (tokens - 1) * step) / tokens
+
+
+def running(calls: list[Call]) -> Callable[[], None]:
+    weight = calls[0][0].weight
+    inputs = {shape: torch.randn(*shape).to(weight) for shape in {(rows, layer.in_features) for layer, rows in calls}}
 
     def run() -> None:
-        for layer in layers:
-            layer(inputs[layer.in_features])
+        for layer, rows in calls:
+            layer(inputs[rows, layer.in_features])
 
     return run
+
+
+def least_time(calls: list[Call], bandwidth: float, rate: float) -> float:
+    """Seconds in which this machine could read the weights and multiply, whichever takes longer."""
+    read = sum(layer.weight.numel() * layer.weight.element_size() for layer, _ in calls)
+    return max(read / bandwidth, sum(2 * layer.weight.numel() * rows for layer, rows in calls) / rate)
 
 
 def read_bandwidth(device: torch.device) -> float:
@@ -157,6 +188,18 @@ def concatenating_step(gpt, labels: Tensor, length: int) -> Callable[[], Tensor]
         return gpt.output(gpt.norm(x))[:, -1].float()
 
     return step
+
+
+def whole_forward_step(gpt, labels: Tensor, length: int) -> Callable[[], Tensor]:
+    """The same of a model whose passes are over all tokens of an image, whatever the length."""
+    ids = torch.zeros(len(labels), gpt.config.num_tokens, dtype=torch.int64, device=labels.device)
+    return lambda: gpt(labels, ids).logits[:, length - 1]
+
+
+PLAINER_LOOPS = {  # kind -> name -> (loop, how often it is timed)
+    "gpt": {"concatenating cache": (concatenating_step, 3), "full forward": (full_forward_step, 1)},
+    "rar": {"full forward": (whole_forward_step, 1)},
+}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ TINY_RAR = {"dim": 32, "n_layer": 2, "n_head": 2, "ffn_hidden": 64, "vocab_size"
 GENERATOR_CASES = {
     "gpt": tiny_gpt(),
     "gpt, holistic tokens": tiny_gpt(num_holistic=6),
+    "gpt, permuted": tiny_gpt(permuted=True),
     "rar": vfmtok.rar_config("RAR-B", num_classes=4, **TINY_RAR),
 }
 

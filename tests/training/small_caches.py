@@ -32,7 +32,10 @@ def write_cache(
 
 
 def small_recipe(folder: Path, name: str = "run", **sections: dict) -> GeneratorRecipe:
-    """``small_recipe(folder, optimizer={"steps": 5})``: 2 layers of width 32 on the caches in ``folder``, 12 steps."""
+    """``small_recipe(folder, optimizer={"steps": 5})``: 2 layers of width 32 on the caches in ``folder``, 12 steps.
+
+    A GPT, unless a section ``generator`` says what else.
+    """
     tree = {
         "gpt": {
             "n_layer": 2, "n_head": 2, "dim": 32, "ffn_hidden": 64, "vocab_size": 32, "num_tokens": 16,
@@ -46,6 +49,8 @@ def small_recipe(folder: Path, name: str = "run", **sections: dict) -> Generator
             "save_every": 4, "validate_every": 6, "tensorboard": False,
         },
     }  # fmt: skip
+    if "generator" in sections:
+        del tree["gpt"]
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
     return config_from_dict(tree, GeneratorRecipe)
