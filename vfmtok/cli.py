@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": "vfmtok.commands.stats",
     "measure": "vfmtok.commands.measure",
     "codes": "vfmtok.commands.codes",
+    "import-codes": "vfmtok.commands.import_codes",
     "sample": "vfmtok.commands.sample",
     "export": "vfmtok.commands.export",
     "curves": "vfmtok.commands.curves",
@@ -43,6 +44,7 @@ SUMMARIES = {  # shown by --help without importing the modules
     "demo": "a web page: sample classes, see an image's tokens, mix the tokens of two images",
     "info": "parameters, FLOPs and memory of a model, from its configuration alone",
     "codes": "token ids of a dataset, computed once and kept in one array",
+    "import-codes": "LlamaGen's folders of codes as one such array",
     "download": "published weights, or anyone's, into the cache or a folder, checked",
     "reproduce": "a published number, measured again: passed or failed",
 }

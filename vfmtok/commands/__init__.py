@@ -1,6 +1,6 @@
 """One file per `vfmtok COMMAND`, with ``add_arguments(parser)`` and ``run(args)``; flags are declared here once.
 
-data             prepare, stats, codes
+data             prepare, stats, codes, import_codes
 models           download, export, info, reproduce
 pictures         sample, reconstruct, demo, curves, report
 numbers          measure, agreement

@@ -105,12 +105,26 @@ class View:
     mirrored: bool
 
 
+CENTRE_VIEWS = [View("centre", 0, False), View("centre flipped", 0, True)]
+
+
+def ten_crop_views(ranges: tuple[float, ...]) -> list[View]:
+    """Ten views for each range: five crops, then their mirror images."""
+    places = ("top left", "top right", "bottom left", "bottom right", "centre")
+    return [
+        View(f"{crop_range} {place}{' flipped' if mirrored else ''}", r * len(places) + p, mirrored)
+        for r, crop_range in enumerate(ranges)
+        for mirrored in (False, True)
+        for p, place in enumerate(places)
+    ]
+
+
 def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callable, list[View]]:
     """The transform that makes an image's crops, and the views made of them. The first is never mirrored."""
     if kind == "center":
         return EvaluationCrop(size), [View("centre", 0, False)]
     if kind == "flip":
-        return EvaluationCrop(size), [View("centre", 0, False), View("centre flipped", 0, True)]
+        return EvaluationCrop(size), CENTRE_VIEWS
     if kind == "random":
         return RandomCrops(size, num_random, seed), [View(f"random {i}", i, False) for i in range(num_random)]
     if kind == "shift":
@@ -121,14 +135,7 @@ def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callab
             for crop, name in enumerate(names)
         ]
         return ShiftedCrops(size), views
-    places = ("top left", "top right", "bottom left", "bottom right", "centre")
-    views = [
-        View(f"{crop_range} {place}{' flipped' if mirrored else ''}", r * len(places) + p, mirrored)
-        for r, crop_range in enumerate(TEN_CROP_RANGES)
-        for mirrored in (False, True)
-        for p, place in enumerate(places)
-    ]
-    return TenCrop(size), views
+    return TenCrop(size), ten_crop_views(TEN_CROP_RANGES)
 
 
 # --------------------------------------------------------------------------------------

@@ -309,6 +309,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((path / "cache.json").read_text(encoding="utf-8"))
     except OSError as error:
+        if path.name.endswith("_codes") or any(path.glob("*_codes")):
+            raise DataError(f"{path} holds LlamaGen's code files: make a cache of them (vfmtok import-codes)") from None
         raise DataError(f"no token cache at {path}: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"damaged {path / 'cache.json'}: {error}") from None
