@@ -99,10 +99,13 @@ class AdversarialConfig:
     update_start: int | None = None  # the first step at which the discriminator learns; None: ``start``
     adaptive_weight: bool = False  # scale by the ratio of gradient norms at the last layer (VQGAN)
     lecam_weight: float = 0.0  # LeCam regularisation of the discriminator; 0 leaves it out
+    start_from: str | None = None  # the discriminator to begin with: of another run, or of one of its checkpoints
 
     def __post_init__(self):
         require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
         early = self.update_start is None or 0 <= self.update_start <= self.start
+        unused = self.start_from is not None and self.discriminator == "none"
+        require(not unused, "adversarial.start_from", "needs a discriminator", self.start_from)
         require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
 
     @property
