@@ -1,7 +1,8 @@
 """What a training run is: recipes, as typed configurations. The defaults are the published tokenizer's.
 
-A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``); the
-sections that the generator's training shares are ``DataConfig``, ``OptimizerConfig`` and ``RunConfig``.
+A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``). The
+generator's recipe (``generator_recipe.py``) shares the sections ``EMAConfig`` and ``RunConfig``, and extends
+``OptimizerConfig``.
 """
 
 import dataclasses
