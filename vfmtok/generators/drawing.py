@@ -43,7 +43,7 @@ def generate(
         VFMTokError: the model's numbers are not finite.
     """
     parameters = inspect.signature(generator.sample).parameters.values()
-    names = [field.name for field in dataclasses.fields(generator.sampling)]
+    names = ["compile", *(field.name for field in dataclasses.fields(generator.sampling))]
     names += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     given = {name: value for name, value in sampling.items() if name in names or NEUTRAL.get(name) != value}
     if unknown := min(given.keys() - set(names), default=None):
