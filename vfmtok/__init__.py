@@ -17,11 +17,13 @@ _PUBLIC = {
     "vfmtok.generators.drawing": ("generate",),
     "vfmtok.generators.gpt.config": ("GPTConfig", "gpt_config"),
     "vfmtok.generators.gpt.model": ("GPT", "GPTOutput"),
+    "vfmtok.generators.inpainting": ("inpaint",),
     "vfmtok.generators.rar.config": ("RARConfig", "rar_config"),
     "vfmtok.generators.rar.model": ("RAR",),
     "vfmtok.pretrained.names": ("from_pretrained",),
     "vfmtok.pretrained.saving": ("push_to_hub", "save_pretrained"),
     "vfmtok.tokenizers": ("build_tokenizer", "load_config"),
+    "vfmtok.tokenizers.editing": ("transfer_style",),
     "vfmtok.tokenizers.hita.config": ("HitaConfig",),
     "vfmtok.tokenizers.hita.model": ("Hita",),
     "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
@@ -57,6 +59,7 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.generators.gpt.config import gpt_config as gpt_config
     from vfmtok.generators.gpt.model import GPT as GPT
     from vfmtok.generators.gpt.model import GPTOutput as GPTOutput
+    from vfmtok.generators.inpainting import inpaint as inpaint
     from vfmtok.generators.rar.config import RARConfig as RARConfig
     from vfmtok.generators.rar.config import rar_config as rar_config
     from vfmtok.generators.rar.model import RAR as RAR
@@ -65,6 +68,7 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.pretrained.saving import save_pretrained as save_pretrained
     from vfmtok.tokenizers import build_tokenizer as build_tokenizer
     from vfmtok.tokenizers import load_config as load_config
+    from vfmtok.tokenizers.editing import transfer_style as transfer_style
     from vfmtok.tokenizers.hita.config import HitaConfig as HitaConfig
     from vfmtok.tokenizers.hita.model import Hita as Hita
     from vfmtok.tokenizers.vfmtok.config import TokenizerConfig as TokenizerConfig

@@ -19,6 +19,8 @@ COMMANDS = {
     "codes": "vfmtok.commands.codes",
     "import-codes": "vfmtok.commands.import_codes",
     "sample": "vfmtok.commands.sample",
+    "inpaint": "vfmtok.commands.inpaint",
+    "style": "vfmtok.commands.style",
     "export": "vfmtok.commands.export",
     "curves": "vfmtok.commands.curves",
     "agreement": "vfmtok.commands.agreement",
@@ -33,6 +35,8 @@ COMMANDS = {
 SUMMARIES = {  # shown by --help without importing the modules
     "prepare": "images from folders, archives or shards to LMDB records, and back",
     "sample": "images of classes from a generator, as one picture",
+    "inpaint": "a part of an image kept, the rest drawn by a generator, as one picture",
+    "style": "an image in the style of another, by a tokenizer with holistic tokens, as one picture",
     "stats": "counts, labels and a contact sheet of a dataset; with --reference, the statistics that FID compares with",
     "measure": "FID, sFID, IS, precision, recall and KID of samples that are there, by any program",
     "curves": "the curves of training runs over each other, as a picture",

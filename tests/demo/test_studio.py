@@ -1,7 +1,9 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+import tiny_hita
 import tiny_models
 import torch
 from image_makers import encoded, write_tree
@@ -179,3 +181,32 @@ def test_the_page_is_told_no_path(studio, tmp_path):
     with pytest.raises(DataError, match=r"^cannot read gone.png: No such file") as error:
         room.tokenize(studio, tmp_path / "gone.png")
     assert str(tmp_path) not in str(error.value)
+
+
+def test_both_kinds_of_tokens(tmp_path):
+    """Hita's: the style is the holistic tokens', and these are shown below the grid."""
+    studio = Studio(tiny_hita.tokenizer(), tiny_hita.gpt(), None)
+    one, other = (room.tokenize(studio, path) for path in room.write_examples(tmp_path, 2))
+    assert studio.has_holistic and studio.grid == (4, 4)
+    none = np.zeros((4, 4), bool)
+    assert (room.mix(studio, one, other, none) == one.decoded).all()
+    assert (room.mix(studio, one, other, ~none, "second") == other.decoded).all()
+    styled = np.concatenate([other.code[:6], one.code[6:]])
+    assert (room.mix(studio, one, other, none, "second") == room.decode(studio, styled[None])[0]).all()
+    picture = room.draw_ids(studio, one)
+    assert picture.size[0] == 512 and picture.size[1] > 512 + 128
+    changed = dataclasses.replace(one, code=np.concatenate([(one.code[:6] + 1) % 32, one.code[6:]]))
+    again = room.draw_ids(studio, changed)
+    assert picture.crop((0, 0, 512, 512)).tobytes() == again.crop((0, 0, 512, 512)).tobytes() != again.tobytes()
+
+
+def test_completing_an_image(tmp_path):
+    studio = Studio(tiny_hita.tokenizer(), tiny_hita.gpt(), None)
+    image = room.tokenize(studio, room.write_examples(tmp_path, 2)[0])
+    pictures, about = room.complete(studio, image, 1, "bottom", 0.5, 2, seed=3, cfg_scale=1.5)
+    again, _ = room.complete(studio, image, 1, "bottom", 0.5, 2, seed=3, cfg_scale=1.5)
+    assert len(pictures) == 3 and "CFG 1.5, seed 3" in about
+    assert all((np.array(a) == np.array(b)).all() for a, b in zip(pictures, again, strict=True))
+    assert (np.array(pictures[0])[-1] == 128).all() and not (np.array(pictures[1]) == np.array(pictures[2])).all()
+    with pytest.raises(ConfigError, match="row by row"):
+        room.complete(studio, image, None, "top", 0.5, 1)

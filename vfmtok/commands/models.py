@@ -78,12 +78,16 @@ def generator_fields(args: argparse.Namespace) -> dict:
     return fields
 
 
-def open_models(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, nn.Module, list[str] | None]:
+def open_models(
+    args: argparse.Namespace, device: torch.device, encodes: bool = False
+) -> tuple[nn.Module, nn.Module, list[str] | None]:
     """The tokenizer and the generator of --vq-ckpt and --gpt, and the names of the classes where the run knows them.
+
+    ``encodes`` as for ``open_tokenizer``.
 
     Raises:
         VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
     """
-    tokenizer = open_tokenizer(args, device, encodes=False)
+    tokenizer = open_tokenizer(args, device, encodes=encodes)
     generator, weights = load_generator(args.gpt, tokenizer, args.gpt_model, generator_fields(args))
     return tokenizer, generator.to(device), weights.classes

@@ -8,10 +8,10 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from vfmtok import distributed
 from vfmtok.commands.models import add_models, open_models
+from vfmtok.commands.pictures_of_images import picture_path, save
 from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.errors import ConfigError
 from vfmtok.generators.drawing import draw_images
@@ -63,16 +63,14 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
                 f"{len(labels):,} images of {size} px are more than {MOST_BYTES >> 30} GiB: take fewer (--n, "
                 "--classes) or smaller ones (--image-size)"
             )
-        out = Path(args.out).expanduser()
-        if world.is_main and (not out.parent.is_dir() or out.suffix.lower() not in Image.registered_extensions()):
-            raise ConfigError(f"cannot write {out}: its folder has to be there, and its name to end as .png, say")
+        out = picture_path(args.out) if world.is_main else Path(args.out)
     settings = {**dataclasses.asdict(sampling), "seed": args.seed}
     pixels = draw_images(gpt, tokenizer, labels, size, args.batch_size, world, **settings)  # (N,S,S,3)
     with distributed.together():
         if world.is_main:
             names = [classes[label] if classes else f"class {label}" for label in chosen]
             title = f"{Path(args.gpt).name}: {sampling.guidance}, seed {args.seed}"
-            _write(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
+            save(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
 
 
@@ -124,10 +122,3 @@ def _find_class(word: str, labels_of: dict[str, list[int]], names: list[str] | N
         return int(word)
     known = f" or a name such as '{names[0]}'" if names else " (this generator does not know names of classes)"
     raise ConfigError(f"--classes: '{word}' is no class: give a number in [0,{num_classes}){known}")
-
-
-def _write(picture: Image.Image, out: Path) -> None:
-    try:
-        picture.save(out)
-    except (OSError, ValueError, KeyError) as error:  # a full disk; a format that Pillow only reads
-        raise ConfigError(f"cannot write {out}: {error}") from None

@@ -15,6 +15,7 @@ from vfmtok.demo.studio import Studio, Tokenized
 from vfmtok.errors import VFMTokError
 from vfmtok.evaluation.sampling_points import has_sampling_points
 from vfmtok.pictures.sampling_points import default_tokens
+from vfmtok.tokenizers.editing import REGIONS
 
 CSS = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important}
@@ -42,6 +43,9 @@ def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Bloc
                 _sampling_tab(studio)
         with gr.Tab("Image to tokens", id="tokenize"):
             _tokens_tab(studio, examples, page)
+        if studio.on_grid is not None and hasattr(studio.generator, "any_order"):
+            with gr.Tab("Complete an image", id="complete"):
+                _completing_tab(studio, examples)
         if studio.grid is not None:
             with gr.Tab("Mix two images", id="mix"):
                 _mixing_tab(studio, examples, page)
@@ -184,6 +188,39 @@ def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
 
 
 # --------------------------------------------------------------------------------------
+# A part of an image, completed
+# --------------------------------------------------------------------------------------
+
+
+def _completing_tab(studio: Studio, examples: list[str]) -> None:
+    choices = [("no class", None), *((name, label) for label, name in enumerate(studio.class_names()))]
+    parts = list(REGIONS) if studio.generator.any_order else ["bottom"]
+    with gr.Row():
+        image = _upload("Image", examples, examples[0], "to-complete", 320)
+        with gr.Column(min_width=260):
+            label = gr.Dropdown(choices, value=None, label="Class", elem_id="class-of")
+            part = gr.Radio(parts, value="bottom", label="Redrawn part", elem_id="part")
+            share = gr.Slider(0.1, 1, 0.5, step=0.05, label="How much of it", elem_id="how-much")
+            scale = _control(dataclasses.fields(studio.generator.sampling)[0], studio, value=1.0)
+            seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+            go = gr.Button("Complete", variant="primary", elem_id="go-complete")
+    shown = gr.Gallery(
+        show_label=False, columns=5, format="png", object_fit="contain", height="auto", elem_id="completions",
+        buttons=["download_all"], elem_classes="pixels",
+    )  # fmt: skip
+    about = gr.Markdown("What is redrawn is grey when the image is encoded.", elem_id="about-completions")
+
+    @_told
+    def run(path, label, part, share, scale, seed):
+        if path is None or seed is None:
+            raise VFMTokError("give an image and a seed")
+        found = room.tokenize(studio, path)
+        return room.complete(studio, found, label, part, share, 4, seed=seed, cfg_scale=scale)
+
+    gr.on([go.click, seed.submit], run, [image, label, part, share, scale, seed], [shown, about], **ONE_AT_A_TIME)
+
+
+# --------------------------------------------------------------------------------------
 # Tokens of two images
 # --------------------------------------------------------------------------------------
 
@@ -196,43 +233,52 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
             patterns, start = list(room.PATTERNS), room.PATTERNS[0]
             name = gr.Radio(patterns, value=start, label="Where the second image's tokens go", elem_id="pattern")
             share = gr.Slider(0, 1, 0.5, step=0.05, label="Their share", elem_id="share")
+            style = gr.Radio(
+                ["first", "second"], value="first", label="Whose holistic tokens (style)", elem_id="style",
+                visible=studio.has_holistic,
+            )  # fmt: skip
     with gr.Row():
         choice = _picture("Whose token is taken (blue: second). Click cells to change it", "choice", ["clickable"], 380)
         mixed = _picture("Decoded from these tokens", "mixed", ["pixels", "whole"], 380)
     tokens = [gr.State(), gr.State()]
     mask = gr.State(room.pattern(start, studio.grid, 0.5))
 
-    def drawn(one: Tokenized | None, other: Tokenized | None, mask: np.ndarray):
+    def drawn(one: Tokenized | None, other: Tokenized | None, mask: np.ndarray, style: str):
         if one is None or other is None:
             return None, None
-        return room.draw_choice(studio, one, other, mask), room.enlarged(room.mix(studio, one, other, mask))
+        return room.draw_choice(studio, one, other, mask), room.enlarged(room.mix(studio, one, other, mask, style))
 
     @_told
-    def encode(path, other_path, mask):
+    def encode(path, other_path, mask, style):
         found = [room.tokenize(studio, Path(p)) if p is not None else None for p in (path, other_path)]
-        return *found, *drawn(*found, mask)
+        return *found, *drawn(*found, mask, style)
 
     @_told
-    def lay(one, other, name, share):
+    def lay(one, other, name, share, style):
         mask = room.pattern(name, studio.grid, share)
-        return mask, *drawn(one, other, mask)
+        return mask, *drawn(one, other, mask, style)
 
     @_told
-    def click(one, other, mask, place: gr.SelectData):
+    def restyle(one, other, mask, style):
+        return drawn(one, other, mask, style)
+
+    @_told
+    def click(one, other, mask, style, place: gr.SelectData):
         row, column = divmod(room.token_at(studio, *place.index), studio.grid[1])
         mask = mask.copy()
         mask[row, column] = not mask[row, column]
-        return mask, *drawn(one, other, mask)
+        return mask, *drawn(one, other, mask, style)
 
     gr.on(
         [first.change, second.change, page.load],
         encode,
-        [first, second, mask],
+        [first, second, mask, style],
         [*tokens, choice, mixed],
         **ONE_AT_A_TIME,
     )
-    gr.on([name.change, share.release], lay, [*tokens, name, share], [mask, choice, mixed], **ONE_AT_A_TIME)
-    choice.select(click, [*tokens, mask], [mask, choice, mixed], **ONE_AT_A_TIME)
+    gr.on([name.change, share.release], lay, [*tokens, name, share, style], [mask, choice, mixed], **ONE_AT_A_TIME)
+    style.change(restyle, [*tokens, mask, style], [choice, mixed], **ONE_AT_A_TIME)
+    choice.select(click, [*tokens, mask, style], [mask, choice, mixed], **ONE_AT_A_TIME)
 
 
 def _upload(caption: str, examples: list[str], value: str, name: str, height: int) -> gr.Image:

@@ -25,15 +25,23 @@ from vfmtok.evaluation.reconstruction import round_trip
 from vfmtok.evaluation.sampling_points import picture_of_points
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.drawing import generate
+from vfmtok.generators.inpainting import inpaint
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.sampling_points import COLOURS
 from vfmtok.pictures.style import FRAME, INK, enlarged_side
 from vfmtok.sources.listing import SAMPLE
-from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.contract import Tokenizer, to_pixels
+from vfmtok.tokenizers.editing import grid_of, kept_tokens, region, without_region
 
 VIEW = 512  # side of the pictures of a grid; images smaller than a quarter of it are enlarged unsmoothed
 MAX_CHOSEN = len(COLOURS)  # tokens whose sampling points are drawn
-PATTERNS = ("left and right", "top and bottom", "centre", "checkerboard", "scattered")
+PATTERNS = {  # of two images -> the second's region
+    "left and right": "right",
+    "top and bottom": "bottom",
+    "centre": "centre",
+    "checkerboard": "checkerboard",
+    "scattered": "scattered",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,11 @@ class Studio:
     @property
     def device(self) -> torch.device:
         return self.tokenizer.device
+
+    @property
+    def has_holistic(self) -> bool:
+        """Whether there are tokens without a place in the image beside those on a grid."""
+        return self.on_grid is not None and len(self.tokenizer.code.segments) > 1
 
     def class_names(self) -> list[str]:
         count = self.generator.num_classes if self.generator is not None else 0
@@ -134,27 +147,41 @@ def draw_points(studio: Studio, image: Tokenized, tokens: Sequence[int]) -> Imag
 
 
 def draw_ids(studio: Studio, image: Tokenized, chosen: Sequence[int] = ()) -> Image.Image | None:
-    """The ids on their grid; None without a grid. Codes near each other have like colours where the tokenizer says
-    which are; chosen tokens have frames in the colours of their sampling points."""
+    """The ids on their grid, and below it those of tokens without a place in the image; None without a grid. Codes near
+    each other have like colours where the tokenizer says which are; chosen tokens have frames in the colours of their
+    sampling points."""
     if studio.on_grid is None:
         return None
     segment, place = studio.on_grid
-    ids, (rows, columns), cell = image.code[place], segment.grid, _cell(studio.grid)  # (h*w,)
-    colours = _code_colours(_code_vectors(studio, segment))[ids]  # (h*w,3)
-    picture = Image.new("RGB", (columns * cell, rows * cell))
+    (rows, columns), cell = segment.grid, _cell(studio.grid)
+    code, gap = studio.tokenizer.code, cell // 2
+    others = [pair for pair in zip(code.segments, code.slices(), strict=True) if pair[1] != place]
+    below = sum(gap + -(-other.count // columns) * cell for other, _ in others)
+    picture = Image.new("RGB", (columns * cell, rows * cell + below), "#ffffff")
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(8, min(16, cell // 4)))
-    for token, (code, colour) in enumerate(zip(ids.tolist(), colours.tolist(), strict=True)):
-        x, y = token % columns * cell, token // columns * cell
-        draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=tuple(colour), outline="#ffffff")
-        ink = INK if sum(colour) > 360 else "#ffffff"
-        draw.text((x + cell // 2, y + cell // 2), str(code), ink, font, anchor="mm")
+    top = 0
+    for part, where in [(segment, place), *others]:
+        _draw_cells(studio, draw, part, image.code[where], columns, cell, top)
+        top += -(-part.count // columns) * cell + gap
     thick = max(2, cell // 12)
     for token, colour in zip(chosen, COLOURS, strict=False):
         x, y = token % columns * cell, token // columns * cell
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline="#000000", width=thick + 2)
         draw.rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=thick)
     return picture
+
+
+def _draw_cells(
+    studio: Studio, draw: ImageDraw.ImageDraw, segment: Segment, ids: np.ndarray, columns: int, cell: int, top: int
+) -> None:
+    """The ids (n,) of a segment, so many to a line, from ``top`` on."""
+    colours = _code_colours(_code_vectors(studio, segment))[ids]  # (n,3)
+    font = ImageFont.load_default(max(8, min(16, cell // 4)))
+    for token, (code, colour) in enumerate(zip(ids.tolist(), colours.tolist(), strict=True)):
+        x, y = token % columns * cell, top + token // columns * cell
+        draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=tuple(colour), outline="#ffffff")
+        ink = INK if sum(colour) > 360 else "#ffffff"
+        draw.text((x + cell // 2, y + cell // 2), str(code), ink, font, anchor="mm")
 
 
 def token_at(studio: Studio, x: float, y: float) -> int:
@@ -212,30 +239,15 @@ def pattern(name: str, grid: tuple[int, int], share: float) -> np.ndarray:
 
     Raises ConfigError for a name that is not in ``PATTERNS``.
     """
-    height, width = grid
-    row, column = np.mgrid[:height, :width]
-    if name == "left and right":  # whole lines
-        return column >= width - round(share * width)
-    if name == "top and bottom":
-        return row >= height - round(share * height)
-    if name == "centre":
-        rank = np.hypot(row - (height - 1) / 2, column - (width - 1) / 2)
-    elif name == "checkerboard":
-        rank = (row + column) % 2 == 0
-    elif name == "scattered":
-        rank = np.random.default_rng(0).permutation(height * width).reshape(grid)
-    else:
+    if name not in PATTERNS:
         raise ConfigError(f"no pattern '{name}', only: {', '.join(PATTERNS)}")
-    order = rank.ravel().argsort(kind="stable")
-    mask = np.zeros(height * width, bool)
-    mask[order[: round(share * height * width)]] = True
-    return mask.reshape(grid)
+    return region(PATTERNS[name], grid, share)
 
 
-def mix(studio: Studio, first: Tokenized, second: Tokenized, mask: np.ndarray) -> np.ndarray:
-    """(S,S,3) uint8: decoded from the second image's code where mask (h,w) is True, and the first's elsewhere, as for
-    tokens without a place in the image."""
-    code = first.code.copy()
+def mix(studio: Studio, first: Tokenized, second: Tokenized, mask: np.ndarray, style: str = "first") -> np.ndarray:
+    """(S,S,3) uint8: decoded from the second image's code where mask (h,w) is True, and the first's elsewhere. Tokens
+    without a place in the image are those of ``style``, "first" or "second"."""
+    code = (second if style == "second" else first).code.copy()
     if studio.on_grid is not None:
         place = studio.on_grid[1]
         code[place] = np.where(mask.ravel(), second.code[place], first.code[place])
@@ -257,6 +269,36 @@ def draw_choice(studio: Studio, first: Tokenized, second: Tokenized, mask: np.nd
             x, y = column * cell, row * cell
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline=colour, width=width)
     return picture
+
+
+# --------------------------------------------------------------------------------------
+# A part of an image, and the rest from the generator
+# --------------------------------------------------------------------------------------
+
+
+def complete(
+    studio: Studio, image: Tokenized, label: int | None, part: str, share: float, count: int, *, seed: int = 0,
+    **settings: Any,
+) -> tuple[list[Image.Image], str]:  # fmt: skip
+    """What is given of the image, then ``count`` completions, and a line about them. ``label`` None is no class.
+
+    Raises VFMTokError: the generator can't draw this part last, or a setting is impossible.
+    """
+    start = time.perf_counter()
+    sampling = config_from_dict(settings, studio.generator.sampling, "settings")
+    code, device = studio.tokenizer.code, studio.device
+    redrawn = torch.from_numpy(region(part, grid_of(code), float(share)))  # (h,w)
+    pixels = torch.from_numpy(image.crop).permute(2, 0, 1)[None].to(device)  # (1,3,S,S)
+    given = without_region(to_unit_range(pixels), redrawn)
+    label = studio.generator.null_class if label is None else int(label)
+    with full_float32(device.type), torch.no_grad():
+        ids = studio.tokenizer.encode(given).ids.expand(int(count), -1)  # (n,K)
+        labels, kept = torch.full((int(count),), label, device=device), kept_tokens(code, redrawn.to(device))
+        drawn = inpaint(studio.generator, ids, kept, labels, seed=int(seed), **asdict(sampling))
+    shown = [to_pixels(given, len(image.crop))[0].cpu().numpy(), *decode(studio, drawn)]
+    seconds = time.perf_counter() - start
+    about = f"left: what is given; {int(count)} completions, {sampling.guidance}, seed {int(seed)}: {seconds:.1f} s"
+    return [enlarged(picture) for picture in shown], about
 
 
 # --------------------------------------------------------------------------------------

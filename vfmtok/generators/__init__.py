@@ -3,6 +3,7 @@
 contract        what every generator offers; the rest of the package asks for nothing else
 drawing         codes and images of labels, by all processes of a run
 autoregressive  sampling ids one after the other; token_sampling: from logits to a token
+inpainting      a part of an image kept, the rest drawn
 kv_cache        keys and values of the tokens so far; causal_attention: the kernels over them and over sequences
 counter_random  random numbers by (seed, sample, ...)
 orders          random orders of tokens, annealed to the raster order

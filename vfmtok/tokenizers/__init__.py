@@ -1,9 +1,11 @@
 """Tokenizers: an image to its code and back. A family is a folder here and a row of ``TOKENIZERS``.
 
-contract       what every tokenizer offers; the rest of the package asks for nothing else
-vfmtok/        region tokens on a frozen vision foundation model (arXiv 2507.08441)
-hita/          holistic and patch tokens with two codebooks (arXiv 2507.02358)
-vqgan/         LlamaGen's VQGAN, and VQGANs on frozen vision models
+contract        what every tokenizer offers; the rest of the package asks for nothing else
+editing         regions of an image as tokens; one image in the style of another
+published_flags what flags of the published command lines mean for each family
+vfmtok/         region tokens on a frozen vision foundation model (arXiv 2507.08441)
+hita/           holistic and patch tokens with two codebooks (arXiv 2507.02358)
+vqgan/          LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
 from collections.abc import Iterable
