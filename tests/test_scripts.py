@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import yaml
 
 from vfmtok.commands import generator_flags, tokenizer_flags
 from vfmtok.config import config_from_dict
-from vfmtok.pretrained.published import PUBLISHED, VFMTOK
+from vfmtok.config import load_config as load_recipe
+from vfmtok.generators.gpt.config import gpt_config
+from vfmtok.pretrained.published import HITA, PUBLISHED, VFMTOK
 from vfmtok.tokenizers import AnyTokenizerConfig, load_config
+from vfmtok.training.generator_recipe import GeneratorRecipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS, RECIPES = ROOT / "scripts", ROOT / "configs/vfmtok"
@@ -87,9 +91,41 @@ def test_a_generator_s_training(command, name, tmp_path):
     assert (recipe.generator.vocab_size, recipe.generator.num_tokens, recipe.generator.num_classes) == (32, 16, 3)
 
 
+@pytest.mark.parametrize(("name", "model"), [("vanilla", "hita_vqgan"), ("ultra", "hita_vqgan_ultra")])
+def test_hita_s_trainings(name, model):
+    """Recipes of the tokenizers are the published flags on the published model files; those of the GPTs, the sizes."""
+
+    def recipe(*words: str):
+        return tokenizer_flags.tokenizer_recipe(tokenizer_flags.tokenizer_parser().parse_args(words))
+
+    published = "--image-size 336 --codebook-embed-dim 8 --z-channels 512 --global-batch-size 256 --epochs 50 --lr 1e-4"
+    published += " --ema --mixed-precision bf16 --data-path images --set tokenizer.encoder.weights=auto --disc-type "
+    published += "patchgan" if name == "vanilla" else "dinogan --enable-vfm-recon"
+    files = ROOT / f"configs/{model}.yaml", ROOT / f"configs/hita/tokenizer_{name}.yaml"
+    by_flags = recipe("--transformer-config-file", str(files[0]), *published.split())
+    by_recipe = recipe("--recipe", str(files[1]), "--data-path", "images")
+    run = replace(by_flags.run, results_dir=by_recipe.run.results_dir)
+    assert by_recipe == replace(by_flags, run=run)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES.keys() - {"gpt_3b"}))
+def test_hita_s_generators(name):
+    recipe = load_recipe(ROOT / f"configs/hita/{name}.yaml", kind=GeneratorRecipe)
+    config = gpt_config(SIZES[name], num_tokens=441, num_holistic=128)
+    assert recipe.generator == config and recipe.data.vq_ckpt == f"{HITA}:ultra/tokenizer"
+    longest = max(
+        int(part.rpartition("-")[2][:-1]) for part in PUBLISHED[HITA].parts if f"ultra/{SIZES[name]}-" in part
+    )
+    assert recipe.optimizer.epochs == longest
+    small = load_recipe(ROOT / f"configs/vfmtok/{name}.yaml", kind=GeneratorRecipe)
+    assert recipe.optimizer == replace(small.optimizer, epochs=recipe.optimizer.epochs)
+
+
 def test_every_model_of_a_recipe_says_its_kind():
     """A file that names no kind is taken for a VFMTok, or a GPT: only VFMTok's own may leave it out."""
     for path in (ROOT / "configs").glob("*/*.yaml"):
+        if path.parent.name == "studies":
+            continue
         tree = yaml.safe_load(path.read_text())
         assert ("tokenizer" in tree) != ("generator" in tree), path
         if path.parent != RECIPES:

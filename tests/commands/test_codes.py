@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import tiny_hita
 import torch
 from photographs import jpeg, photographs
 from PIL import Image
@@ -15,10 +16,12 @@ from PIL import Image
 import vfmtok
 from vfmtok import cli
 from vfmtok.commands import codes
+from vfmtok.commands.generator_flags import generator_parser, generator_recipe
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop, TenCrop, to_unit_range
+from vfmtok.errors import ConfigError
 from vfmtok.weights.hashing import tokenizer_hash
 
 COUNT = 90
@@ -120,6 +123,37 @@ def test_the_round_trip_is_measured_and_drawn(place, ten_crop):
     assert cache.metadata["codebook_usage"]["perplexity"] == pytest.approx(np.prod(p**-p))
     sheet = Image.open(ten_crop / "contact_sheet.png")
     assert sheet.width > 1000 and len(sheet.getcolors(10**6)) > 1000
+
+
+def test_both_codebooks_of_hita(place, tmp_path, capsys):
+    """The cache keeps both counts, and a GPT's recipe takes both from it."""
+    tokenizer = tiny_hita.tokenizer()
+    vfmtok.save_pretrained(tokenizer, tmp_path / "hita")
+    command = [
+        "codes",
+        str(place.data),
+        str(tmp_path / "cache"),
+        "--vq-ckpt",
+        str(tmp_path / "hita"),
+        "--views",
+        "center",
+    ]
+    assert cli.main([*command, "--num-workers", "0"]) == 0
+    cache, ids = CodeCache(tmp_path / "cache"), np.load(tmp_path / "cache" / "ids.npy")
+    assert ids.shape == (COUNT, 1, 22) and cache.code == tokenizer.code
+    out, parts = capsys.readouterr().out, (ids[..., :6], ids[..., 6:])
+    for part, counts, usage in zip(parts, cache.code_counts(), cache.metadata["codebook_usages"], strict=True):
+        assert np.array_equal(counts.numpy(), np.bincount(part.ravel(), minlength=32))
+        assert usage["used"] == len(np.unique(part))
+        assert f"of the {part.shape[2]} tokens {usage['used'] / 32:.1%}" in out
+    command = f"--code-path {tmp_path / 'cache'} --gpt-model GPT-B --num-slots"
+    recipe = generator_recipe(generator_parser().parse_args(f"{command} 6".split()))
+    config = recipe.generator
+    assert (config.num_holistic, config.num_tokens, config.vocab_size, config.num_classes) == (6, 16, 32, 3)
+    command = f"--code-path {tmp_path / 'cache'} --vq-ckpt {tmp_path / 'hita'} --codebook-slots-embed-dim"
+    generator_recipe(generator_parser().parse_args(f"{command} 6".split()))
+    with pytest.raises(ConfigError, match=r"--codebook-slots-embed-dim 8 contradicts .*code_dim: 6"):
+        generator_recipe(generator_parser().parse_args(f"{command} 8".split()))
 
 
 def test_kill_9_and_again_gives_the_same_bytes(place, ten_crop, tmp_path):

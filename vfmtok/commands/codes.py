@@ -291,18 +291,24 @@ def _finish(
         draw_pairs(originals, decoded, captions, title).save(sheet)
     except OSError as error:
         raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
-    counts = count_codes(ids, tokenizer.code.largest_codebook)
-    usage = {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": usage_of_counts(counts)[1]}
+    code = tokenizer.code
+    counted = zip(code.slices(), code.segments, strict=True)
+    usages = [_usage_of(count_codes(ids[..., part], segment.size)) for part, segment in counted]
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
-        codebook_usage=usage,
+        codebook_usage=min(usages, key=lambda usage: usage["used"] / usage["size"]),
+        **({"codebook_usages": usages} if len(usages) > 1 else {}),  # of each segment; above, of the least used
     )
     _report(CodeCache(writer.path))
 
 
+def _usage_of(counts: Tensor) -> dict[str, float]:
+    return {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": usage_of_counts(counts)[1]}
+
+
 def _report(cache: CodeCache) -> None:
     found = cache.metadata
-    usage, check = found["codebook_usage"], found["round_trip"]
+    check = found["round_trip"]
     views, ranks = cache.num_views // cache.num_ranks, f" x {cache.num_ranks} ranks" if cache.num_ranks > 1 else ""
     print(f"{cache.path}: {len(cache):,} records x {views} views{ranks} x {cache.num_tokens} tokens")
     if found["replaced_rows"]:
@@ -310,8 +316,11 @@ def _report(cache: CodeCache) -> None:
             f"bad records, replaced by the next good one: {len(found['replaced_rows'])} (replaced_rows in cache.json)"
         )
     print(f"round-trip PSNR {check['psnr_db']:.2f} dB ({check['protocol']})")
-    print(
-        f"codebook usage {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes occur, counted "
-        f"over all records and views; perplexity {usage['perplexity']:.1f})"
-    )
+    usages = found.get("codebook_usages", [found["codebook_usage"]])
+    for usage, segment in zip(usages, cache.code.segments, strict=True):
+        which = f" of the {segment.count} tokens" if len(usages) > 1 else ""
+        print(
+            f"codebook usage{which} {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes "
+            f"occur, counted over all records and views; perplexity {usage['perplexity']:.1f})"
+        )
     print(f"contact sheet {cache.path / 'contact_sheet.png'}", flush=True)
