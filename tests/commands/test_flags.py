@@ -6,10 +6,11 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 
-import vfmtok.commands
+import vfmtok
 from vfmtok.cli import COMMANDS
-from vfmtok.commands import evaluation_flags, flags, generator_flags, models, tokenizer_flags
+from vfmtok.commands import evaluation_flags, flags, generator_flags, models, sampling_flags, tokenizer_flags
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.errors import ConfigError
 
@@ -104,3 +105,21 @@ def test_what_encodes_is_refused_a_random_encoder(tmp_path, root):
         (tmp_path / "none.yaml").write_text((root / "configs/tiny.yaml").read_text().replace("random", "none"))
         images = ["--anno-file", "x", "--vq-ckpt", words[1], "--transformer-config-file", str(tmp_path / "none.yaml")]
         generator_flags.generator_recipe(generator_flags.generator_parser().parse_args(images))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--guidance-scale", "6.5", "--guidance-scale-pow", "1.5"], (6.5, 1.5)),
+        (["--cfg-scale", "6.5", "--cfg-power", "1.5"], (6.5, 1.5)),
+        (["--guidance-scale", "0"], (1.0, 2.75)),  # RAR's scripts: without guidance
+        ([], (16.0, 2.75)),
+    ],
+)
+def test_guidance_under_rar_s_names(given, expected):
+    parser = argparse.ArgumentParser()
+    sampling_flags.add_sampling(parser)
+    with torch.device("meta"):
+        rar = vfmtok.RAR(vfmtok.rar_config("RAR-B", n_layer=1, dim=32, n_head=2, num_tokens=16))
+    found = sampling_flags.sampling_of(parser.parse_args(given), rar)
+    assert (found.cfg_scale, found.cfg_power) == expected and found.cfg_schedule == "power-cosine"

@@ -113,6 +113,7 @@ def test_an_interrupted_one_ends_with_the_same_bytes(place, ranked, tmp_path):
         assert (out / name).read_bytes() == (ranked / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(place, ranked, tmp_path):
     out = tmp_path / "cache"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vfmtok"]

@@ -46,20 +46,31 @@ def test_a_run_that_was_cut_continues_bit_for_bit(caches, kind):
     assert logged(whole, "validation/loss")[12] == logged(cut, "validation/loss")[12]
 
 
-def test_passes_and_shards_agree(caches, kind):
-    """One process, two by FSDP2, two passes: the same orders and dropped labels, so losses equal but for rounding."""
+def agree(one, other):
+    for value, tolerance in (("loss/token", 1e-5), ("grad_norm/model", 1e-4), ("validation/ema_loss", 1e-5)):
+        expected = logged(one, value)
+        assert logged(other, value) == pytest.approx(expected, rel=tolerance) and len(expected) >= 2
+
+
+def test_passes_agree(caches, kind):
+    """Two passes of half a batch draw the same orders and drop the same labels: losses equal but for rounding."""
+    generator = {**GENERATORS[kind], **WITHOUT_MASKS[kind]}
+    one = trained(caches, "one", generator=generator)
+    halves = {"accumulation": 2, "checkpoint_activations": True}
+    agree(one, trained(caches, "passes", generator=generator, run=halves))
+    raster = trained(caches, "raster", generator={**generator, "anneal_start": 0, "anneal_end": 0})
+    assert logged(one, "loss/token")[6] != pytest.approx(logged(raster, "loss/token")[6], rel=1e-3)  # orders matter
+
+
+@pytest.mark.slow
+def test_shards_agree(caches, kind):
+    """Two processes by FSDP2 train as one process does."""
     generator = {**GENERATORS[kind], **WITHOUT_MASKS[kind]}
     file = recipe_file(caches, "fsdp", generator=generator)
     sharded = start(file, "--parallel", "fsdp", processes=2, script="train_c2i.py")
     one = trained(caches, "one", generator=generator)
-    trained(caches, "passes", generator=generator, run={"accumulation": 2, "checkpoint_activations": True})
-    raster = trained(caches, "raster", generator={**generator, "anneal_start": 0, "anneal_end": 0})
-    assert logged(one, "loss/token")[6] != pytest.approx(logged(raster, "loss/token")[6], rel=1e-3)  # orders matter
     assert "FSDP2" in finish(sharded)
-    for name in ("passes", "fsdp"):
-        for value, tolerance in (("loss/token", 1e-5), ("grad_norm/model", 1e-4), ("validation/ema_loss", 1e-5)):
-            expected = logged(one, value)
-            assert logged(caches / name, value) == pytest.approx(expected, rel=tolerance) and len(expected) >= 2
+    agree(one, caches / "fsdp")
     a, b = final(one), final(caches / "fsdp")
     for key, tensor in a.parts["ema"].items():
         assert torch.allclose(tensor, b.parts["ema"][key], rtol=1e-3, atol=3e-5), key
@@ -158,6 +169,7 @@ def _draw(rank):
     return torch.stack(found)
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_processes_batches_or_shards(tmp_path):
     expected = []
     for kind in GENERATORS:

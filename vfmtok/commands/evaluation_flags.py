@@ -13,7 +13,7 @@ from vfmtok.code import Ids
 from vfmtok.commands import flags, models, tokenizer_flags
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.commands.sampling_flags import add_sampling, sampling_of
+from vfmtok.commands.sampling_flags import add_guidance_scale, add_sampling, guidance_scale, sampling_of
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -166,6 +166,7 @@ def generation_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg-scale", metavar="S[,S...]", help="1 is without guidance (default: the family's, of a GPT 1.5)"
     )
+    add_guidance_scale(parser, lambda text: str(guidance_scale(text)))
     add_sampling(parser, leave_out=("--cfg-scale",))
     parser.add_argument(*flags.names("--global-seed"), type=int, default=plain.seed, metavar="N", help="default 0")
     parser.add_argument(

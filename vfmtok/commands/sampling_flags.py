@@ -1,7 +1,7 @@
 """Flags of how a generator samples, whatever its family: ``generator.sampling`` says which settings there are."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import yaml
 
@@ -26,6 +26,10 @@ def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ())
     for flag, takes, text in PUBLISHED_FLAGS:
         if flag not in leave_out:
             parser.add_argument(flag, type=takes, metavar=takes.__name__.upper(), help=text)
+    if "--cfg-scale" not in leave_out:
+        add_guidance_scale(parser, guidance_scale)
+    power = "--cfg-power, as RAR's scripts call it"
+    parser.add_argument("--guidance-scale-pow", dest="cfg_power", type=float, metavar="FLOAT", help=power)
     parser.add_argument("--greedy", action="store_true", default=None, help="the likeliest token every time")
     parser.add_argument(
         "--sampling",
@@ -34,6 +38,17 @@ def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ())
         metavar="KEY=VALUE",
         help="any setting of the generator's family, such as top_k=100",
     )
+
+
+def add_guidance_scale(parser: argparse.ArgumentParser, takes: Callable[[str], float | str]) -> None:
+    """RAR's name of --cfg-scale."""
+    text = "--cfg-scale, as RAR's scripts call it: 0 is without guidance"
+    parser.add_argument("--guidance-scale", dest="cfg_scale", type=takes, metavar="FLOAT", help=text)
+
+
+def guidance_scale(text: str) -> float:
+    """RAR's scripts draw without guidance at 0, where the scale is 1."""
+    return float(text) or 1.0
 
 
 def sampling_of(args: argparse.Namespace, generator: Generator) -> SamplingSettings:
