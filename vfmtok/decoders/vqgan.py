@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vfmtok.config import require, require_positive, require_share
 from vfmtok.layers.residual import ResBlock, SpatialAttention, group_norm
+from vfmtok.weights.name_maps import Names
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,15 @@ class DecoderLevel(nn.Module):
         if self.upsample is None:
             return x
         return self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B,C,2h,2w)
+
+
+RELEASED: Names = (  # in the files of LlamaGen, VFMTok and Hita
+    ("middle.*", "mid.*"),
+    ("levels.*.blocks.*.shortcut", "conv_blocks.*.res.*.nin_shortcut"),
+    ("levels.*.blocks.*", "conv_blocks.*.res.*"),
+    ("levels.*.attentions.*", "conv_blocks.*.attn.*"),
+    ("levels.*.upsample", "conv_blocks.*.upsample.conv"),
+    ("conv_in", "conv_in"),
+    ("norm_out", "norm_out"),
+    ("conv_out", "conv_out"),
+)

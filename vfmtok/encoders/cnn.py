@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfmtok.config import require, require_positive, require_share
 from vfmtok.layers.residual import ResBlock, SpatialAttention, group_norm
+from vfmtok.weights.name_maps import Names
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,15 @@ class EncoderLevel(nn.Module):
         if self.downsample is None:
             return x
         return self.downsample(F.pad(x, (0, 1, 0, 1)))  # (B,C,h/2,w/2); a column right and a row below, as published
+
+
+RELEASED: Names = (  # in the files of LlamaGen, VFMTok and Hita
+    ("middle.*", "mid.*"),
+    ("levels.*.blocks.*.shortcut", "conv_blocks.*.res.*.nin_shortcut"),
+    ("levels.*.blocks.*", "conv_blocks.*.res.*"),
+    ("levels.*.attentions.*", "conv_blocks.*.attn.*"),
+    ("levels.*.downsample", "conv_blocks.*.downsample.conv"),
+    ("conv_in", "conv_in"),
+    ("norm_out", "norm_out"),
+    ("conv_out", "conv_out"),
+)

@@ -14,9 +14,9 @@ rar/            permuted orders, annealed to the raster order
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from vfmtok.config import Kinds, closest_match, config_from_dict
+from vfmtok.config import Kinds, closest_match
 from vfmtok.errors import ConfigError
-from vfmtok.families import Family
+from vfmtok.families import Family, config_of_size
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
 from vfmtok.generators.rar.config import RAR_SIZES, RARConfig
@@ -46,7 +46,7 @@ def family_of_size(size: str) -> Family:
 def generator_config(size: str, **fields: Any) -> Any:
     """The configuration of a named size of any family, with other fields of it. Raises ConfigError."""
     family = family_of_size(size)
-    return config_from_dict({**family.sizes[size], **fields}, family.config, source=size)
+    return config_of_size(family.config, family.sizes, size, fields)
 
 
 def generator_tree(tree: dict[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> dict:

@@ -19,6 +19,11 @@ from vfmtok.errors import WeightsError
 Names = tuple[tuple[str, str], ...]
 
 
+def below(ours: str, theirs: str, names: Names) -> Names:
+    """The names of a part's tensors in a model where the part is called ``ours``, in the file ``theirs``."""
+    return tuple((f"{ours}.{own}", f"{theirs}.{published}") for own, published in names)
+
+
 @dataclass(frozen=True)
 class NameMap:
     """How a published file names the tensors of a model.

@@ -1,13 +1,12 @@
 """What can be set in a GPT, and the named sizes."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from vfmtok.code import Code, Ids, Segment
-from vfmtok.config import config_from_dict, require, require_positive, require_share
-from vfmtok.errors import ConfigError
+from vfmtok.config import require, require_positive, require_share
+from vfmtok.families import config_of_size
 from vfmtok.generators.orders import Annealing
 
 
@@ -131,12 +130,5 @@ GPT_SIZES = {
 
 
 def gpt_config(name: str, **overrides: Any) -> GPTConfig:
-    """The configuration of a named size, with fields of ``GPTConfig`` overridden.
-
-    Raises ConfigError for an unknown name or field (with the closest match) or a value that can't be used.
-    """
-    if name not in GPT_SIZES:
-        closest = difflib.get_close_matches(name, GPT_SIZES, n=1, cutoff=0)[0]
-        known = ", ".join(GPT_SIZES)
-        raise ConfigError(f"no GPT is called '{name}' (closest match: '{closest}'); there are {known}")
-    return config_from_dict(GPT_SIZES[name] | overrides, GPTConfig, source=name)
+    """The configuration of a named size, with fields of ``GPTConfig`` overridden (see ``config_of_size``)."""
+    return config_of_size(GPTConfig, GPT_SIZES, name, overrides)

@@ -1,13 +1,12 @@
 """What can be set in a RAR, and the named sizes."""
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vfmtok.code import Code, Ids, Segment
-from vfmtok.config import config_from_dict, require, require_positive, require_share
-from vfmtok.errors import ConfigError
+from vfmtok.config import require, require_positive, require_share
+from vfmtok.families import config_of_size
 from vfmtok.generators.orders import Annealing
 from vfmtok.generators.token_sampling import TokenSampling
 
@@ -94,11 +93,5 @@ RAR_SIZES = {
 
 
 def rar_config(name: str, **overrides: Any) -> RARConfig:
-    """The configuration of a named size, with fields of ``RARConfig`` overridden.
-
-    Raises ConfigError for an unknown name or field (with the closest match) or a value that can't be used.
-    """
-    if name not in RAR_SIZES:
-        closest = difflib.get_close_matches(name, RAR_SIZES, n=1, cutoff=0)[0]
-        raise ConfigError(f"no RAR is called '{name}' (closest match: '{closest}'); there are {', '.join(RAR_SIZES)}")
-    return config_from_dict(RAR_SIZES[name] | overrides, RARConfig, source=name)
+    """The configuration of a named size, with fields of ``RARConfig`` overridden (see ``config_of_size``)."""
+    return config_of_size(RARConfig, RAR_SIZES, name, overrides)

@@ -1,6 +1,7 @@
 """The names of the tokenizer's tensors in the published files (see ``weights/name_maps.py``)."""
 
-from vfmtok.weights.name_maps import NameMap, Names
+from vfmtok.decoders import vqgan
+from vfmtok.weights.name_maps import NameMap, Names, below
 
 TOKENIZER_NAMES: Names = (
     # region sampler
@@ -44,13 +45,7 @@ TOKENIZER_NAMES: Names = (
     ("decoder.layers.*.mlp_norm", "decode_transformer.transformer.layers.*.norm2"),
     ("decoder.layers.*.mlp", "decode_transformer.transformer.layers.*.ffnet"),
     # pixel decoder
-    ("pixel_decoder.conv_in", "decoder.conv_in"),
-    ("pixel_decoder.middle.*", "decoder.mid.*"),
-    ("pixel_decoder.levels.*.blocks.*.shortcut", "decoder.conv_blocks.*.res.*.nin_shortcut"),
-    ("pixel_decoder.levels.*.blocks.*", "decoder.conv_blocks.*.res.*"),
-    ("pixel_decoder.levels.*.upsample", "decoder.conv_blocks.*.upsample.conv"),
-    ("pixel_decoder.norm_out", "decoder.norm_out"),
-    ("pixel_decoder.conv_out", "decoder.conv_out"),
+    *below("pixel_decoder", "decoder", vqgan.RELEASED),
 )
 
 # codebook_used counts the use of codes in training and carries no model.
