@@ -241,3 +241,25 @@ def test_a_setting_that_a_family_lacks_is_one_line(gpt):
     assert vfmtok.generate(Own(), LABELS, cfg_scale=2.0, top_k=0, steps=7, greedy=False) == (7, {"cfg_scale": 2.0})
     with pytest.raises(vfmtok.ConfigError, match="top_k"):
         vfmtok.generate(Own(), LABELS, top_k=3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cfg_scale": 1.0},
+        {"cfg_scale": 2.5},
+        {"cfg_scale": 2.5, "cfg_interval": 8},
+        {"cfg_scale": 2.5, "cfg_schedule": "linear"},
+        {"cfg_scale": 2.0, "published_boundary": True},
+    ],
+)
+def test_with_holistic_tokens(settings):
+    """Neither the batch nor where a prefix ends changes a sample, on either side of the boundary at token 6."""
+    gpt, labels = random_gpt(num_holistic=6), torch.tensor([0, 7, 2])
+    ids = vfmtok.generate(gpt, labels, seed=3, **settings)
+    alone = [
+        vfmtok.generate(gpt, labels[n : n + 1], seed=3, sample_indices=torch.tensor([n]), **settings) for n in range(3)
+    ]
+    assert ids.shape == (3, 22) and torch.equal(torch.cat(alone), ids)
+    for given in (4, 6, 7, 15):
+        assert torch.equal(vfmtok.generate(gpt, labels, seed=3, prefix_ids=ids[:, :given], **settings), ids)

@@ -223,12 +223,16 @@ def computing_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def score_logits(logits: Tensor, ids: Tensor) -> dict[str, Tensor]:
+def score_logits(logits: Tensor, ids: Tensor, code: Ids) -> dict[str, Tensor]:
     """logits (B,K,V), the ids they predict (B,K) -> what ``Generator.held_out`` gives, (B,) float64 each: "loss", the
-    mean of -log p in nats per token, and "accuracy", the share of tokens that have the largest logit."""
+    mean of -log p in nats per token, and "accuracy", the share of tokens that have the largest logit. Where the code
+    has several segments, "loss_0", "loss_1", ... of each besides."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")  # (B*K,)
-    hits = logits.argmax(-1) == ids  # (B,K)
-    return {"loss": losses.view_as(ids).double().mean(1), "accuracy": hits.double().mean(1)}
+    losses, hits = losses.view_as(ids).double(), logits.argmax(-1) == ids  # (B,K)
+    values = {"loss": losses.mean(1), "accuracy": hits.double().mean(1)}
+    if len(code.segments) > 1:
+        values |= {f"loss_{index}": losses[:, part].mean(1) for index, part in enumerate(code.slices())}
+    return values
 
 
 def _eager_step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:

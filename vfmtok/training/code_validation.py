@@ -72,13 +72,18 @@ def unigram_cross_entropy(train_ids: Tensor, held_out_ids: Tensor, size: int) ->
 
 
 def baselines(train_ids: Tensor, held_out_ids: Tensor, code: Ids) -> dict[str, float]:
-    """Nats per token (N,K) of knowing nothing, and of knowing how frequent each id of a segment is."""
-    found = {"uniform": 0.0, "unigram": 0.0}
-    for segment, part in zip(code.segments, code.slices(), strict=True):
-        share = segment.count / code.num_tokens
-        found["uniform"] += share * math.log(segment.size)
-        found["unigram"] += share * unigram_cross_entropy(train_ids[:, part], held_out_ids[:, part], segment.size)
-    return found
+    """Nats per token (N,K) of knowing nothing, and of knowing how frequent each id of a segment is: of all tokens, and
+    where there are several segments "uniform_0", "unigram_0", ... of each."""
+    found, of_segments = {"uniform": 0.0, "unigram": 0.0}, {}
+    for index, (segment, part) in enumerate(zip(code.segments, code.slices(), strict=True)):
+        values = {
+            "uniform": math.log(segment.size),
+            "unigram": unigram_cross_entropy(train_ids[:, part], held_out_ids[:, part], segment.size),
+        }
+        for name, value in values.items():
+            found[name] += segment.count / code.num_tokens * value
+            of_segments[f"{name}_{index}"] = value
+    return found | (of_segments if len(code.segments) > 1 else {})
 
 
 class CodeAlarms:

@@ -9,6 +9,7 @@ from torch import nn
 
 import vfmtok
 from vfmtok.layers.resize import resize_square
+from vfmtok.losses.feature import feature_loss
 from vfmtok.tokenizers.contract import to_pixels
 from vfmtok.tokenizers.hita.fusion import FusionModule
 from vfmtok.tokenizers.hita.holistic_encoder import HolisticEncoder
@@ -128,3 +129,38 @@ def test_the_whole_tokenizer():
         assert (small[:, :128].numpy() == golden["size256_holistic_ids"]).mean() >= 0.995
         assert (small[:, 128:].numpy() == golden["size256_patch_ids"]).mean() >= 0.995
         close(F.avg_pool2d(tokenizer.decode_ids(small), 8), golden["size256_recon_pooled"])
+
+
+@pytest.mark.slow
+def test_the_training_of_hita_u():
+    """Losses and gradients of a pass without dropout, one image at a time: every loss is a mean over images."""
+    golden = golden_rule.load("hita/hita_u.npz")
+    tokenizer = vfmtok.build_tokenizer(vfmtok.load_config(ROOT / "configs/hita_vqgan_ultra.yaml", ["dropout=0.0"]))
+    tokenizer.encoder.load_official(golden_rule.dinov2_weights())
+    weights = golden_rule.weights("hita/hita_u_keys.json")
+    for name in ("quantize.codebook_used", "slot_quantize.codebook_used"):
+        weights[name].zero_()
+    vfmtok.load_released(tokenizer, weights)
+    tokenizer.train()
+    found = dict.fromkeys(("vq", "commit", "mse", "feature", "total"), 0.0)
+    features = []
+    for image in golden_rule.image_for("hita_u", 2, 336).split(1):
+        out = tokenizer(image)
+        terms = {"vq": out.losses["vq"], "commit": out.losses["commit"], "mse": F.mse_loss(out.reconstruction, image)}
+        terms["feature"] = feature_loss(out.feature_reconstruction, out.feature_target)
+        terms["total"] = sum(terms.values())
+        (terms["total"] / 2).backward()
+        found = {name: value + terms[name].item() / 2 for name, value in found.items()}
+        features.append(out.feature_reconstruction.detach())
+        del out, terms
+    close(torch.cat(features)[:, ::32, ::64], golden["feature_recon"])
+    for name, value in found.items():
+        assert value == pytest.approx(float(golden[f"train_{name}"]), rel=1e-4), name
+    with torch.no_grad():  # gradients under their released names
+        for parameter in tokenizer.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    gradients, largest = vfmtok.to_released(tokenizer), golden["grad_norms"].max()
+    for name, norm in zip(golden["grad_norm_names"].tolist(), golden["grad_norms"].tolist(), strict=True):
+        if not name.endswith("k_proj.bias") and not name.endswith(".k.bias"):
+            assert abs(gradients[name].norm().item() - norm) <= 1e-3 * max(norm, 1e-7 * largest), name

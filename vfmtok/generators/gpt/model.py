@@ -165,8 +165,8 @@ class GPT(nn.Module):
 
     def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """code (B,K), labels (B,) -> (B,) float64 each: "loss", nats per token, and "accuracy", the share of tokens
-        that the model holds likeliest."""
-        return score_logits(self(labels, code[:, :-1]).logits, code)
+        that the model holds likeliest; with holistic tokens also "loss_0" of these and "loss_1" of the others."""
+        return score_logits(self(labels, code[:, :-1]).logits, code, self.code)
 
     def sample(
         self,

@@ -166,7 +166,7 @@ class RAR(nn.Module):
     def held_out(self, code: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """code (B,K), labels (B,) -> (B,) float64 each, of the raster order: "loss", nats per token, and "accuracy",
         the share of tokens that the model holds likeliest."""
-        return score_logits(self(labels, code).logits, code)
+        return score_logits(self(labels, code).logits, code, self.code)
 
     def sample(
         self,
