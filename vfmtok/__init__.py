@@ -1,13 +1,13 @@
 """Image tokenizers on frozen vision foundation models, and the generators trained on them.
 
-The public names below are imported when first used, so that ``import vfmtok`` and the command
-line's help do not wait for PyTorch.
+The public names below are imported when first used, so that ``import vfmtok`` and ``vfmtok --help`` do not wait for
+PyTorch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _PUBLIC = {
     "vfmtok.code": ("Ids", "Latents", "Segment"),

@@ -121,11 +121,12 @@ def test_frozen_and_trained():
     assert all(p.grad is not None for p in trained.parameters()), "what no level needs is cut away"
 
 
-def test_random_frozen_weights_are_said_loudly():
+@pytest.mark.parametrize("read", [Encoder.__call__, Encoder.with_class_token, Encoder.with_gradient])
+def test_random_frozen_weights_are_said_loudly(read):
     encoder = Encoder(EncoderConfig(name="test_vit", image_size=32, levels=(1,)))
     image = torch.zeros(1, 3, 32, 32)
     with pytest.warns(UserWarning, match="'test_vit' has RANDOM weights"):
-        encoder(image)
+        read(encoder, image)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder(image)  # once is enough

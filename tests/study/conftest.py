@@ -1,4 +1,4 @@
-"""A study of two tiny tokenizers on a few images, and what runs it as a user does."""
+"""A study of a tiny tokenizer on a few images, and what runs it as a user does."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def images(sample_set, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(images, tmp_path):
-    """``study(key=value, ...)``: the file of a study of three rows, the last two with one tokenizer."""
+    """``study(key=value, ...)``: the file of a study of two rows with one tokenizer and two generators."""
     tokenizer = yaml.safe_load((ROOT / "configs/tiny.yaml").read_text())
     losses = {"perceptual": "none"}
     (tmp_path / "tokenizer.yaml").write_text(
@@ -78,9 +78,8 @@ def study(images, tmp_path):
             {"name": "rFID", "better": "lower"},
         ],
         "rows": [
-            {"name": "all levels", "published": {"rFID": 0.89}},
-            {"name": "one level", "tokenizer_set": ["tokenizer.encoder.levels=[6]"], "published": {"rFID": 1.2}},
-            {"name": "wider", "tokenizer_set": ["tokenizer.encoder.levels=[6]"], "generator_set": ["generator.dim=48"]},
+            {"name": "base", "published": {"rFID": 0.89}},
+            {"name": "wider", "generator_set": ["generator.dim=48"], "published": {"rFID": 1.2}},
         ],
     }
 
@@ -96,13 +95,17 @@ def study(images, tmp_path):
 def vfmtok_study(tmp_path, monkeypatch, capfd):
     """``vfmtok_study(file, ...)``: the command, whose steps run in this process, since starting one takes seconds.
 
-    Returns (exit code, what it printed, the line on stderr). Each step's command is kept in ``vfmtok_study.commands``.
+    Returns (exit code, what it printed, the line on stderr). Each step's command is kept in ``vfmtok_study.commands``;
+    the first with a word of ``vfmtok_study.interrupted_at`` is as if Ctrl-C ended it, and takes the word away.
     """
     commands = []
 
     def run_here(command: list[str], log, claimed=None) -> int:
         words = command[1:]
         commands.append(words)
+        for word in [word for word in run.interrupted_at if word in words[0] or word in words[2]]:
+            run.interrupted_at.remove(word)
+            raise KeyboardInterrupt
         with (
             contextlib.redirect_stdout(io.TextIOWrapper(log, write_through=True)) as out,
             contextlib.redirect_stderr(out),
@@ -126,7 +129,7 @@ def vfmtok_study(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(running, "run_process", run_here)
     monkeypatch.setattr(speed, "run_process", run_here)
-    run.commands = commands
+    run.commands, run.interrupted_at = commands, []
     return run
 
 

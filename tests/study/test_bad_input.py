@@ -8,8 +8,8 @@ ROW = {"name": "x"}
 @pytest.mark.parametrize(
     ("changes", "flags", "message"),
     [
-        ({}, ["--row", "al levels"], "study tiny: there is no row 'al levels' (closest match: 'all levels')"),
-        ({}, ["--row", "4"], "study tiny: there is no row '4'"),
+        ({}, ["--row", "bse"], "study tiny: there is no row 'bse' (closest match: 'base')"),
+        ({}, ["--row", "3"], "study tiny: there is no row '3'"),
         ({"rwos": []}, [], "unknown key 'rwos' (closest match: 'rows')"),
         ({"rows": []}, [], "rows must be one or more, got none"),
         ({"rows": [ROW, ROW]}, [], "rows need names that differ, got 'x'"),
@@ -36,7 +36,7 @@ ROW = {"name": "x"}
         ({"generation": "--num-fid-samples some"}, [], "generation: argument --num-fid-samples: a positive whole"),
         ({"columns": [{"name": "a", "of": "agreement"}], "rows": [ROW]}, [], "column 'a' needs the flags of agreement"),
         ({}, ["--set", "seeds=[1,1]"], "seeds must differ"),
-        ({}, ["--tokenizer-set", "run.seeed=1"], "row 'all levels': tokenizer {tokenizer}: configuration: unknown key"),
+        ({}, ["--tokenizer-set", "run.seeed=1"], "row 'base': tokenizer {tokenizer}: configuration: unknown key"),
         ({"data": "/no/images"}, [], "no images at /no/images: give --data"),
     ],
 )

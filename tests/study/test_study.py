@@ -1,31 +1,123 @@
-"""`vfmtok study`, whole: the steps that it shares, the page that it ends in, and what ends it early."""
+"""`vfmtok study`, whole: the steps that rows share, the page that it ends in, and what ends it early."""
 
 import json
+import os
 import re
+import signal
+import time
+from collections import Counter
+
+import pytest
 
 
+def steps(folder) -> Counter:
+    return Counter(re.sub(r"-[0-9a-f]+$", "", path.name) for path in (folder / "steps").iterdir())
+
+
+@pytest.mark.slow
 def test_a_study_ends_in_its_page_and_does_nothing_twice(study, vfmtok_study, tmp_path):
     code, said, errors = vfmtok_study(study(seeds=[0, 1]))
     assert code == 0, errors
-    kinds = [re.sub(r"-[0-9a-f]+$", "", path.name) for path in (tmp_path / "out/steps").iterdir()]
-    counts = {kind: kinds.count(kind) for kind in set(kinds)}
-    # Two tokenizers serve three rows, for each of two seeds.
-    shared = dict.fromkeys(("tokenizer", "reconstruction", "codes", "held-out-codes"), 4)
-    assert counts == {**shared, "generator": 6, "generation": 6, "images": 6}
-    assert "34 of 34: " in said and "to do: 34 steps, about" in said
+    # One tokenizer serves both rows, for each of two seeds.
+    shared = dict.fromkeys(("tokenizer", "reconstruction", "codes", "held-out-codes"), 2)
+    assert steps(tmp_path / "out") == {**shared, "generator": 4, "generation": 4, "images": 4}
+    assert "20 of 20: " in said and "to do: 20 steps, about" in said
     table = json.loads((tmp_path / "out/table.json").read_text())
-    rows = table["rows"]
-    assert rows["one level"]["numbers"]["PSNR"] | {"beside": ""} == rows["wider"]["numbers"]["PSNR"] | {"beside": ""}
-    assert set(rows["wider"]["numbers"]["nats"]["by seed"]) == {"0", "1"}
-    assert rows["all levels"]["numbers"]["rFID"] | {"protocol": ""} == {
-        "mean": None, "spread": None, "by seed": {}, "published": 0.89, "beside": "", "protocol": "",
-    }  # fmt: skip
+    base, wider = (table["rows"][name]["numbers"] for name in ("base", "wider"))
+    assert {**base["PSNR"], "beside": ""} == {**wider["PSNR"], "beside": ""} and wider["PSNR"]["beside"] == "noise"
+    assert set(wider["nats"]["by seed"]) == {"0", "1"} and len(set(wider["nats"]["by seed"].values())) == 2
+    assert base["rFID"]["published"] == 0.89 and base["rFID"]["mean"] is None
     page = (tmp_path / "out/study.html").read_text()
     assert "Not there yet" not in page and "http" not in re.sub(r"base64,[^']+", "", page)
     assert page.count("data:image/png;base64,") == 4
-    for word in ("all levels", "one level", "wider", "0.89", "32 px", "seed noise"):
+    for word in ("base", "wider", "0.89", "32 px", "seed noise", "generator.dim=48"):
         assert word in page, word
     commands = len(vfmtok_study.commands)
     code, said, _ = vfmtok_study(study(seeds=[0, 1]))
-    assert code == 0 and "34 of 34 steps are done" in said and len(vfmtok_study.commands) == commands
+    assert code == 0 and "20 of 20 steps are done" in said and len(vfmtok_study.commands) == commands
     assert json.loads((tmp_path / "out/table.json").read_text()) == table
+
+
+STAGES = ["vq_train.py", "vqgan_test.py", "codes", "train_c2i.py", "test_net.py"]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_in_every_stage_ends_in_the_same_table(study, vfmtok_study, tmp_path):
+    file = study()
+    assert vfmtok_study(file, "--row", "base", out="whole")[0] == 0
+    assert vfmtok_study(file, "--dry-run")[0] == 0  # trainings were measured
+    for stage in STAGES:
+        vfmtok_study.interrupted_at[:] = [stage]
+        assert vfmtok_study(file, "--row", "1")[0] == 130 and not vfmtok_study.interrupted_at
+        assert not list((tmp_path / "out").rglob("claim.json"))
+    assert vfmtok_study(file, "--row", "base")[0] == 0
+    tables = [json.loads((tmp_path / out / "table.json").read_text()) for out in ("whole", "out")]
+    assert tables[0]["rows"] == tables[1]["rows"] and tables[1]["rows"]["base"]["numbers"]["nats"]["mean"]
+    assert tables[1]["rows"]["wider"]["numbers"]["nats"]["mean"] is None  # which was not asked for
+    assert "steps are not done yet" in (tmp_path / "out/study.html").read_text()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(study, vfmtok_study, tmp_path):
+    """Everything that is written to /dev/full meets a full disk."""
+    file = study(generator=None, generation=None)
+    assert vfmtok_study(file, "--dry-run")[0] == 0
+    assert not (tmp_path / "out/steps").exists()
+    assert vfmtok_study(file, "--page-only")[0] == 0  # of nothing yet
+    for kind in ("tokenizer", "reconstruction"):
+        (number,) = {line.split()[0] for line in dry_run(vfmtok_study, file) if line.strip().startswith(kind)}
+        log = tmp_path / "out/steps" / number / "log.txt"
+        log.parent.mkdir(parents=True)
+        log.symlink_to("/dev/full")
+        code, _, errors = vfmtok_study(file)
+        assert (code, errors) == (2, f"vfmtok study: error: tiny: cannot write {log}: No space left on device\n")
+        log.unlink()
+    code, _, errors = vfmtok_study(file)
+    assert code == 0, errors
+    assert steps(tmp_path / "out") == {
+        "tokenizer": 1,
+        "reconstruction": 1,
+        "images": 1,
+    }  # rows that are the same so far
+
+
+def dry_run(vfmtok_study, file) -> list[str]:
+    return [line for line in vfmtok_study(file, "--dry-run")[1].splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.slow
+def test_kill_9_in_a_training_leaves_no_orphan_and_the_rerun_the_same_table(study, vfmtok_study, start, tmp_path):
+    file = study(generator=None, generation=None, tokenizer_set=["run.global_batch=4", "run.precision=none",
+                 "run.log_every=1", "run.save_every=2", "run.tensorboard=false", "optimizer.steps=40"])  # fmt: skip
+    assert vfmtok_study(file, out="whole")[0] == 0
+    for _ in range(2):
+        process = start(file)
+        waited = time.monotonic()
+        while not list((tmp_path / "out").glob("steps/tokenizer-*/out/checkpoints/*")):
+            assert process.poll() is None and time.monotonic() - waited < 300, process.log.read_text()
+            time.sleep(0.1)
+        (claim,) = (tmp_path / "out").rglob("claim.json")
+        child = json.loads(claim.read_text())["child"][0]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        while os.path.exists(f"/proc/{child}"):  # it saves, and ends
+            assert time.monotonic() - waited < 300
+            time.sleep(0.1)
+        if list((tmp_path / "out").glob("steps/tokenizer-*/out/finished")):
+            break
+    code, _, errors = vfmtok_study(file)
+    assert code == 0, errors
+    tables = [json.loads((tmp_path / out / "table.json").read_text()) for out in ("whole", "out")]
+    assert tables[0]["rows"] == tables[1]["rows"] and tables[1]["rows"]["base"]["numbers"]["PSNR"]["mean"]
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_folder_do_every_step_once(study, start, tmp_path):
+    file = study(generator=None, generation=None, seeds=[0, 1])
+    processes = [start(file), start(file)]
+    for process in processes:
+        assert process.wait(600) == 0, process.log.read_text()
+    logs = list((tmp_path / "out/steps").glob("*/log.txt"))
+    assert len(logs) == 4 and all(log.read_text().count("$ ") == 1 for log in logs)
+    done = [process.log.read_text().count("  done in") for process in processes]
+    assert sum(done) == 6
+    assert not list((tmp_path / "out").rglob("claim*"))

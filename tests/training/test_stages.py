@@ -103,6 +103,25 @@ def test_rows_of_the_objective(root):
         TokenizerObjective(changed, AdversarialConfig(), tokenizer, None, None)
 
 
+def test_a_stage_begins_with_the_discriminator_of_the_one_before(tiny_recipe, train, capsys):
+    settings = ("adversarial.discriminator=patchgan", "adversarial.start=2", "adversarial.update_start=0")
+    first = train(tiny_recipe(*settings, "optimizer.steps=4", "adversarial.lecam_weight=0.1", name="first"))
+    still = ("optimizer.lr=0", "optimizer.warmup_lr=0", "optimizer.steps=1", f"run.start_from={first}")
+    begun = train(tiny_recipe(*settings, *still, f"adversarial.start_from={first}", name="second"))
+    before, after = saved(first, 4, "discriminator"), saved(begun, 1, "discriminator")
+    learned = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert learned and all(torch.equal(before[name], after[name]) for name in learned)
+    assert "discriminator of" in capsys.readouterr().out
+    train(tiny_recipe(*settings, *still, "adversarial.start_from=gone", name="second"))  # it has its own by now
+    for wrong, message in (
+        (f"{first}/nothing", "holds no discriminator"),
+        (first, "another model|fit|unexpected|missing"),
+    ):
+        kind = "adversarial.discriminator=stylegan"
+        with pytest.raises(vfmtok.WeightsError, match=message):
+            train(tiny_recipe(*settings, *still, kind, f"adversarial.start_from={wrong}", name="third"))
+
+
 LIMITED = [
     {"name": "feature", "first_step": 2},
     {"name": "codebook", "last_step": 1},

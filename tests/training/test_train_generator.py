@@ -3,10 +3,12 @@
 import json
 import math
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from small_caches import recipe_file, small_recipe, write_cache
 from torch._dynamo.utils import counters
@@ -18,6 +20,7 @@ from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.pretrained.saving import save_run
+from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.generator_run import GeneratorRun
 from vfmtok.training.train_generator import train_generator
 
@@ -115,6 +118,28 @@ def test_processes_passes_and_shards_agree(caches):
             assert tensors.keys() == b.parts[part].keys()
             for key, tensor in tensors.items():
                 assert torch.allclose(tensor, b.parts[part][key], rtol=1e-3, atol=3e-5), (name, part, key)
+
+
+def trained_by_two(file: str, rank: int) -> None:
+    train_generator(vfmtok.load_config(file, kind=GeneratorRecipe), distributed.World(rank, 2, torch.device("cpu")))
+
+
+def test_parts_train_alike_when_sharded(caches):
+    """``train`` names parts of a model whose tensors are spread: the others stay as they are, without moments."""
+    settings = {"train": ["layers.1", "output"], "optimizer": {"steps": 4, "weight_decay": 0.5}}
+    one = trained(caches, "one", **settings)
+    ranks.run(partial(trained_by_two, str(recipe_file(caches, "two", parallel="fsdp", **settings))), caches)
+    assert logged(caches / "two", "loss/token") == pytest.approx(logged(one, "loss/token"), rel=1e-5)
+    first, second = final(one, 4).parts, final(caches / "two", 4).parts
+    assert first["model_optimizer"].keys() == second["model_optimizer"].keys()
+    trained_ones = {name.partition("/")[2] for name in first["model_optimizer"]}
+    assert trained_ones and all(name.startswith(("layers.1.", "output")) for name in trained_ones)
+    for name, tensor in first["model"].items():
+        torch.testing.assert_close(second["model"][name], tensor, rtol=1e-3, atol=3e-5)
+    fixed = [name for name in first["model"] if not name.startswith(("layers.1.", "output"))]
+    begun = trained(caches, "begun", optimizer={"steps": 1, "lr": 0.0, "warmup_lr": 0.0})
+    untouched = final(begun, 1).parts["model"]
+    assert fixed and all(torch.equal(second["model"][name], untouched[name]) for name in fixed)
 
 
 def test_a_sharded_run_goes_on_in_one_process(caches):

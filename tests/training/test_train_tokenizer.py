@@ -235,7 +235,7 @@ def test_wandb_that_cannot_begin(tiny_recipe, train, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     folder = train(tiny_recipe("run.wandb=project", "optimizer.steps=1"))
     told = [line for line in capsys.readouterr().err.splitlines() if "wandb" in line]
-    assert told == ["wandb can't be used (api_key not configured (no-tty)): the run goes on without it"]
+    assert told == ["wandb can't be used (api_key not configured (no-tty)): the run continues without it"]
     assert logged(folder)[1] > 0
 
 

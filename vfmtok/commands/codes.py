@@ -1,6 +1,6 @@
 """`vfmtok codes DATASET OUT`: run a tokenizer over a dataset once and keep the ids.
 
-Under torchrun the dataset is shared among the processes. Run again after an interruption, it goes on where
+Under torchrun the dataset is shared among the processes. Run again after an interruption, it continues where
 it was. It is finished only when 32 entries have been decoded into OUT/contact_sheet.png and measured.
 
 Shapes: B images of a block, C crops of an image, V views (crops and their mirror images), S side, K tokens.

@@ -14,7 +14,7 @@ from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tre
 from vfmtok.pretrained.saving import save_run
 from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer
 from vfmtok.weights import checkpoint
-from vfmtok.weights.name_maps import copy_strictly, to_released
+from vfmtok.weights.name_maps import copy_strictly, published_tensors, to_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +60,10 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     """
     saved = checkpoint.load(folder)
     model = _model(saved)
+    try:
+        published_tensors(model)
+    except WeightsError as error:
+        raise WeightsError(f"{error}. --kind pretrained takes any model: a folder that from_pretrained opens") from None
 
     def published(part: str) -> dict:
         copy_strictly(model, saved.parts[part], str(folder))

@@ -1,4 +1,4 @@
-"""Flags that several commands have, each declared here and nowhere else. Help needs no PyTorch, so nor does this file.
+"""Flags that several commands have, each declared here and nowhere else.
 
 A flag of a training script is an alias of a field of its recipe: a row (flag, field, what it takes, help). A flag that
 is not given changes nothing; ``--set section.field=value`` reaches every other field, with the same prefixes in every
@@ -100,7 +100,9 @@ def given_betas(args: argparse.Namespace, old: tuple[float, ...]) -> dict[str, A
 
 def add_weights_to_start_from(parser: Parser, flag: str) -> None:
     """``flag`` and ``--finetune``, of the training scripts."""
-    parser.add_argument(flag, metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)")
+    parser.add_argument(
+        *names(flag), metavar="PATH", help="a checkpoint to continue from, or to begin with (--finetune)"
+    )
     parser.add_argument(
         "--finetune", action="store_true", help=f"take only weights from {flag}, ours or released, all that fit"
     )
@@ -180,7 +182,7 @@ def add_inception(parser: Parser) -> None:
 
 
 def add_spatial_tap(parser: Parser, default: str | None = "convolution") -> None:
-    """``default`` None tells a flag that was not given."""
+    """With ``default`` None the value is None where the flag was not given."""
     parser.add_argument(
         "--spatial-tap",
         choices=("convolution", "activation"),  # inception.SpatialTap

@@ -86,14 +86,6 @@ class Encoder(nn.Module):
         Another size than ``config.image_size`` squared is resized to it: bicubic with aligned corners,
         antialiased when it shrinks. The last block's level is taken after the final norm.
         """
-        unnoticed = self.config.weights != "random" and not self._has_weights and not self._warned
-        if self.config.frozen and unnoticed:
-            self._warned = True
-            warnings.warn(
-                f"the frozen encoder '{self.config.name}' has RANDOM weights, its features mean nothing: "
-                "set encoder.weights to a file or to 'hub', or call load_official",
-                stacklevel=2,
-            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             return self._read_levels(self._normalise(images))
 
@@ -114,6 +106,14 @@ class Encoder(nn.Module):
             return tokens
 
     def _normalise(self, images: Tensor) -> Tensor:
+        unnoticed = self.config.weights != "random" and not self._has_weights and not self._warned
+        if self.config.frozen and unnoticed:
+            self._warned = True
+            warnings.warn(
+                f"the frozen encoder '{self.config.name}' has RANDOM weights, its features mean nothing: "
+                "set encoder.weights to a file or to 'hub', or call load_official",
+                stacklevel=3,
+            )
         size, images = self.config.image_size, at_least_float32(images)  # antialiasing has no bfloat16 on CPUs
         images = resize_square(images, size, self.config.resize)  # (B,3,S,S)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]

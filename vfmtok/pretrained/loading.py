@@ -183,8 +183,8 @@ def generator_config(weights: Weights, size: str | None, given: dict[str, Any]) 
     if size is None:
         raise ConfigError(f"{weights.source} does not bring its configuration: name the model (--gpt-model)")
     published = {} if row is None else config_to_dict(row.config)
-    told = getattr(family_of_size(size).model, "fields_of_released", lambda tensors: {})(weights.tensors)
-    return sized_config(size, **{**published, **told, **given})
+    from_tensors = getattr(family_of_size(size).model, "fields_of_released", lambda tensors: {})(weights.tensors)
+    return sized_config(size, **{**published, **from_tensors, **given})
 
 
 def load_matching(
@@ -217,7 +217,7 @@ def load_matching(
     ]
     unused = [name for name in tensors if name not in own]
     lines = [f"fine-tuning from {weights.source}: {len(fitting)} of {len(own)} tensors loaded"]
-    return lines + [f"  begins anew: {name}" for name in new] + [f"  not used: {name}" for name in unused]
+    return lines + [f"  starts at random: {name}" for name in new] + [f"  not used: {name}" for name in unused]
 
 
 def _published_names(model: nn.Module) -> dict[str, str]:

@@ -1,20 +1,21 @@
 """What both trainings build alike: the first weights, the optimizers, the average."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vfmtok.errors import ConfigError
+from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.precision import allow_tf32
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
 from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
-from vfmtok.weights.checkpoint import CheckpointFolder, seed_step
-from vfmtok.weights.name_maps import own_tensors
+from vfmtok.weights import saved
+from vfmtok.weights.checkpoint import CheckpointFolder, newest_checkpoint, seed_step
+from vfmtok.weights.name_maps import copy_strictly, own_tensors
 
 
 def before_models(run: RunConfig) -> None:
@@ -37,6 +38,30 @@ def start_weights(
     if run.start_from is None or checkpoints.steps():
         return []
     return pretrained.load_matching(model, read(Path(run.start_from).expanduser()), sharding.keep_slice)
+
+
+def start_discriminator(modules: Mapping[str, nn.Module], path: str, checkpoints: CheckpointFolder) -> list[str]:
+    """Take the discriminator of another run, unless this one has checkpoints of its own.
+
+    Args:
+        modules: "discriminator", and what else is to be taken ("lecam") where the other run has it.
+        path: the other run's folder, of which the newest checkpoint is taken, or a checkpoint's.
+
+    Returns:
+        lines for people. Raises WeightsError if there is none, or it is another one.
+    """
+    if checkpoints.steps():
+        return []
+    folder = Path(path).expanduser()
+    if (folder / "checkpoints").is_dir():
+        folder = newest_checkpoint(folder)
+    if not saved.has_part(folder, "discriminator"):
+        raise WeightsError(f"adversarial.start_from: {folder} holds no discriminator")
+    taken = [name for name in modules if saved.has_part(folder, name)]
+    for name in taken:
+        source = f"of adversarial.start_from, {folder}"
+        copy_strictly(modules[name], saved.read_part(folder, name), source)
+    return [f"{' and '.join(taken)} of {folder}"]
 
 
 def stepper(

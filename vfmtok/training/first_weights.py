@@ -4,7 +4,7 @@ The model is built on the meta device, where tensors have no memory. What its co
 is noted (``Noted``): the operation, its arguments, and where the random numbers stood. Every random operation is also
 carried out on one tensor that is thrown away, so that the numbers after it are those of a model that is built for real.
 When the model has been sharded, each tensor is drawn again by itself, this process's slice of it is kept, and the next
-one is drawn. A process so holds its share of the model and one tensor; it pays by drawing all of them twice.
+one is drawn. A process so holds its share of the model and one tensor; it pays by drawing each of them a second time.
 """
 
 from collections.abc import Callable

@@ -44,7 +44,7 @@ class TokenDataConfig:
 
 @dataclass(frozen=True)
 class TokenOptimizerConfig(OptimizerConfig):
-    """Weight decay is for tensors with two axes or more; norms have none."""
+    """The optimizer of a generator. Its family says which parameters have weight decay (``Generator.decayed``)."""
 
     epochs: float = 300
     warmup_epochs: float = 0

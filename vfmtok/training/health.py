@@ -1,4 +1,4 @@
-"""Is the run well? Numbers gathered on the device, looked at now and then, and the lines that raise an alarm."""
+"""Run health: means kept on the device, skipped steps, and one-line alarms."""
 
 import contextlib
 import time
@@ -118,10 +118,10 @@ class SkippedSteps:
 
 @dataclass
 class Alarms:
-    """Conditions that mean trouble, each told when it begins and not again while it lasts."""
+    """Conditions that mean trouble, each reported when it begins and not again while it lasts."""
 
     min_usage: float = 0.05  # of the codebook, over its window
-    min_disc_loss: float = 0.02  # hinge and vanilla losses near 0: the discriminator tells all fakes
+    min_disc_loss: float = 0.02  # hinge and vanilla losses near 0: the discriminator recognises all fakes
     max_data_wait: float = 0.3  # of the time
 
     def __post_init__(self):

@@ -222,7 +222,7 @@ class Made:
 
 class TokenizerPass(nn.Module):
     """A tokenizer's losses as a forward pass, as DDP wants it: what it returns is all that gradients come from, so that
-    parts without any in a step can be told from the others."""
+    DDP can tell parts without any in a step from the others."""
 
     def __init__(self, tokenizer: Tokenizer, objective: TokenizerObjective):
         super().__init__()

@@ -1,7 +1,8 @@
 """What a training run is: recipes, as typed configurations. The defaults are the published tokenizer's.
 
-A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``); the
-sections that the generator's training shares are ``DataConfig``, ``OptimizerConfig`` and ``RunConfig``.
+A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``). The
+generator's recipe (``generator_recipe.py``) shares the sections ``EMAConfig`` and ``RunConfig``, and extends
+``OptimizerConfig``.
 """
 
 import dataclasses
@@ -99,10 +100,13 @@ class AdversarialConfig:
     update_start: int | None = None  # the first step at which the discriminator learns; None: ``start``
     adaptive_weight: bool = False  # scale by the ratio of gradient norms at the last layer (VQGAN)
     lecam_weight: float = 0.0  # LeCam regularisation of the discriminator; 0 leaves it out
+    start_from: str | None = None  # the discriminator to begin with: of another run, or of one of its checkpoints
 
     def __post_init__(self):
         require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
         early = self.update_start is None or 0 <= self.update_start <= self.start
+        unused = self.start_from is not None and self.discriminator == "none"
+        require(not unused, "adversarial.start_from", "needs a discriminator", self.start_from)
         require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
 
     @property

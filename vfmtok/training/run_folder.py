@@ -58,7 +58,7 @@ def prepare(folder: Path, recipe: Any) -> None:
 
 
 def open_log(folder: Path, state: RunState, total_steps: int, world: distributed.World) -> RunLog:
-    """The log of a run that goes on at ``state``; only the first process writes it."""
+    """The log of a run that continues from ``state``; only the first process writes it."""
     config = state.recipe.run
     return RunLog(
         folder,

@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, TensorBoard (wandb on wish), pictures, and a progress bar. First process only.
+"""What a run logs: log.jsonl, TensorBoard (wandb on wish), pictures, and a progress bar. First process only.
 
 Nothing that goes wrong here stops a run, be it a full disk or a terminal that is gone: what can't be written is
 reported once and left.
@@ -57,7 +57,7 @@ class RunLog:
             self._wandb = _open_wandb(config.wandb, folder, recipe)
         self._bar = self._guarded(
             tqdm,
-            file=_Patient(sys.stderr),
+            file=_LossyStream(sys.stderr),
             total=total_steps * samples_per_step,
             initial=step * samples_per_step,
             unit="image",
@@ -121,7 +121,7 @@ class RunLog:
         except Exception as error:  # wandb and TensorBoard raise of their own
             if not self._failed:
                 self._failed = True
-                print(f"warning: logging fails and training goes on: {error}", file=_Patient(sys.stderr))
+                print(f"warning: logging fails, training continues: {error}", file=_LossyStream(sys.stderr))
             return None
 
     def _append(self, entry: dict[str, Any]) -> None:
@@ -154,8 +154,8 @@ class RunLog:
         self._wandb.log({name: wandb.Image(image)}, step)
 
 
-class _Patient:
-    """A stream that takes what can't be written as written.
+class _LossyStream:
+    """Drops writes that fail, so that a closed pipe or a full disk never stops training.
 
     tqdm keeps its lock where a write fails, which others then wait for; and a warning has nowhere else to go.
     """
@@ -201,6 +201,6 @@ def _open_wandb(project: str, folder: Path, recipe: dict[str, Any]):
     try:
         return wandb.init(project=project, dir=str(folder), config=recipe, id=name, resume="allow")
     except Exception as error:  # no key, no network: errors of its own, some of several lines
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"wandb can't be used ({told}): the run goes on without it", file=_Patient(sys.stderr))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"wandb can't be used ({reason}): the run continues without it", file=_LossyStream(sys.stderr))
         return None

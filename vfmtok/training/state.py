@@ -120,7 +120,9 @@ class RunState:
                 check_shapes(checkpoint.parts[name].shapes(), own, f"this run's {name}")
         lines = [f"changed since the checkpoint: {key} {old} -> {new}" for key, (old, new) in changes.items()]
         lines += [
-            f"not in the checkpoint, begins anew: {name}" for name in self.modules if name not in checkpoint.parts
+            f"not in the checkpoint, begins with its first weights: {name}"
+            for name in self.modules
+            if name not in checkpoint.parts
         ]
         return lines
 

@@ -94,6 +94,10 @@ class TokenizerRun:
         train_mode(self.tokenizer, recipe.train)
         self.perceptual = build_perceptual(recipe.loss, self.tokenizer)
         self.discriminator, self.lecam = self._build_discriminator()
+        if self.discriminator is not None and recipe.adversarial.start_from is not None:
+            found = {"discriminator": self.discriminator, "lecam": self.lecam}
+            found = {name: module for name, module in found.items() if module is not None}
+            self.notes += construction.start_discriminator(found, recipe.adversarial.start_from, self.checkpoints)
         for module in (self.perceptual, self.discriminator, self.lecam):
             if module is not None:
                 module.to(world.device)

@@ -88,7 +88,7 @@ class CheckpointFolder:
         except BaseException as error:
             if main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            if spread and isinstance(error, OSError):  # all raise it; none goes on before it is removed
+            if spread and isinstance(error, OSError):  # all raise it; none continues before it is removed
                 distributed.barrier()
             raise
         if main:
@@ -270,7 +270,7 @@ def _write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
     try:
         safetensors.torch.save_file(plain, file)
         return sha256(file)
-    except (safetensors.SafetensorError, WeightsError) as error:  # two dresses of what the operating system said
+    except (safetensors.SafetensorError, WeightsError) as error:  # both wrap the same OSError
         raise OSError(str(error)) from None
 
 

@@ -175,10 +175,11 @@ class GPT(nn.Module):
         prefix_ids: Tensor | None = None,
         order: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
+        compile: bool = False,
         **settings: Any,
     ) -> Tensor:
         """labels (B,) -> ids (B,K): see ``vfmtok.generators.autoregressive``; ``published_boundary``: see ``begin``."""
-        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, **settings)
+        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, compile=compile, **settings)
 
     def forward(
         self,

@@ -175,10 +175,11 @@ class RAR(nn.Module):
         prefix_ids: Tensor | None = None,
         order: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
+        compile: bool = False,
         **settings: Any,
     ) -> Tensor:
         """labels (B,) -> ids (B,K), row by row: see ``vfmtok.generators.autoregressive.generate``."""
-        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, **settings)
+        return generate(self, labels, prefix_ids=prefix_ids, order=order, known=known, compile=compile, **settings)
 
     def forward(self, labels: Tensor, ids: Tensor, order: Tensor | None = None, with_loss: bool = False) -> RAROutput:
         """labels (B,) in [0,num_classes], ids (B,K) in [0,V) row by row, order (B,K), all int64 -> RAROutput.

@@ -19,6 +19,7 @@ from vfmtok.code import Ids
 from vfmtok.decoders.vqgan import PixelDecoder
 from vfmtok.encoders import build_encoder
 from vfmtok.encoders.cnn import CNNEncoder, CNNEncoderConfig
+from vfmtok.encoders.named import ENCODERS
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.layers.residual import ResBlock
@@ -175,8 +176,10 @@ class VQGAN(nn.Module):
 
 def _last_level_of(config: VQGANConfig) -> tuple[nn.Module, int]:
     """The foundation model and its width, reading one level that has a cell for every cell of the token grid."""
-    encoder = build_encoder(config.encoder)
-    if len(encoder.grids) != 1:
+    named = ENCODERS.get(config.encoder.name)
+    levels = config.encoder.levels or (named.levels if named else ())
+    encoder = build_encoder(dataclasses.replace(config.encoder, levels=levels[-1:] or None))
+    if len(encoder.grids) != 1:  # an encoder of one's own, which alone knows its levels
         encoder = build_encoder(dataclasses.replace(config.encoder, levels=encoder.config.levels[-1:]))
     if encoder.grids[0] != (config.side, config.side):
         raise ConfigError(
