@@ -5,6 +5,10 @@ commands see and clean what is fetched here. What it does not do is done here: i
 had received, and it takes what it received for what was asked for. A download therefore grows in a file beside the
 cache's and is moved into it when its hash is the one the Hub states: SHA-256 for weights, git's SHA-1 for small files.
 
+``http_get`` is the one function used that is not public: the public ``hf_hub_download`` keeps nothing of a broken
+download outside its cache, and moves a file there before anybody has hashed it. setup.py's oldest version and today's
+both have it, and tests/weights/test_download.py would fail without it.
+
 HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE are read when a file is asked for.
 """
 
@@ -115,7 +119,7 @@ def sha256_stated(path: Path) -> str | None:
 def _fetch_into_cache(
     repository: str, file: str, revision: str | None, facts: Any, sha256: str | None, cache: Path, what: str
 ) -> Path:
-    folder = _hub().file_download.repo_folder_name(repo_id=repository, repo_type="model")
+    folder = "--".join(["models", *repository.split("/")])  # the cache's documented layout
     blob, lock = cache / folder / "blobs" / facts.etag, cache / ".locks" / folder / f"{facts.etag}.lock"
     fresh = False
     if _find_cached(repository, file, facts.commit_hash, cache) is None:
