@@ -36,6 +36,7 @@ setup(
         "remote": ["fsspec[http]>=2023.5", "s3fs>=2023.5"],  # shards behind a URL; hf:// needs neither
         "imagenet": ["scipy>=1.9"],  # reads the devkit's meta.mat
         "heic": ["pillow-heif>=0.16"],
+        "zstd": ["zstandard>=0.19"],  # .tar.zst
         "train": ["lpips>=0.1.4", "matplotlib>=3.7", "tensorboard>=2.14"],
         "eval": ["lpips>=0.1.4", "matplotlib>=3.7", "torch-fidelity>=0.4"],  # the last: the Inception network of FID
         "flash": ["flash-attn>=2.6"],
@@ -60,6 +61,7 @@ setup(
             "selenium>=4.20",  # pytest -m browser, with Debian's packages chromium and chromium-driver
             "torch-fidelity>=0.4",
             "webdataset>=0.2",
+            "zstandard>=0.19",
         ],
     },
 )

@@ -59,8 +59,10 @@ def test_splits_inside_the_classes(tmp_path):
     listing = listed(tmp_path, write_tree(tmp_path / "s", files))
     assert listing.classes == ["cat", "dog"] and counts(listing) == {"train": 4, "out": 4}
     assert listing.splits["train"][0].name == "cat/train/0.png"
-    write_tree(tmp_path / "s", {"bird/other/1.png": ONE})  # a class whose folders are no splits: all are classes
-    assert counts(listed(tmp_path, tmp_path / "s")) == {"train": 9, "out": 0}
+    write_tree(tmp_path / "s", {"bird/other/1.png": ONE})  # a class whose folders are no splits
+    with pytest.raises(DataError, match=r"'cat' holds Test and train.* --split none"):
+        listed(tmp_path, tmp_path / "s")
+    assert counts(listed(tmp_path, tmp_path / "s", split=["none"])) == {"train": 9, "out": 0}
 
 
 def test_classes_that_look_like_splits(tmp_path):
@@ -137,3 +139,45 @@ def test_archives_that_hold_one_split_each(tmp_path):
     archives = [make_zip(tmp_path / f"{n}.zip", {f"{n}/a/1.png": ONE, f"{n}/b/2.png": ONE}) for n in ("train", "test")]
     odd = [path.rename(tmp_path / f"part{n}.zip") for n, path in enumerate(archives)]
     assert counts(listed(tmp_path, *odd)) == {"train": 2, "out": 2}
+
+
+def test_a_folder_in_every_split_is_looked_through(tmp_path):
+    files = {f"{split}/images/{name}/1.png": ONE for split in ("train", "val") for name in ("cat", "dog")}
+    listing = listed(tmp_path, write_tree(tmp_path / "s", files))
+    assert listing.classes == ["cat", "dog"] and counts(listing) == {"train": 2, "val": 2, "out": 0}
+    assert {entry.name for entry in listing.splits["val"]} == {"val/images/cat/1.png", "val/images/dog/1.png"}
+    one = {"train/cat/1.png": ONE, "train/cat/2.png": ONE, "val/cat/3.png": ONE}  # here it is the class
+    assert listed(tmp_path, write_tree(tmp_path / "one", one)).classes == ["cat"]
+    fewer = {"train/cat/a/1.png": ONE, "train/dog/2.png": ONE, "val/cat/3.png": ONE}
+    assert listed(tmp_path, write_tree(tmp_path / "fewer", fewer)).classes == ["cat", "dog"]
+
+
+def test_tiny_imagenet(tmp_path):
+    """train/CLASS/images/, val/images/ with the labels in val_annotations.txt, test/images/ without any."""
+    classes = ("n01629819", "n01443537")
+    files = {f"train/{name}/images/{name}_{i}.JPEG": ONE for name in classes for i in range(2)}
+    files |= {f"{split}/images/{split}_{i}.JPEG": ONE for split in ("val", "test") for i in range(4)}
+    folder = write_tree(tmp_path / "tiny-imagenet-200", files | {"wnids.txt": b"n01629819\nn01443537\n"})
+    with pytest.raises(DataError, match=r"4 images such as 'val/images/val_0\.JPEG' have no class"):
+        listed(tmp_path, folder)
+    rows = "".join(f"val_{i}.JPEG\t{classes[i % 2]}\t0\t32\t44\t62\n" for i in range(4))
+    (folder / "val/val_annotations.txt").write_text(rows)
+    for choices in ({}, {"classes_from": str(folder / "val/val_annotations.txt")}):
+        listing = listed(tmp_path, folder, **choices)
+        assert listing.classes == sorted(classes) and counts(listing) == {"train": 4, "val": 4, "out": 4}
+        assert {entry.name[-6]: entry.label for entry in listing.splits["val"]} == {"0": 1, "1": 0, "2": 1, "3": 0}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["cat/train/1.png", "cat/test/2.png", "dog/3.png"],
+        ["cat/train/1.png", "cat/test/2.png", "dog/all/3.png"],
+        ["data/train/cat/1.png", "data/val/dog/2.png", "extra/3.png"],
+    ],
+)
+def test_splits_in_some_folders_only_are_no_classes(tmp_path, files):
+    folder = write_tree(tmp_path / "s", dict.fromkeys(files, ONE))
+    with pytest.raises(DataError, match=r"holds (test and train|train and val)"):
+        listed(tmp_path, folder)
+    assert counts(listed(tmp_path, folder, split=["none"])) == {"train": 3, "out": 0}

@@ -174,3 +174,9 @@ def test_a_label_that_cannot_be_read_is_one_line(tmp_path):
             archive.addfile(member, io.BytesIO(A) if link is None else None)
     with pytest.raises(DataError, match=r"'1\.cls' of .*s\.tar: a link to 'gone\.cls', which is not in the archive"):
         listed(tmp_path, tmp_path / "s.tar")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path):
+    members = {"1.png": A, "1.cls": b"\xef\xbb\xbf1", "2.png": A, "2.cls": b"0\r\n"}
+    listing = listed(tmp_path, make_tar(tmp_path / "s.tar", members))
+    assert [entry.label for entry in listing.splits["train"]] == [0, 1] and listing.classes == ["0", "1"]

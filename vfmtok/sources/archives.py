@@ -18,7 +18,24 @@ from vfmtok.sources.files import FOUND, Found, is_hidden, read, suffix_of
 from vfmtok.sources.packed import Packed
 from vfmtok.sources.scratch import Scratch
 
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes
+
+def _open_zstandard(path: Path, mode: str) -> BinaryIO:
+    """Raises DataError where the package is missing."""
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path} is compressed by Zstandard: pip install 'vfmtok[zstd]' brings what reads it") from None
+    packed = open(path, mode)  # noqa: SIM115 - closed with the reader
+    return zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=True)
+
+
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+COMPRESSED = {  # by the first bytes
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    ZSTANDARD: _open_zstandard,
+}
 _MAX_LINKS = 40  # on the way to a file, as the kernel's limit
 
 
@@ -64,8 +81,6 @@ def walk_tar(archive: Path, scratch: Scratch) -> Packed[Found]:
         with open(archive, "rb") as opened:
             start = opened.read(8)
         opener = next((COMPRESSED[magic] for magic in COMPRESSED if start.startswith(magic)), None)
-        if start.startswith(b"\x28\xb5\x2f\xfd"):
-            raise DataError(f"{archive} is compressed by Zstandard, which only `unzstd` unpacks: do that first")
         plain = _unpack(archive, opener, scratch) if opener else archive
         with tarfile.open(plain, "r:") as opened:
             return _members(opened, plain, plain.stat().st_size)
@@ -133,7 +148,9 @@ def _unpack(archive: Path, opener, scratch: Scratch) -> Path:
         plain = scratch.folder() / f"{zlib.crc32(str(archive.resolve()).encode()):08x}-{archive.stem}.tar"
         with opener(archive, "rb") as packed, open(plain, "wb") as file:
             shutil.copyfileobj(packed, file, 1 << 20)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # every format has its own
         raise DataError(f"cannot unpack {archive}: {error}") from None
     return plain
 

@@ -8,6 +8,8 @@ from vfmtok.sources.files import Found
 from vfmtok.sources.packed import Layout, Packed
 from vfmtok.sources.splits import SplitNames
 
+_NO_CLASSES = {"image", "images", "img", "imgs", "jpegimages", "photos", "pictures"}
+
 
 class Image(NamedTuple):
     """A found image while its name, class and split are worked out."""
@@ -60,14 +62,18 @@ def sort_in(
     found = Packed(IMAGE)
     if splits is None:
         second = _splits_in_classes(images, start, names)
+        if not second:
+            _refuse_some_splits(where, images, start, names)
         for x in images:
             own = second.get(_part(x.path, _next(x.path, start)), split) if second else split
             found.append(_image(x, prefix, start, own, container))
     else:
+        wrappers = _wrappers(images, start)
         for x in images:
             after = _next(x.path, start)
-            head = prefix + x.path[start:after]
-            found.append(_image(x, head, after, splits[x.path[start : after - 1]], container))
+            folder = x.path[start : after - 1]
+            after += wrappers.get(folder, 0)
+            found.append(_image(x, prefix + x.path[start:after], after, splits[folder], container))
     kept, more = _without_strays(where, found)
     return kept, strays + more
 
@@ -128,6 +134,45 @@ def _without_loose(images: Packed[Found], start: int, strays: Counter[str]) -> t
     first = next(found.path for found in images if found.path.find("/", start) < 0)
     strays[f"images beside the folders, such as {first}"] += loose
     return images.where(lambda found: found.path.find("/", start) >= 0), tops.keys() - {None}
+
+
+def _wrappers(images: Packed[Found], start: int) -> dict[str, int]:
+    """Of split folders the length of the folder in each that is no class, as in train/images/cat/1.png.
+
+    That is one that all splits have, with nothing beside it but folders in it; or, beside a split of class folders, the
+    "images" of one that has no classes, as Tiny ImageNet's validation.
+    """
+    inner: dict[str, set[str | None]] = {}
+    deeper = True
+    for found in images:
+        after = _next(found.path, start)
+        own = _part(found.path, after)
+        inner.setdefault(found.path[start : after - 1], set()).add(own)
+        deeper = deeper and own is not None and found.path.find("/", after + len(own) + 1) >= 0
+    only = {folder: next(iter(names)) for folder, names in inner.items() if len(names) == 1 and None not in names}
+    if deeper and len(only) == len(inner) and len(set(only.values())) == 1:
+        return {folder: len(name) + 1 for folder, name in only.items()}
+    if all(len(names) < 2 for names in inner.values()):
+        return {}
+    return {folder: len(name) + 1 for folder, name in only.items() if name.lower() in _NO_CLASSES}
+
+
+def _refuse_some_splits(where: str, images: Packed[Found], start: int, names: SplitNames) -> None:
+    """Raises DataError where splits lie in some of the folders only: as classes they would hide them."""
+    splits: dict[str, dict[str, str]] = {}
+    for found in images:
+        after = _next(found.path, start)
+        second = _part(found.path, after) if after else None
+        split = names.of_folder(second) if second is not None else None
+        if split:
+            splits.setdefault(found.path[start : after - 1], {})[split] = second
+    mixed = next((folder for folder in splits if len(splits[folder]) > 1), None)
+    if mixed is not None:
+        found = " and ".join(sorted(splits[mixed].values()))
+        raise DataError(
+            f"{where}: '{mixed}' holds {found}, and other images lie beside these: name the folder that is meant, or "
+            "--split none if all are classes"
+        )
 
 
 def _splits_in_classes(images: Packed[Found], start: int, names: SplitNames) -> dict[str | None, str]:

@@ -10,11 +10,19 @@ from pathlib import Path
 from vfmtok.errors import DataError
 from vfmtok.sources.files import Found, image_by_name, is_hidden
 
-ARCHIVES = (".zip", ".parquet", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TABLES = (".parquet", ".arrow")
+ARCHIVES = (
+    ".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", *TABLES,
+)  # fmt: skip
 
 
 def is_archive(path: str) -> bool:
+    """Whether a file may hold others, by its name: an archive or a table."""
     return path.lower().endswith(ARCHIVES) and not is_hidden(path)
+
+
+def is_table(path: str) -> bool:
+    return path.lower().endswith(TABLES)
 
 
 def walk_folder(folder: str | Path, sizes: bool = True) -> Iterator[Found]:
@@ -92,4 +100,4 @@ def _look_at(entry: os.DirEntry) -> tuple[int, str]:
 def stem_of(path: Path) -> str:
     """A source's name, as it was given, without the extensions of archives."""
     name = os.path.basename(os.path.abspath(path))
-    return re.sub(r"(\.zip|\.parquet|\.t(ar|gz|bz2|xz)|\.tar\.\w+)$", "", name, flags=re.I)
+    return re.sub(r"(\.zip|\.parquet|\.arrow|\.t(ar|gz|bz2|xz|zst)|\.tar\.\w+)$", "", name, flags=re.I)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from vfmtok.errors import DataError
 from vfmtok.sources import imagenet, label_files, parquet
+from vfmtok.sources.archives import ZSTANDARD
 from vfmtok.sources.files import FOUND, Found, is_hidden, is_image, kind_of_ignored
-from vfmtok.sources.folders import is_archive, walk_folder
+from vfmtok.sources.folders import is_archive, is_table, walk_folder
 from vfmtok.sources.packed import Packed
 
 SAMPLE = Path(__file__).parents[1] / "data/samples/emoji64.zip"
 NEAR = 0.8  # two kinds of files whose bytes differ by less are both meant, or one of them twice
-KINDS = {"folder": "a folder of images", "archive": "archives", "table": "parquet files"}
+KINDS = {"folder": "a folder of images", "archive": "archives", "table": "parquet or Arrow files"}
 
 
 @dataclass
@@ -107,19 +108,17 @@ def _kind_of_file(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path} is not a regular file")  # opening a pipe would wait for its writer
     if is_archive(path.name):
-        return "table" if path.suffix.lower() == ".parquet" else "archive"
+        return "table" if is_table(path.name) else "archive"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
         if start == b"PAR1":
             return "table"
-        if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        if zipfile.is_zipfile(path) or tarfile.is_tarfile(path) or start == ZSTANDARD:
             return "archive"
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    if path.suffix.lower() == ".arrow":
-        raise DataError(f"{path} is an Arrow file of `datasets`: write it by its to_parquet() first")
-    raise DataError(f"{path} is no folder, .zip, .tar, .tar.gz, .tgz or .parquet")
+    raise DataError(f"{path} is no folder, .zip, .tar, .tar.gz, .tgz, .tar.zst, .parquet or .arrow")
 
 
 def _without_cache(folder: Path) -> Path:
@@ -186,7 +185,7 @@ def _walk(folder: Path, sizes: bool) -> _Walked:
             continue
         walked.others.append(found)
         if is_archive(found.path):
-            (walked.tables if found.path.lower().endswith(".parquet") else walked.archives).append(found)
+            (walked.tables if is_table(found.path) else walked.archives).append(found)
         elif label_files.BY_CONVENTION.search(found.path):
             if not is_hidden(found.path):
                 walked.named.append(found)

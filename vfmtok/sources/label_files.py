@@ -1,7 +1,7 @@
 """Labels and class names that lie in a file of their own, which ``--classes-from`` or a convention names.
 
-* A table of images and labels: .csv, .tsv, .jsonl, or lines "image label". Kaggle's LOC_val_solution.csv and the
-  metadata.csv of `datasets` are such.
+* A table of images and labels: .csv, .tsv, .jsonl, or lines "image label". Kaggle's LOC_val_solution.csv, Tiny
+  ImageNet's val_annotations.txt and the metadata.csv of `datasets` are such.
 * The names of the classes, one a line, by label: classes.txt, LOC_synset_mapping.txt.
 * One label a line, of images in the order of their names: ImageNet's published validation labels.
 * ImageNet's devkit, packed or unpacked.
@@ -28,7 +28,9 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "predictionstring", "breed", "species", "diagnosis", "labels")
 TABLES = (".csv", ".tsv", ".jsonl")
-BY_CONVENTION = re.compile(r"(LOC_val_solution\.csv|metadata\.(csv|jsonl))$")  # in a folder, taken without asking
+BY_CONVENTION = re.compile(
+    r"(LOC_val_solution\.csv|val_annotations\.txt|metadata\.(csv|jsonl))$"
+)  # in a folder, taken without asking
 
 
 @dataclass
@@ -106,7 +108,10 @@ def read_label_file(path: Path, scratch: Scratch, key: str | None = None) -> Lab
             f"{path} numbers classes in an order that only the devkit's meta.mat tells: give the devkit, "
             "ILSVRC2012_devkit_t12.tar.gz or its folder"
         )
-    pairs = [re.split(r"[\s,;]+", line, maxsplit=1) for line in lines]
+    if all("\t" in line for line in lines):  # further columns are boxes
+        pairs = [line.split("\t")[:2] for line in lines]
+    else:
+        pairs = [re.split(r"[\s,;]+", line, maxsplit=1) for line in lines]
     if all(len(pair) == 2 and image_by_name(pair[0]) for pair in pairs):
         return LabelTable(path.name, _keyed(path, [(image, as_label(x, str(path), typed=False)) for image, x in pairs]))
     names = [pair[0] if re.fullmatch(r"n\d{8}", pair[0]) else line for pair, line in zip(pairs, lines, strict=True)]

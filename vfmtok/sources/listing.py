@@ -1,7 +1,7 @@
 """What commands are given, as one sorted list of images with labels and splits: the one listing of all commands.
 
-A source is a folder of class folders, a flat folder (one class), a zip or tar of either, WebDataset shards, parquet
-files, ImageNet's archives, or the word ``sample`` (the images that come with the package).
+A source is a folder of class folders, a flat folder (one class), a zip or tar of either, WebDataset shards, parquet or
+Arrow files, ImageNet's archives, or the word ``sample`` (the images that come with the package).
 
 * Splits: by the names of folders, sources and shards, see splits.py; "test" is left out. Images that all fall into one
   split are no split: they are "train".
@@ -32,6 +32,7 @@ from vfmtok.sources import classes as class_rules
 from vfmtok.sources import imagenet
 from vfmtok.sources.class_folders import IMAGE, Image
 from vfmtok.sources.containers import Part, read_parts
+from vfmtok.sources.folders import is_archive
 from vfmtok.sources.given import SAMPLE as SAMPLE
 from vfmtok.sources.given import look_at
 from vfmtok.sources.packed import Layout, Packed
@@ -112,7 +113,9 @@ def list_sources(
         part.images = Packed(IMAGE)
     if not images:
         found = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5)) or "nothing"
-        raise DataError(f"no images in {', '.join(sources)} (found {found})")
+        packed = any(is_archive(f"x{kind}") for kind in ignored)
+        hint = ": what is packed in an archive must be unpacked first" if packed else ""
+        raise DataError(f"no images in {', '.join(sources)} (found {found}){hint}")
     images, has_splits, left_out, notes = _sort_out_splits(images, parts, val_fraction)
     rules = class_rules.read_rules(given, scratch, choices.classes_from, choices.label_key)
     class_rules.check_label_key(choices.label_key, parts, rules)

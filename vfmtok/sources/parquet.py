@@ -1,4 +1,4 @@
-"""Parquet files of images, as Hugging Face writes them: a column of images and one of labels.
+"""Parquet and Arrow files of images, as Hugging Face writes them: a column of images and one of labels.
 
 * Images: the column ``image``; else the one that the metadata of `datasets` calls an Image, or that holds bytes.
 * Labels: the column ``label``; else the one that the metadata calls a ClassLabel, or that has a usual name. Class names
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmtok.errors import DataError
+from vfmtok.sources.arrow_files import SUFFIX, ArrowFile
 from vfmtok.sources.files import CorruptFile, Found
 from vfmtok.sources.webdataset import NAMED, NO_KEYS, NUMBERED, Keys, as_label
 
@@ -163,7 +164,7 @@ def _open(file: Path) -> Any:
     except ImportError:
         raise DataError(f"reading {file} needs pyarrow: pip install 'vfmtok[parquet]'") from None
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        return ArrowFile(file) if file.suffix.lower() == SUFFIX else pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
 

@@ -213,7 +213,7 @@ def _read_labels(shard: str, found: Shard, samples: dict, chosen: str | None) ->
         sample = samples[split_key(image.path)[0]]
         label = None
         if found.labels_from in sample and found.labels_from != "json":
-            text = _content(sample[found.labels_from]).decode("utf-8", "replace")
+            text = _content(sample[found.labels_from]).decode("utf-8-sig", "replace")
             label = as_label(text, where, typed=False)
         elif "json" in sample:
             label, name = label_of_document(_json(sample["json"]) or {}, where, value_key)
