@@ -15,7 +15,7 @@ from vfmtok.training.recipe import TokenizerRecipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NAMES = ("training", "evaluation", "configuration", "faq", "architecture")  # in the order of their commands
+NAMES = ("training", "evaluation", "configuration", "faq", "architecture", "studies")  # in the order of their commands
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in NAMES}
 BENCHMARKS = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
 TEXT = README + "".join(PAGES.values()) + BENCHMARKS  # docs/data.md has tests/test_data_page.py

@@ -7,6 +7,8 @@ import torch
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.dataset_folder import open_splits
+from vfmtok.encoders.config import EncoderConfig
+from vfmtok.errors import ConfigError
 from vfmtok.evaluation.agreement import (
     PROBE,
     ClassProbe,
@@ -102,3 +104,17 @@ def test_the_probe_is_a_linear_probe(sample_set, tiny_tokenizer):
     assert found.decoded_agreement == probe.agreement_of_codes(found.codes, labels)
     few = ClassProbe(encoder, tokenizer, splits["train"], 9, limit=20)
     assert few.count == 20 and found.count == len(labels) == len(splits["val"])
+
+
+def test_tokenizers_with_different_encoders_are_judged_by_one(tiny_tokenizer):
+    """Whose own encoder is trained has no frozen features; an encoder that is named reads all levels of a small one."""
+    trained = tiny_tokenizer("encoder.frozen=false")
+    with pytest.raises(ConfigError, match="name another encoder"):
+        open_probe_encoder(trained)
+    named = EncoderConfig(name="test_vit", image_size=64, weights="random")
+    encoder = open_probe_encoder(trained, other=named)
+    assert encoder.levels == (1, 2, 3, 4, 5, 6) and encoder.config.frozen
+    assert open_probe_encoder(trained, [2], named).levels == (2,)
+    images = torch.rand(1, 3, 64, 64)
+    own = open_probe_encoder(tiny_tokenizer(), other=named)
+    assert all(torch.equal(a, b) for a, b in zip(encoder(images), own(images), strict=True))

@@ -8,9 +8,14 @@ import torch
 from tiny_models import BAD, COUNT, WORLD, run_script, values
 
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.decoders.vqgan import PixelDecoderConfig
+from vfmtok.encoders.cnn import CNNEncoderConfig
 from vfmtok.errors import DataError
-from vfmtok.evaluation.token_probe import TokenProbe, token_vectors
+from vfmtok.evaluation.token_probe import TokenProbe, token_vectors, vector_of
 from vfmtok.metrics.probe import linear_probe
+from vfmtok.quantizers.cosine import CosineConfig
+from vfmtok.tokenizers.vqgan.config import VQGANConfig
+from vfmtok.tokenizers.vqgan.model import VQGAN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,3 +74,13 @@ def test_sets_that_prove_nothing(tokenizer, val, tmp_path):
     tiny_models.write_records(tmp_path, [tiny_models.Record(c, 0, "") for c in content], classes=["a", "b", "x"])
     with pytest.raises(DataError, match="do not have the same classes"):
         TokenProbe(tiny_models.RecordDataset(tmp_path)).check(tokenizer, val)
+
+
+def test_without_region_tokens_the_latents_stand_side_by_side():
+    config = VQGANConfig(
+        image_size=16, z_channels=32, encoder=CNNEncoderConfig(channels=32, multipliers=(1, 1), res_blocks=1),
+        quantizer=CosineConfig(codebook_size=8, code_dim=4), pixel_decoder=PixelDecoderConfig(32, (1, 1), 1),
+    )  # fmt: skip
+    encoding = VQGAN(config).eval().encode(torch.rand(2, 3, 16, 16) * 2 - 1)
+    vectors, what = vector_of(encoding)
+    assert torch.equal(vectors, encoding.latents.reshape(2, 64 * 4)) and "(64, 4)" in what

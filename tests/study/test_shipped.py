@@ -1,5 +1,6 @@
 """Every study that is shipped: all rows have recipes that build, and every published number its column."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,10 @@ def test_the_row_without_a_frozen_encoder_has_a_frozen_target(root):
         *_, last = resolve(load_study(root / f"configs/studies/{name}.yaml"), PARSERS)
         assert not last.tokenizer.encoder.frozen and last.tokenizer.encoder.starts_random
         assert last.tokenizer.feature_encoder.frozen and not last.tokenizer.feature_encoder.starts_random
+
+
+def test_the_example_of_the_page_is_a_study(root, tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/studies.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "study.yaml").write_text(text)
+    points, windows = resolve(load_study(tmp_path / "study.yaml"), PARSERS)
+    assert (points.tokenizer.sampler.attention, windows.tokenizer.sampler.attention) == ("deformable", "windowed")

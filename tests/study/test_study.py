@@ -80,6 +80,20 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(study, vfmtok_st
     }  # rows that are the same so far
 
 
+@pytest.mark.slow
+def test_given_weights_are_measured_and_not_trained(study, vfmtok_study, tmp_path):
+    """They are the same for every seed, so they tell nothing about noise; a row may change their configuration."""
+    assert vfmtok_study(study(generator=None, generation=None), out="trained")[0] == 0
+    (run,) = (tmp_path / "trained/steps").glob("tokenizer-*/out")
+    rows = [{"name": "given", "weights": str(run)}, {"name": "trained"}]
+    code, _, errors = vfmtok_study(study(rows=rows, seeds=[0, 1], generator=None, generation=None))
+    assert code == 0, errors
+    assert steps(tmp_path / "out") == {"tokenizer": 2, "reconstruction": 3, "images": 3}
+    found = json.loads((tmp_path / "out/table.json").read_text())["rows"]
+    given, trained = (found[name]["numbers"]["PSNR"]["by seed"] for name in ("given", "trained"))
+    assert list(given) == ["0"] and set(trained) == {"0", "1"} and given["0"] == trained["0"]
+
+
 def dry_run(vfmtok_study, file) -> list[str]:
     return [line for line in vfmtok_study(file, "--dry-run")[1].splitlines() if line.startswith("  ")]
 

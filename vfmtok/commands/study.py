@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from vfmtok.study import numbers, page
 from vfmtok.study.claims import claim
 from vfmtok.study.config import load_study
 from vfmtok.study.rows import Changes, resolve
-from vfmtok.study.running import Runner, last_line, run_process, write_configs
+from vfmtok.study.running import WAIT, Runner, last_line, run_process, write_configs
 from vfmtok.study.speed import Speed, as_time, estimate, measure
 from vfmtok.study.steps import Data, Plan, Step
 
@@ -106,10 +107,11 @@ def _prepared_sample(folder: Path) -> Path:
     """The images in the package, in the study's folder; by whoever comes first. Raises VFMTokError."""
     place, log = folder / "data", folder / "prepare.txt"
     done = folder / "prepared"
-    if not done.exists():
+    while not done.exists():
         claimed = claim(folder)
         if claimed is None:
-            raise DataError(f"another process prepares {place}: start this one again in a minute")
+            time.sleep(WAIT)  # for another process that prepares it
+            continue
         try:
             with open(log, "wb") as file:
                 code = run_process([sys.executable, "-m", "vfmtok", "prepare", SAMPLE, str(place)], file, claimed)
@@ -150,7 +152,7 @@ def _announce(name: str, steps: list[Step], runner: Runner) -> None:
     known = [seconds for seconds in times.values() if seconds is not None]
     if left:
         unknown = f", and {len(left) - len(known)} steps of unknown time" if len(known) < len(left) else ""
-        print(f"to do: {len(left)} steps, about {as_time(sum(known))} on this machine with one process{unknown}")
+        print(f"to do: {len(left)} steps, about {as_time(sum(known))} on this machine, if nobody helps{unknown}")
     for row in runner.plan.rows:
         of_row = [times[s.key] or 0 for s in left if any(served == row.name for served, _ in s.needed_by)]
         if of_row:

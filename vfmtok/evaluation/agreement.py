@@ -21,6 +21,7 @@ from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.encoders.config import EncoderConfig
+from vfmtok.encoders.named import ENCODERS
 from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.metrics.probe import ProbeRecipe, train_probe
@@ -48,11 +49,13 @@ def open_probe_encoder(
                 f"a {tokenizer.config.kind} tokenizer with this encoder has no frozen features for a probe: name "
                 "another encoder (--encoder)"
             )
+        known = encoder.config.levels
     else:
-        encoder = Encoder(other)
+        encoder = Encoder(dataclasses.replace(other, levels=(1,)))
+        known = ENCODERS[other.name].levels if other.name in ENCODERS else (encoder.available_levels,)
     if levels is None:
         available = encoder.available_levels
-        levels = encoder.config.levels if available > PYRAMID else range(1, available + 1)
+        levels = known if available > PYRAMID else range(1, available + 1)
     return Encoder(dataclasses.replace(encoder.config, levels=tuple(levels))).eval()
 
 
