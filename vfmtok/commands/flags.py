@@ -143,10 +143,10 @@ def add_size(parser: Parser, text: str) -> None:
     parser.add_argument("--gpt-model", choices=sizes, help=text)
 
 
-def add_set(parser: argparse.ArgumentParser, *sections: str) -> None:
+def add_set(parser: argparse.ArgumentParser, *sections: str, text: str = "any field of the recipe") -> None:
     """``args.set``, which changes these sections (see ``settings_of``), or without any all of a recipe."""
     fields = " or ".join(f"{section}.FIELD" for section in sections)
-    text = f"change a configuration: {fields}" if sections else "any field of the recipe"
+    text = f"change a configuration: {fields}" if sections else text
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.set_defaults(sections=sections)
 

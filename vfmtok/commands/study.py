@@ -48,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="per step, by torchrun (default: one for each GPU, or one)",
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the study: seeds=[0,1,2]"
-    )
+    flags.add_set(parser, text="change the study: seeds=[0,1,2]")
     for section in ("tokenizer", "generator"):
         parser.add_argument(
             f"--{section}-set", action="append", default=[], metavar="KEY=VALUE",
