@@ -139,10 +139,12 @@ def test_published_numbers_are_those_of_the_manifests():
 
 def test_configuration_tables_are_true():
     """Every `key=value ...` in the tables is accepted."""
-    overrides = settings(PAGES["configuration"])
-    assert len(overrides) > 10
-    for together in overrides:
-        vfmtok.load_config(ROOT / "configs/vit_transformer.yaml", [f"tokenizer.{word}" for word in together])
+    vfmtoks, hitas = PAGES["configuration"].split("## Hita")
+    for text, file, least in ((vfmtoks, "vit_transformer", 10), (hitas, "hita_vqgan", 4)):
+        overrides = settings(text)
+        assert len(overrides) > least
+        for together in overrides:
+            vfmtok.load_config(ROOT / f"configs/{file}.yaml", [f"tokenizer.{word}" for word in together])
     overrides = settings(PAGES["training"].split("## A generator")[0])
     assert len(overrides) > 4
     with_overrides(TokenizerRecipe(), [word for together in overrides for word in together])
