@@ -210,3 +210,18 @@ def test_completing_an_image(tmp_path):
     assert (np.array(pictures[0])[-1] == 128).all() and not (np.array(pictures[1]) == np.array(pictures[2])).all()
     with pytest.raises(ConfigError, match="row by row"):
         room.complete(studio, image, None, "top", 0.5, 1)
+
+
+@pytest.mark.parametrize("models", ["vfmtok", "hita", "tokenizer alone"])
+def test_the_page_offers_what_the_models_can(studio, tmp_path, models):
+    pytest.importorskip("gradio")
+    from vfmtok.demo import page
+
+    if models != "vfmtok":
+        studio = Studio(tiny_hita.tokenizer(), tiny_hita.gpt() if models == "hita" else None, None)
+    built = page.build(studio, room.write_examples(tmp_path, 2))
+    names = {block.elem_id: block for block in built.blocks.values() if getattr(block, "elem_id", None)}
+    assert ("completions" in names) == ("samples" in names) == (models != "tokenizer alone")
+    assert names["style"].visible == (models != "vfmtok")
+    if models == "hita":
+        assert [value for _, value in names["part"].choices] == ["bottom"]  # row by row

@@ -230,7 +230,7 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         first = _upload("First image", examples, examples[0], "first", 240)
         second = _upload("Second image", examples[::-1], examples[-1], "second", 240)
         with gr.Column(min_width=260):
-            patterns, start = list(room.PATTERNS), room.PATTERNS[0]
+            patterns, start = list(room.PATTERNS), next(iter(room.PATTERNS))
             name = gr.Radio(patterns, value=start, label="Where the second image's tokens go", elem_id="pattern")
             share = gr.Slider(0, 1, 0.5, step=0.05, label="Their share", elem_id="share")
             style = gr.Radio(
