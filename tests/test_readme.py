@@ -86,10 +86,13 @@ def test_benchmarks_run(command):
     assert "bound" in done.stdout or "published path" in done.stdout
 
 
-def test_commands_run_one_after_the_other(tmp_path):
+@pytest.mark.parametrize("pages", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_commands_run_one_after_the_other(pages, tmp_path):
+    """Those of the README; and those of all pages, which continue with what it made."""
     commands = [line for line in COMMANDS if line.startswith(RUN) and line not in NOT_TRIED]
+    commands = [line for line in commands if pages or line in README.replace("\\\n", " ")]
     commands.sort(key=lambda line: "quickstart/" in line or "photos" in line)  # with what the others trained
-    assert len(commands) > 20
+    assert len(commands) > (20 if pages else 9)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for script in SCRIPTS:
         (tmp_path / script).symlink_to(ROOT / script)
@@ -103,10 +106,10 @@ def test_commands_run_one_after_the_other(tmp_path):
         assert done.returncode == 0, f"{command}: {done.stderr}"
     made = (
         "codes/train/ids.npy", "codes/val/contact_sheet.png", "results/emoji64/recipe.yaml", "curves.png", "grid.png",
-        "tokenizer.pt", "gpt.pt", "my-generator/model.safetensors", "results/vfmtok/log.jsonl", "recons",
-        "reconstructed",
+        "recons", "reconstructed",
     )  # fmt: skip
-    for file in made:
+    of_pages = ("tokenizer.pt", "gpt.pt", "my-generator/model.safetensors", "results/vfmtok/log.jsonl")
+    for file in made + of_pages * pages:
         assert (tmp_path / file).exists(), file
 
 

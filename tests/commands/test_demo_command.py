@@ -59,7 +59,9 @@ def test_the_page_has_what_the_models_can_do(tmp_path, attention):
         tabs = [props["label"] for props in parts if props.get("id") in TABS]
         assert tabs == ["Class to images"] * (gpt is not None) + ["Image to tokens", "Mix two images"]
         hidden = [props for props in parts if props.get("visible") is False]
-        assert bool(hidden) == (attention == "windowed")  # which has no sampling points
+        holistic = [props for props in hidden if "holistic" in (props.get("label") or "")]
+        assert len(holistic) == 1  # whose holistic tokens: there are none
+        assert (hidden != holistic) == (attention == "windowed")  # which has no sampling points
 
 
 def test_visitors_wait_for_each_other(tmp_path):
@@ -70,5 +72,5 @@ def test_visitors_wait_for_each_other(tmp_path):
 
     built = page.build(Studio(tiny_models.tokenizer(), tiny_models.gpt(), None), write_examples(tmp_path))
     ours = [function for function in built.fns.values() if function.fn.__module__ == "vfmtok.demo.page"]
-    assert len(ours) == 7
+    assert len(ours) == 9
     assert {(function.concurrency_id, function.concurrency_limit) for function in ours} == {("models", 1)}

@@ -53,6 +53,7 @@ def test_what_a_generators_recipe_leaves_to_its_tokens_is_said(capsys, root):
     assert _facts(capsys, recipe, *data)["notes"] == []
 
 
+@pytest.mark.slow
 def test_configurations_that_are_shipped_have_a_table(capsys, root):
     small = [root / f"configs/vfmtok/{name}.yaml" for name in ("emoji64", "emoji64_gpt")]
     for path in [*sorted((root / "configs").glob("*.yaml")), *small, root / "configs/vqgan/vq16.yaml"]:

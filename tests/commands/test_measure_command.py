@@ -78,6 +78,7 @@ def distance(x, y) -> float:
     return (means + sum(rows.square().sum() for rows in centred) - 2 * overlap).item()
 
 
+@pytest.mark.slow
 def test_the_spatial_tap_is_the_one_that_is_named(images, files, inception_file, tmp_path, capsys):
     raw, rectified = (str(tmp_path / name) for name in ("raw.npz", "rectified.npz"))
     network, tap = ["--inception", str(inception_file)], ["--spatial-tap", "activation"]

@@ -274,6 +274,7 @@ def test_sampling_points_are_drawn_where_they_are(tokenizer):
         picture_of_points(tokenizer, images, (16,))
 
 
+@pytest.mark.slow  # tests/evaluation/test_ranks.py has its parts
 def test_the_script_in_two_processes(tokenizer, records, inception_file, inception, tmp_path):
     """Every published flag; and all numbers of two processes against those of one."""
     flags = [*tiny_models.write_models(tmp_path), "--vq-model", "VQ-8", "--image-size", 32, "--z-channels", 64]

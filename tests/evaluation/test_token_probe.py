@@ -49,6 +49,7 @@ def test_tokens_are_those_of_the_good_records(tokenizer, val):
         assert good[place] == index and torch.allclose(tokens[place].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_flag_in_two_processes(tokenizer, train, val, tmp_path):
     flags = [*tiny_models.write_models(tmp_path), "--anno-file", val.path, "--num_workers", 0, "--no-lpips", "--no-fid"]
     flags += ["--output_dir", tmp_path / "out", "--batch-size", 5, "--image-size-eval", 48]

@@ -41,4 +41,4 @@ def test_a_generator_of_the_size_that_is_named(train_c2i, gpt, tmp_path, capsys)
 def test_the_size_has_to_be_named(train_c2i, capsys):
     with pytest.raises(SystemExit):
         train_c2i()
-    assert "holds generators of several sizes: name one, such as GPT-B (--gpt-model)" in capsys.readouterr().err
+    assert "'generator': name one, such as yexiguafu/VFMTok:GPT-B (GPT-B, GPT-L" in capsys.readouterr().err

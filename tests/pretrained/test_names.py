@@ -231,6 +231,7 @@ print(encoder.config.weights, encoder.config.weights_sha256)
 """
 
 
+@pytest.mark.slow
 def test_the_encoder_is_looked_for_here_and_then_on_the_hub(hub, tmp_path, root):
     import hashlib
 

@@ -65,6 +65,7 @@ def test_it_learns(place):
     assert list((place / "whole/pictures").glob("samples_*.png"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_continues_bit_for_bit(place):
     run(place, "train_c2i.py", "--results-dir", "cut", "--set", "optimizer.steps=8", *named())
     run(place, "train_c2i.py", "--results-dir", "cut", "--set", "optimizer.steps=12", *named())

@@ -134,6 +134,7 @@ def trained_by_two(file: str, rank: int) -> None:
     train_tokenizer(vfmtok.load_config(file, kind=TokenizerRecipe), distributed.World(rank, 2, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_losses_of_some_steps_train_alike_in_two_processes(recipe_file, train, tmp_path):
     """Parts without a gradient in a step (here the codebook, and the feature branch) stay as they are in both."""
     settings = (f"loss.terms={json.dumps(LIMITED)}", "optimizer.steps=4", "run.validate_every=4")

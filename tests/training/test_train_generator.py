@@ -72,6 +72,7 @@ def test_validation_is_the_mean_of_minus_log_p(caches):
     assert logged(folder, "validation/unigram")[12] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow  # tests/training/test_exactness.py kills the same loop
 def test_killed_runs_end_with_the_same_weights(caches):
     """Bit for bit, with everything that draws random numbers; the one process here has threads as the others have."""
     settings = {"gpt": REGULARISED, "run": {"save_every": 3, "validate_every": 9, "keep": 3}}
@@ -124,6 +125,7 @@ def trained_by_two(file: str, rank: int) -> None:
     train_generator(vfmtok.load_config(file, kind=GeneratorRecipe), distributed.World(rank, 2, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_parts_train_alike_when_sharded(caches):
     """``train`` names parts of a model whose tensors are spread: the others stay as they are, without moments."""
     settings = {"train": ["layers.1", "output"], "optimizer": {"steps": 4, "weight_decay": 0.5}}

@@ -108,7 +108,10 @@ def test_psnr_of_validation_is_what_the_tokenizer_gives(tiny_recipe, train):
     assert logged(folder, "validation/ema_psnr")[12] == pytest.approx(sum(values) / 3, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", sorted(DISCRIMINATORS))
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind == "patchgan" else pytest.mark.slow) for kind in sorted(DISCRIMINATORS)],
+)
 def test_discriminators_take_part_when_they_should(tiny_recipe, train, kind):
     folder = train(
         tiny_recipe(

@@ -29,6 +29,7 @@ def measured(root: Path, folder: Path, size: int, rank: int) -> torch.Tensor:
     return torch.tensor([values["psnr"], values["perceptual"], shown])
 
 
+@pytest.mark.slow
 def test_more_processes_than_images(root, sample_set, tmp_path):
     """The process without an image changes nothing in the means."""
     (tmp_path / "one").mkdir()

@@ -163,6 +163,7 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow  # tests/weights/test_download.py has its parts
 def test_hub_download_and_cache(hub):
     build, reference = hub
     first = build()

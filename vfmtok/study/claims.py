@@ -53,44 +53,48 @@ def claim(folder: Path) -> Claim | None:
     facts = {"token": token, "host": socket.gethostname(), "process": _alive(os.getpid())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not _is_dead(file):
+        if not file.exists():
+            with open(file, "x", encoding="utf-8") as made:
+                made.write(json.dumps(facts))
+        elif not _take_over(file, facts):
             return None
-        if file.exists() and not _take_away(file):
-            return None
-        with open(file, "x", encoding="utf-8") as made:
-            made.write(json.dumps(facts))
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # another one was quicker, or just ends
         return None
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from None
     return Claim(file, token)
 
 
-def _is_dead(file: Path) -> bool:
+def _take_over(file: Path, facts: dict[str, Any]) -> bool:
+    """Put a claim in the place of a dead one. Of several who find it dead, one succeeds."""
+    dead = _read(file)
+    if not _is_dead(file, dead):
+        return False
+    turn = file.with_name(f"claim.{(dead or {}).get('token', 'cut')}.turn")  # only one process can create it
+    try:
+        turn.touch(exist_ok=False)
+    except FileExistsError:
+        if _silence(turn) > SILENCE:  # who created it was killed before it came to the end
+            turn.unlink(missing_ok=True)
+        return False
+    try:
+        if _read(file) != dead:  # another one's turn came and went since we looked
+            return False
+        made = turn.with_suffix(".new")
+        made.write_text(json.dumps(facts), encoding="utf-8")
+        os.replace(made, file)
+        return True
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _is_dead(file: Path, found: dict[str, Any] | None) -> bool:
     """Whether nobody works under this claim."""
-    found = _read(file)
     if found is None:  # gone meanwhile, or about to be written, or cut by a full disk
         return _silence(file) > BEAT
     if found.get("host") == socket.gethostname():
         return not any(_lives(found.get(name)) for name in ("process", "child"))
     return _silence(file) > SILENCE
-
-
-def _take_away(file: Path) -> bool:
-    """Remove a dead claim. Of several who try, one succeeds; and nobody removes a claim that was made meanwhile."""
-    before, aside = _read(file), file.with_name(f"claim.{secrets.token_hex(4)}.old")
-    try:
-        os.rename(file, aside)
-    except FileNotFoundError:
-        return False
-    taken = _read(aside)
-    if taken != before:  # another one's, made between our looking and our taking
-        with contextlib.suppress(OSError):
-            os.link(aside, file)
-        aside.unlink(missing_ok=True)
-        return False
-    aside.unlink(missing_ok=True)
-    return True
 
 
 def _read(file: Path) -> dict[str, Any] | None:
