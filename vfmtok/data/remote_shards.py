@@ -165,7 +165,8 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise DataError(f"cannot read {url}: {error}. pip install 'vfmtok[remote]' brings http and s3") from None
+        extra = ". pip install 'vfmtok[remote]' brings it" if url.startswith(("http", "s3")) else ""
+        raise DataError(f"cannot read {url}: {error}{extra}") from None
     except ValueError as error:
         raise DataError(f"cannot read {url}: {error}") from None
 

@@ -78,6 +78,8 @@ def _expand(source: str) -> list[Path]:
     if source == "sample":
         return [SAMPLE]
     if not os.path.lexists(path):
+        if "://" in source:
+            raise DataError(f"{source} is a URL: fetch it first (only training reads shards behind URLs as they are)")
         if "{" in source:
             return [path for text in expand_braces(source) for path in _expand(text)]
         found = sorted(glob.glob(source)) if set("*?[") & set(source) else []
