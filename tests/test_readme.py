@@ -105,10 +105,10 @@ def test_commands_run_one_after_the_other(pages, tmp_path):
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     made = (
-        "codes/train/ids.npy", "codes/val/contact_sheet.png", "results/emoji64/recipe.yaml", "curves.png", "grid.png",
-        "recons", "reconstructed",
+        "codes/train/ids.npy", "codes/val/contact_sheet.png", "results/emoji64/recipe.yaml", "grid.png",
+        "inpainted.png", "recons", "reconstructed",
     )  # fmt: skip
-    of_pages = ("tokenizer.pt", "gpt.pt", "my-generator/model.safetensors", "results/vfmtok/log.jsonl")
+    of_pages = ("curves.png", "tokenizer.pt", "gpt.pt", "my-generator/model.safetensors", "results/vfmtok/log.jsonl")
     for file in made + of_pages * pages:
         assert (tmp_path / file).exists(), file
 
