@@ -9,7 +9,7 @@ from vfmtok.commands import tokenizer_flags as flags
 from vfmtok.config import config_from_dict, config_to_dict, save_config, with_overrides
 from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError
-from vfmtok.tokenizers import load_config
+from vfmtok.tokenizers import load_config, published_flags
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.training.recipe import Plan, TokenizerRecipe
 
@@ -205,3 +205,14 @@ def test_care_for_codebooks_needs_learned_ones(root):
     fsq = "{kind: fsq, levels: [4, 4, 4], codebook_size: 64, code_dim: 3}"
     with pytest.raises(ConfigError, match="kind cosine"):
         of_family(root, "hita", f"{settings} --set 'tokenizer.patch_quantizer={fsq}'")
+
+
+def test_a_family_without_published_flags_has_none():
+    """A family of one's own, whose configuration says nothing of them: one line, and no flag without effect."""
+
+    class Plain:
+        kind = "plain"
+
+    assert published_flags.without_effect(Plain(), {"--image-size": 64}) == []
+    with pytest.raises(ConfigError, match="--image-size does not fit a tokenizer of kind 'plain'"):
+        published_flags.fields_of_flags(Plain(), {"--image-size": 64})

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_hita
 import tiny_models
 import torch
 from tiny_models import BAD, COUNT, WORLD, run_script, values
@@ -85,3 +86,11 @@ def test_without_region_tokens_the_latents_stand_side_by_side():
     encoding = VQGAN(config).eval().encode(torch.rand(2, 3, 16, 16) * 2 - 1)
     vectors, what = vector_of(encoding)
     assert torch.equal(vectors, encoding.latents.reshape(2, 64 * 4)) and "(64, 4)" in what
+
+
+def test_latents_of_several_codebooks_stand_side_by_side():
+    tokenizer = tiny_hita.tokenizer()
+    encoding = tokenizer.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
+    vectors, what = vector_of(encoding)
+    assert torch.equal(vectors, torch.cat([part.flatten(1) for part in encoding.latents], dim=1))
+    assert vectors.shape == (2, 6 * 6 + 16 * 4) and "and" in what

@@ -98,8 +98,11 @@ def vector_of(encoding: Encoding) -> tuple[Tensor, str]:
     if hasattr(encoding, "region_tokens"):
         tokens = encoding.region_tokens  # (B,K,D)
         return tokens.float().mean(dim=1), f"the mean of {tokens.shape[1]} region tokens"
-    latents = encoding.latents  # (B,K,E) or (B,C,h,w)
-    return latents.float().flatten(1), f"the latents {tuple(latents.shape[1:])} before quantization, side by side"
+    latents = encoding.latents  # (B,K,E) or (B,C,h,w); one of each codebook where there are several
+    parts = latents if isinstance(latents, tuple) else (latents,)
+    shapes = " and ".join(str(tuple(part.shape[1:])) for part in parts)
+    values = torch.cat([part.float().flatten(1) for part in parts], dim=1)
+    return values, f"the latents {shapes} before quantization, side by side"
 
 
 def token_vectors(

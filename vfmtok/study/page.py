@@ -136,7 +136,7 @@ def _rows(plan: Plan) -> str:
     for row in plan.rows:
         changes = [*row.config.tokenizer_set, *row.config.generator_set]
         recipe = row.config.weights or row.config.tokenizer or plan.study.tokenizer
-        spent = [_seconds(step) for kinds in plan.by_row.values() for step in kinds.values() if _serves(step, row.name)]
+        spent = [_seconds(step) for step in plan.steps if _serves(step, row.name)]
         about = html.escape(row.config.about)
         said = "<br>".join(f"<code>{html.escape(text)}</code>" for text in (recipe, *changes))
         rows.append([html.escape(row.name), about, said, as_time(sum(spent)) if any(spent) else "-"])

@@ -93,7 +93,6 @@ class Plan:
     Attributes:
         steps: each once.
         by_row: (row, seed) -> kind -> step.
-        tokenizers: row -> seed -> what --vq-ckpt takes.
     """
 
     def __init__(self, study: StudyConfig, rows: list[Row], data: Data, folder: Path):

@@ -40,7 +40,7 @@ def fields_of_flags(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_effect(config: Any, given: Mapping[str, Any]) -> list[str]:
     """Those of the given flags that published commands of this family have though they set nothing."""
-    return [flag for flag in given if config.PUBLISHED_FLAGS.get(flag) == ()]
+    return [flag for flag in given if getattr(config, "PUBLISHED_FLAGS", {}).get(flag) == ()]
 
 
 def check_flags(config: Any, given: Mapping[str, Any]) -> None:
