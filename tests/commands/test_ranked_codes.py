@@ -9,49 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from photographs import jpeg, photographs
+from codes_place import TINY, in_one_thread
 
 import vfmtok
 from vfmtok import cli
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.order import SampleOrder
-from vfmtok.data.records import Record, RecordDataset, write_records
+from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 COUNT = 12
-
-
-class Place:
-    """A small dataset and a tiny tokenizer on disk."""
-
-    def __init__(self, folder: Path):
-        self.data, self.weights, self.encoder = folder / "lmdb", folder / "tokenizer.pt", folder / "encoder.pt"
-        images = [photo.resize((72, 56)) for photo in photographs()]
-        records = [Record(jpeg(images[i % 8].rotate(4 * i)), i % 3, f"{i}.jpg") for i in range(COUNT)]
-        write_records(self.data, records, classes=["cat", "dog", "Ωmega"])
-        torch.manual_seed(0)
-        torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), self.encoder)
-        self.tokenizer = vfmtok.VFMTok(vfmtok.load_config(TINY, [f"encoder.weights={self.encoder}"])).eval()
-        torch.save(vfmtok.to_released(self.tokenizer), self.weights)
-
-    def arguments(self, out: Path, *more: str) -> list[str]:
-        return [
-            "codes", str(self.data), str(out), "--vq-ckpt", str(self.weights), "--transformer-config-file", str(TINY),
-            "--set", f"encoder.weights={self.encoder}", "--batch-size", "4", "--num-workers", "0", *more,
-        ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the subprocesses: sums must be taken in the same order
-    yield Place(tmp_path_factory.mktemp("codes"))
-    torch.set_num_threads(threads)
+    yield from in_one_thread(tmp_path_factory.mktemp("codes"), COUNT)
 
 
 @pytest.fixture(scope="module")

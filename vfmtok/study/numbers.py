@@ -84,11 +84,16 @@ SIGNS = {"better": " ▲", "worse": " ▼", "noise": " ≈", "unknown": "", "": 
 
 def in_words(cell: Cell, column: ColumnConfig) -> str:
     """ "18.20 ± 0.11 ≈ [0.95]": ours, the spread, how it compares, the paper's."""
+    text = ours_in_words(cell, column)
+    return text if cell.published is None else f"{text} [{cell.published:g}]"
+
+
+def ours_in_words(cell: Cell, column: ColumnConfig) -> str:
+    """The same without the paper's number."""
     text = "-" if cell.mean is None else f"{cell.mean:.{column.digits}f}"
     if cell.spread is not None:
         text += f" ± {cell.spread:.{column.digits}f}"
-    text += SIGNS[cell.beside]
-    return text if cell.published is None else f"{text} [{cell.published:g}]"
+    return text + SIGNS[cell.beside]
 
 
 def gather(plan: Plan) -> Table:

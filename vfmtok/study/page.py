@@ -10,8 +10,8 @@ from vfmtok.pictures import web_page
 from vfmtok.pictures.curves import draw_compared, read_log
 from vfmtok.pictures.rows import draw_columns
 from vfmtok.study.config import ColumnConfig
-from vfmtok.study.images import read_images
-from vfmtok.study.numbers import SIGNS, Cell, Table
+from vfmtok.study.images import GUIDANCE, read_images
+from vfmtok.study.numbers import Cell, Table, ours_in_words
 from vfmtok.study.speed import as_time
 from vfmtok.study.steps import Plan, Step
 
@@ -77,11 +77,8 @@ def _table(plan: Plan, table: Table) -> str:
 
 
 def _cell(cell: Cell, column: ColumnConfig) -> str:
-    ours = "-" if cell.mean is None else f"{cell.mean:.{column.digits}f}"
-    if cell.spread is not None:
-        ours += f" ± {cell.spread:.{column.digits}f}"
     theirs = "" if cell.published is None else f"<br><span class='note'>{cell.published:g}</span>"
-    return f"{ours}{SIGNS[cell.beside]}{theirs}"
+    return ours_in_words(cell, column) + theirs
 
 
 def _images(plan: Plan) -> str:
@@ -98,7 +95,8 @@ def _images(plan: Plan) -> str:
     samples = {name: arrays["samples"] for name, arrays in images.items() if "samples" in arrays}
     samples = {name: pixels for name, pixels in samples.items() if pixels.shape[1] == side}
     if samples:
-        title = f"Generated at guidance 2: two images of each class, the same random numbers in every row (seed {seed})"
+        title = f"Generated at guidance {GUIDANCE:g}: two images of each class, the same random numbers in every row"
+        title += f" (seed {seed})"
         content += _picture(draw_columns(samples, title))
     return content
 
