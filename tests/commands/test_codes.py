@@ -20,6 +20,7 @@ from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop, TenCrop, to_unit_range
+from vfmtok.data.views import VIEWS
 from vfmtok.errors import ConfigError
 from vfmtok.weights.hashing import tokenizer_hash
 
@@ -69,7 +70,7 @@ def test_ids_are_those_of_the_tokenizer(place, ten_crop):
 def test_shifted_views(place, tmp_path):
     """Each of the nine shifts and its mirror image, pixel by pixel, against a padded array."""
     records = RecordDataset(place.data)
-    transform, views = codes.plan_views("shift", 32, 0, 0)
+    transform, views = VIEWS["shift"](32, 0, 0)
     crops = transform(records[7].image)  # (9,3,32,32)
     padded = np.pad(EvaluationCrop(32)(records[7].image).numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge")
     found = {view.name: crops[view.crop] for view in views if not view.mirrored}
@@ -221,7 +222,7 @@ def test_other_views(place, tmp_path, views, count, capsys):
     assert cli.main(place.arguments(out, "--views", views, *chosen, "--precision", "bf16")) == 0
     cache = CodeCache(out)
     assert cache.num_views == count and cache.metadata["precision"] == "bf16"
-    transform, plan = codes.plan_views(views, 32, 3, 0)
+    transform, plan = VIEWS[views](32, 3, 0)
     crops = torch.stack([transform(RecordDataset(place.data)[i].image, 0, i) for i in range(4)])
     crops = crops if crops.ndim == 5 else crops[:, None]
     expected = codes.encode_views(place.tokenizer, crops, plan, "bf16")
@@ -296,5 +297,5 @@ def test_the_hash_is_of_weights_and_configuration(place, tmp_path):
 
 def test_evaluation_crop_is_the_first_view(place):
     image = RecordDataset(place.data)[0].image
-    transform, views = codes.plan_views("flip", 32, 0, 0)
+    transform, views = VIEWS["flip"](32, 0, 0)
     assert torch.equal(transform(image), EvaluationCrop(32)(image)) and [v.mirrored for v in views] == [False, True]

@@ -1,5 +1,6 @@
 """`vfmtok import-codes`: LlamaGen's folders, written here as its script writes them, as a token cache of ours."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,9 @@ def test_both_ten_crops_become_twenty_views(tokenizer, tmp_path, capsys):
                 assert np.array_equal(ids, crop) and np.array_equal(mirror, crop[:, ::-1])
     assert cache.metadata["tokenizer_hash"] == tokenizer[1] and cache.code.grid == (SIDE, SIDE)
     assert (tmp_path / "cache/contact_sheet.png").is_file()
+    assert cache.metadata["precision"] is None  # which the folders do not say
+    metadata = tmp_path / "cache/cache.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "precision": "fp32"}))  # older imports said so
     assert imported(tokenizer, tmp_path / "cache", *arguments) == 0
     assert "already complete" in capsys.readouterr().out
 
@@ -165,7 +169,7 @@ def test_whatever_is_odd_is_one_line(tokenizer, tmp_path, capsys, what, message)
         (("--ten-crop", 1.1, "codes", "--count", 9), "9.npy comes after all 9 images and does not repeat image 0"),
         (("--ten-crop", 1.1, "codes", "--count", 12), "label 0 of image 10 is below"),
         (("--ten-crop", 1.1, "other"), "is of images at 32 px, the tokenizer takes 16"),
-        (("--ten-crop", 1.1, "."), "holds no one folder of codes at 16 px"),
+        (("--ten-crop", 1.1, "."), "must hold one folder of codes at 16 px"),
     ],
 )
 def test_wrong_usage_is_one_line(tokenizer, tmp_path, capsys, monkeypatch, arguments, message):

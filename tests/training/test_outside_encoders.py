@@ -32,7 +32,7 @@ def test_the_perceptual_loss_has_an_encoder_of_its_own(tiny_recipe):
     [
         (
             ["tokenizer.encoder.frozen=false"],
-            "needs encoder.frozen, or the yardstick would learn too; or a loss.percep",
+            r"needs encoder.frozen \(a network that learns is no fixed measure\), or a loss.percep",
         ),
         ([YARDSTICK, "loss.perceptual=none"], "loss.perceptual_encoder needs loss.perceptual encoder, got none"),
         ([YARDSTICK, "loss.perceptual_encoder.frozen=false"], "loss.perceptual_encoder.frozen must be true"),

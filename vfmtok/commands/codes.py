@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,15 +26,8 @@ from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder, evenly_spaced
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.transforms import (
-    SHIFTS,
-    TEN_CROP_RANGES,
-    EvaluationCrop,
-    RandomCrops,
-    ShiftedCrops,
-    TenCrop,
-    to_unit_range,
-)
+from vfmtok.data.transforms import TEN_CROP_RANGES, to_unit_range
+from vfmtok.data.views import VIEWS, View
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.metrics.pixels import psnr
 from vfmtok.metrics.usage import count_codes, usage_of_counts
@@ -56,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_set(parser, "tokenizer")
     parser.add_argument(
         "--views",
-        choices=("center", "flip", "shift", "ten-crop", "random"),
+        choices=tuple(VIEWS),
         default="flip",
         help="center: the evaluation crop; flip: it and its mirror image (default); shift: it, its eight shifts by one "
         "pixel and their mirror images, 18 views, for small images; ten-crop: five crops and their "
@@ -94,51 +86,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 # --------------------------------------------------------------------------------------
-# Views
-# --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class View:
-    name: str
-    crop: int  # which of the transform's crops
-    mirrored: bool
-
-
-CENTRE_VIEWS = [View("centre", 0, False), View("centre flipped", 0, True)]
-
-
-def ten_crop_views(ranges: tuple[float, ...]) -> list[View]:
-    """Ten views for each range: five crops, then their mirror images."""
-    places = ("top left", "top right", "bottom left", "bottom right", "centre")
-    return [
-        View(f"{crop_range} {place}{' flipped' if mirrored else ''}", r * len(places) + p, mirrored)
-        for r, crop_range in enumerate(ranges)
-        for mirrored in (False, True)
-        for p, place in enumerate(places)
-    ]
-
-
-def plan_views(kind: str, size: int, num_random: int, seed: int) -> tuple[Callable, list[View]]:
-    """The transform that makes an image's crops, and the views made of them. The first is never mirrored."""
-    if kind == "center":
-        return EvaluationCrop(size), [View("centre", 0, False)]
-    if kind == "flip":
-        return EvaluationCrop(size), CENTRE_VIEWS
-    if kind == "random":
-        return RandomCrops(size, num_random, seed), [View(f"random {i}", i, False) for i in range(num_random)]
-    if kind == "shift":
-        names = ["centre" if shift == (0, 0) else "down {} right {}".format(*shift) for shift in SHIFTS]
-        views = [
-            View(name + (" flipped" if mirrored else ""), crop, mirrored)
-            for mirrored in (False, True)
-            for crop, name in enumerate(names)
-        ]
-        return ShiftedCrops(size), views
-    return TenCrop(size), ten_crop_views(TEN_CROP_RANGES)
-
-
-# --------------------------------------------------------------------------------------
 # The work
 # --------------------------------------------------------------------------------------
 
@@ -151,7 +98,7 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
             raise ConfigError(f"a token cache keeps ids, and this tokenizer makes {tokenizer.code}: train on images")
         if args.rank > 1:
             _check_ranks(tokenizer, args.rank)
-    transform, views = plan_views(args.views, tokenizer.config.image_size, args.num_random_views, args.global_seed)
+    transform, views = VIEWS[args.views](tokenizer.config.image_size, args.num_random_views, args.global_seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from vfmtok.code import Ids, code_to_dict
 from vfmtok.commands import flags
-from vfmtok.commands.codes import CENTRE_VIEWS, ten_crop_views
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
 from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.order import evenly_spaced
 from vfmtok.data.published_codes import FLIP, TEN_CROP, PublishedCodes
+from vfmtok.data.views import CENTRE_VIEWS, ten_crop_views
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.pictures.rows import draw_rows
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         "num_tokens": tokenizer.code.num_tokens,
         "code": code_to_dict(tokenizer.code),
         "codebook_size": tokenizer.code.largest_codebook,
-        "precision": "fp32",
+        "precision": None,  # the folders do not say with which they were extracted
     }
     if not code_cache.begin(args.out, metadata):
         print(f"{args.out} is already complete: nothing to do")

@@ -72,7 +72,7 @@ def _measure_samples(arguments: list[str], world: distributed.World) -> dict[str
 
 
 def _varied(arguments: list[str], variant: Variant) -> list[str]:
-    """What is said of a setting last, holds."""
+    """A setting given twice has its last value, so the variant's go last."""
     return [*arguments, *(word for setting in variant.settings for word in ("--sampling", setting))]
 
 

@@ -102,7 +102,7 @@ def open_data(path: str, folder: Path) -> Data:
 
 
 def _prepared_sample(folder: Path) -> Path:
-    """The images in the package, in the study's folder; by whoever comes first. Raises VFMTokError."""
+    """The sample set, prepared in the study's folder by the first process that comes. Raises VFMTokError."""
     place, log = folder / "data", folder / "prepare.txt"
     done = folder / "prepared"
     while not done.exists():

@@ -103,9 +103,7 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     given = flags.given_model_flags(args, MODEL_FLAGS)
     tokenizer = with_overrides(recipe, args.set, values).tokenizer if given else recipe.tokenizer
     for flag in without_effect(tokenizer, given):
-        distributed.print_main(
-            f"{flag} is without effect: a tokenizer of kind '{tokenizer.kind}' has nothing of the sort"
-        )
+        distributed.print_main(f"{flag} is without effect: a tokenizer of kind '{tokenizer.kind}' has no such part")
     values |= {f"tokenizer.{field}": value for field, value in fields_of_flags(tokenizer, given).items()}
     values |= flags.given(args, TOKENIZER_FLAGS)
     if args.reconstruction_weight is not None:

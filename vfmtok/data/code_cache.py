@@ -248,7 +248,8 @@ def begin(path: str | Path, metadata: dict[str, Any]) -> bool:
     if (path / "cache.json").is_file():
         found = _read_metadata(path)
         for key in IDENTITY:
-            if found.get(key) != metadata[key]:
+            unknown = key == "precision" and metadata[key] is None  # imported; older imports say "fp32"
+            if found.get(key) != metadata[key] and not unknown:
                 raise DataError(
                     f"{path} holds a token cache with another {key} ({_short(found.get(key))}, "
                     f"not {_short(metadata[key])}): choose another folder"

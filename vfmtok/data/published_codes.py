@@ -38,7 +38,7 @@ class PublishedCodes:
             root: the folder that holds both, or that of the codes.
             image_size: S, which of several is meant.
             order: our view n is their view ``order[n]``.
-            count: N; None: found where the labels, which only rise, begin over.
+            count: N; None: found the labels only rise, so N ends where they fall.
 
         Raises:
             DataError: it is no such folder, an image or label is missing, or files repeat what they should not.
@@ -101,7 +101,7 @@ def _find(root: Path, image_size: int) -> tuple[Path, Path]:
     if len(found) != 1:
         there = ", ".join(place.name for place in places) or "none"
         raise DataError(
-            f"{root} holds no one folder of codes at {image_size} px, {{dataset}}{image_size}_codes: {there}"
+            f"{root} must hold one folder of codes at {image_size} px, {{dataset}}{image_size}_codes, but holds {there}"
         )
     size = re.search(r"(\d+)_codes$", found[0].name)
     if size and not fitting:

@@ -1,7 +1,7 @@
 """Long lists of found images in little memory: about ten bytes an image, where a list of tuples takes five hundred.
 
-What is found in 44 million files is gone through from the front, a few times, and hardly ever picked from; so it can
-be kept as compressed bytes, a block of tuples in each.
+A list of 44 million files is read from front to back a few times, and its items are hardly ever looked up singly. So it
+is kept as compressed bytes, each a block of tuples.
 """
 
 import heapq
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 class Packed(Sequence, Generic[Item]):
-    """A list that is appended to, gone through and cut, whose items can't be changed."""
+    """A list that can be appended to, iterated and sliced; its items can't be changed."""
 
     def __init__(self, layout: Layout, items: Iterable[Item] = ()):
         self._layout = layout

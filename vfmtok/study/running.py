@@ -119,8 +119,8 @@ class Runner:
 def run_process(command: list[str], log: Any, claimed: Claim | None = None) -> int:
     """Run a command to its end and return its exit code, negative for a signal.
 
-    Ctrl-C and SIGTERM reach it as SIGTERM, on which trainings save; it is waited for. If this process is killed, so is
-    it, likewise (on Linux; elsewhere it works on, and a claim says so).
+    Ctrl-C and SIGTERM are passed on to it as SIGTERM, on which trainings save, and this process waits for its end. If
+    this process is killed, it gets SIGTERM too (on Linux; elsewhere it keeps running, which the claim shows to others).
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(

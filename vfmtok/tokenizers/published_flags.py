@@ -22,7 +22,7 @@ def fields_of_flags(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         given: flag -> value, of the flags on the command line.
 
     Raises:
-        ConfigError: the family, or this configuration of it, has not what a flag is about; or a flag contradicts it.
+        ConfigError: the family, or this configuration of it, lacks the part that a flag sets; or a flag contradicts it.
     """
     found: dict[str, Any] = {}
     for flag, value in given.items():

@@ -221,8 +221,8 @@ class TokenizerRecipe:
         borrowed = self.loss.perceptual == "encoder" and self.loss.perceptual_encoder is None
         if borrowed and not getattr(encoder, "frozen", False):
             raise ConfigError(
-                "loss.perceptual: 'encoder' needs encoder.frozen, or the yardstick would learn too; or a "
-                "loss.perceptual_encoder"
+                "loss.perceptual: 'encoder' needs encoder.frozen (a network that learns is no fixed measure), or a "
+                "loss.perceptual_encoder of its own"
             )
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
         quantizers = [section for section in sections if isinstance(section, tuple(QUANTIZERS))]

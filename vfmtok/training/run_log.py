@@ -1,4 +1,4 @@
-"""What a run logs: log.jsonl, TensorBoard (wandb on wish), pictures, and a progress bar. First process only.
+"""What a run logs: log.jsonl, TensorBoard (wandb if asked for), pictures, and a progress bar. First process only.
 
 Nothing that goes wrong here stops a run, be it a full disk or a terminal that is gone: what can't be written is
 reported once and left.
