@@ -118,6 +118,12 @@ def test_rooms_tell_what_is_in_them():
         assert not missing, f"{folder.relative_to(PACKAGE)} does not name {missing}"
 
 
+def test_the_page_on_architecture_has_every_room(root):
+    table = (root / "docs/architecture.md").read_text().split("## Rooms")[1].split("\n\n")[2]
+    named = {name.rstrip("/") for row in table.splitlines() for name in re.findall(r"`([a-z_]+/?)`", row.split("|")[1])}
+    assert named == set().union(*RANKS) - {"__main__"}
+
+
 def test_files_stay_readable():
     for path in PACKAGE.rglob("*.py"):
         lines = path.read_text(encoding="utf-8").count("\n")
