@@ -46,7 +46,7 @@ def test_defaults_are_the_published(cache):
         "constant",
         300,
     )
-    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
+    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "auto")
     assert (recipe.generator.dropout_p, recipe.generator.token_dropout_p, recipe.generator.label_dropout_p) == (
         0.1,
         0.1,

@@ -37,7 +37,7 @@ def test_defaults_are_the_papers(root):
     assert recipe.tokenizer == VFMTokConfig(encoder=EncoderConfig(weights="auto"))
     assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.betas) == ("adamw", 1e-4, (0.9, 0.95))
     assert (recipe.optimizer.weight_decay, recipe.optimizer.max_grad_norm, recipe.optimizer.epochs) == (0.05, 1.0, 50)
-    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "bf16")
+    assert (recipe.run.global_batch, recipe.ema.decay, recipe.run.precision) == (256, 0.9999, "auto")
     assert (recipe.loss.pixel_weight, recipe.loss.perceptual, recipe.adversarial.weight) == (2.0, "lpips-vgg", 0.5)
     assert (recipe.adversarial.discriminator, recipe.adversarial.start) == ("dinogan", 20000)
     assert (recipe.adversarial.loss, recipe.adversarial.generator_loss) == ("hinge", "non-saturating")

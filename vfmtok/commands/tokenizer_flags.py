@@ -18,7 +18,12 @@ from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfi
 
 SHARED_FLAGS: Flags = (
     ("--results-dir", "run.results_dir", str, "folder of the run; the same command again continues the run in it"),
-    ("--mixed-precision", "run.precision", choices(RunConfig, "precision"), "autocast type"),
+    (
+        "--mixed-precision",
+        "run.precision",
+        choices(RunConfig, "precision"),
+        "autocast type; auto: bf16 where the device computes it, else none",
+    ),
     ("--global-batch-size", "run.global_batch", int, "images per step, over all processes"),
     ("--gradient-accumulation-steps", "run.accumulation", int, "passes per step"),
     ("--global-seed", "run.seed", int, ""),

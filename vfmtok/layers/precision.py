@@ -1,7 +1,11 @@
-"""Float32 islands: what low precision would spoil is computed in float32, under autocast too."""
+"""Float32 islands: what low precision would spoil is computed in float32, under autocast too. And which precision a
+machine is made for."""
 
 import contextlib
+import platform
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +61,34 @@ def full_float32(device_type: str) -> Iterator[None]:
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
     """The context of a pass in ``precision``: "bf16", "fp16" or "none" (float32)."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "none")
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bfloat16 products: CUDA devices from sm_80 on, x86 CPUs with AVX512_BF16 or AMX,
+    ARM ones with BF16. Elsewhere such products are emulated, on CPUs up to a hundred times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """Of the first core, in Linux's words; empty where the system does not tell."""
+    if platform.system() != "Linux":
+        return set()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((set(line.split()) for line in lines if line.lower().startswith(("flags", "features"))), set())
+
+
+def bf16_slowdown(device: torch.device, size: int = 256) -> float:
+    """Seconds of a bfloat16 product of two (size,size) matrices, in those of the float32 one. Measured now."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        matrix @ matrix  # the first call chooses a kernel
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            (matrix @ matrix).sum().item()  # waits for the device
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    return seconds[1] / seconds[0]

@@ -1,13 +1,17 @@
 """What both trainings build alike: the first weights, the optimizers, the average."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
+from vfmtok import distributed
+from vfmtok.config import read_tree
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.layers.precision import allow_tf32
+from vfmtok.layers.precision import DTYPES, allow_tf32, bf16_slowdown, computes_bf16
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import sharding
 from vfmtok.training.ema import EMA
@@ -17,11 +21,52 @@ from vfmtok.weights import saved
 from vfmtok.weights.checkpoint import CheckpointFolder, newest_checkpoint, seed_step
 from vfmtok.weights.name_maps import copy_strictly, own_tensors
 
+Recipe = TypeVar("Recipe")  # a dataclass with a RunConfig ``run``
+
 
 def before_models(run: RunConfig) -> None:
     """Switch TF32, and seed the first weights: equal in every process."""
     allow_tf32(run.tf32)
     seed_step(run.seed, -1, 0)
+
+
+def settle_precision(recipe: Recipe, world: distributed.World) -> tuple[Recipe, list[str]]:
+    """The recipe with ``run.precision: auto`` decided, the same in all processes, which must all call it.
+
+    A run that continues keeps the precision of its checkpoint, on whatever machine; a new one takes what its devices
+    are made for.
+
+    Returns:
+        the recipe; lines for people.
+    """
+    run, native = recipe.run, all(distributed.gather(computes_bf16(world.device)))
+    if run.precision == "auto":
+        before = distributed.gather(_precision_before(run))[0]
+        chosen = before or ("bf16" if native else "none")
+        words = {"bf16": "bfloat16 under autocast", "fp16": "float16 under autocast", "none": "float32"}[chosen]
+        reason = "as its checkpoint" if before else f"the {world.device.type} computes bfloat16" if native else None
+        notes = [f"precision: {words} ({reason or f'the {world.device.type} would only emulate bfloat16'})"]
+        return dataclasses.replace(recipe, run=dataclasses.replace(run, precision=chosen)), notes
+    if run.precision == "bf16" and not native:
+        ratio = bf16_slowdown(world.device)
+        return recipe, [
+            f"run.precision bf16 (--mixed-precision): this {world.device.type} emulates it; a product takes "
+            f"{ratio:.1f} times as long as in float32 (none)"
+        ]
+    return recipe, []
+
+
+def _precision_before(run: RunConfig) -> str | None:
+    """Of the checkpoint that the run will continue from, if there is one. What is wrong with it is found later."""
+    for folder in (run.results_dir, run.continue_from):
+        path = None if folder is None else Path(folder).expanduser()
+        if path is not None and (path / "checkpoints").is_dir():
+            path = CheckpointFolder(path / "checkpoints").newest()
+        with contextlib.suppress(ConfigError):
+            if path is not None and (path / "config.yaml").is_file():
+                found = read_tree(path / "config.yaml").get("run", {}).get("precision")
+                return found if found in DTYPES else None
+    return None
 
 
 def start_weights(

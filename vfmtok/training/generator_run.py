@@ -53,11 +53,11 @@ class GeneratorRun:
     """
 
     def __init__(self, recipe: GeneratorRecipe, world: distributed.World, size: str | None = None):
-        self.recipe, self.world = recipe, world
-        run = recipe.run
+        self.notes: list[str]  # for people
+        recipe, self.notes = construction.settle_precision(recipe, world)
+        self.recipe, self.world, run = recipe, world, recipe.run
         self.optimizer_config = recipe.optimizer.scaled_to(run.global_batch)
         self.folder = Path(run.results_dir).expanduser()
-        self.notes: list[str] = []  # for people
         with distributed.together():  # what one process alone may fail at ends before all measure something together
             self.data = open_codes(recipe, world)
             self.plan = Plan.of(recipe.optimizer, run, len(self.data), world.size)

@@ -177,7 +177,7 @@ class RunConfig:
     continue_from: str | None = None  # another run's folder or checkpoint to continue, if there is none here yet
     global_batch: int = 256  # samples of an optimizer step, over all processes and accumulation steps
     accumulation: int = 1  # forward and backward passes per step
-    precision: Literal["bf16", "fp16", "none"] = "bf16"
+    precision: Literal["auto", "bf16", "fp16", "none"] = "auto"  # auto: bf16 where the device computes it, else none
     seed: int = 0
     new_data: bool = False  # continue from a checkpoint though the training data are not those it was trained on
     compile: bool = False

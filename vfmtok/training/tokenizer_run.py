@@ -45,9 +45,10 @@ class TokenizerRun:
     """
 
     def __init__(self, recipe: TokenizerRecipe, world: distributed.World):
+        self.notes: list[str]  # for people
+        recipe, self.notes = construction.settle_precision(recipe, world)
         self.recipe, self.world, run = recipe, world, recipe.run
         self.folder = Path(run.results_dir).expanduser()
-        self.notes: list[str] = []  # for people
         with distributed.together():  # what one process alone may fail at ends before all do something together
             self._open_data()
             self._build_models()
