@@ -21,6 +21,7 @@ class PatchGAN(nn.Module):
     """
 
     released = PATCHGAN
+    takes_any_size = True
 
     def __init__(self, image_size: int):
         super().__init__()

@@ -5,25 +5,28 @@ The frozen DINO backbone is neither in the release nor in our state dicts.
 
 from vfmtok.weights.name_maps import NameMap, load_released, to_released
 
-DINO = NameMap(
+
+def _dino(blocks: str, to_logit: str) -> NameMap:
+    """The names of the heads, whose two blocks and last convolution a publication calls so."""
+    pairs = []
+    for ours, theirs in (("pointwise", f"{blocks}0."), ("circular", f"{blocks}1.fn."), ("to_logit", to_logit)):
+        conv, published = (ours, theirs) if ours == "to_logit" else (f"{ours}.conv", f"{theirs}0.")
+        for tensor, name in (("weight", "weight_orig"), ("u", "weight_u"), ("v", "weight_v"), ("bias", "bias")):
+            pairs.append((f"heads.*.{conv}.{tensor}", f"heads.*.{published}{name}"))
+        if ours != "to_logit":
+            pairs.append((f"heads.*.{ours}.norm", f"heads.*.{theirs}1"))
+    return NameMap(tuple(pairs))
+
+
+DINO = _dino("", "2.")
+DINO_VFMVAE = _dino("main.", "cls.")
+PATCHGAN = NameMap((("layers", "main"),))
+MULTISCALE_PATCHGAN = NameMap(
     (
-        ("heads.*.pointwise.conv.weight", "heads.*.0.0.weight_orig"),
-        ("heads.*.pointwise.conv.u", "heads.*.0.0.weight_u"),
-        ("heads.*.pointwise.conv.v", "heads.*.0.0.weight_v"),
-        ("heads.*.pointwise.conv.bias", "heads.*.0.0.bias"),
-        ("heads.*.pointwise.norm", "heads.*.0.1"),
-        ("heads.*.circular.conv.weight", "heads.*.1.fn.0.weight_orig"),
-        ("heads.*.circular.conv.u", "heads.*.1.fn.0.weight_u"),
-        ("heads.*.circular.conv.v", "heads.*.1.fn.0.weight_v"),
-        ("heads.*.circular.conv.bias", "heads.*.1.fn.0.bias"),
-        ("heads.*.circular.norm", "heads.*.1.fn.1"),
-        ("heads.*.to_logit.weight", "heads.*.2.weight_orig"),
-        ("heads.*.to_logit.u", "heads.*.2.weight_u"),
-        ("heads.*.to_logit.v", "heads.*.2.weight_v"),
-        ("heads.*.to_logit.bias", "heads.*.2.bias"),
+        ("scales.*.*.conv", "patchgan_discriminator.scale*_layer*.0"),
+        ("scales.*.*.norm", "patchgan_discriminator.scale*_layer*.1"),
     )
 )
-PATCHGAN = NameMap((("layers", "main"),))
 STYLEGAN = NameMap(
     (
         ("blocks.*.skip", "blocks.*.conv_res"),

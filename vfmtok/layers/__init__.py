@@ -5,6 +5,7 @@ residual                  convolutional blocks of VQGAN
 deformable_attention      sampling of feature maps at learned places
 positions                 sine-cosine tables, resampling of learned positions
 resize                    images to a square, by several conventions
+equivariance              changes of scale and orientation that a decoder shall follow
 transformer               pre-norm layers of attention and SwiGLU
 precision                 float32 islands and autocast
 frozen                    modules that training leaves alone

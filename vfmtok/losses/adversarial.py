@@ -1,9 +1,10 @@
 """Adversarial terms: what the discriminator and the generator minimise, and two ways to keep them in balance.
 
-Logits come in any shape, larger meaning more real. Every loss is a float32 scalar, not yet weighted.
+Logits come in any shape, larger meaning more real; a discriminator of several scales gives a list of them, of which
+losses are the mean. Every loss is a float32 scalar, not yet weighted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from vfmtok.distributed import sum_over_ranks
 from vfmtok.errors import ConfigError
 from vfmtok.layers.precision import at_least_float32
+
+Logits = Tensor | Sequence[Tensor]
 
 
 def _hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -22,40 +25,85 @@ def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
+def _least_squares(real: Tensor, fake: Tensor) -> Tensor:
+    return (real - 1).square().mean() + fake.square().mean()
+
+
+# Systems differ in whether they take the mean of both sides or their sum, which matters beside a weight or a bound.
 # The discriminator's side of the non-saturating game is the plain ("vanilla") cross entropy: the
 # published code's variant takes the sigmoid twice, which is not offered.
 DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hinge": _hinge,
     "vanilla": _cross_entropy,
     "non-saturating": _cross_entropy,
+    "hinge-sum": lambda real, fake: 2 * _hinge(real, fake),
+    "vanilla-sum": lambda real, fake: 2 * _cross_entropy(real, fake),
+    "least-squares": _least_squares,
 }
 GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "hinge": lambda fake: -fake.mean(),
     "non-saturating": lambda fake: F.softplus(-fake).mean(),
     "softplus": lambda fake: F.softplus(-fake).mean(),  # the same under its other name
+    "least-squares": lambda fake: (fake - 1).square().mean(),
 }
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor:
+def discriminator_loss(real_logits: Logits, fake_logits: Logits, kind: str) -> Tensor:
     """What the discriminator minimises.
 
     hinge: (mean relu(1 - real) + mean relu(1 + fake)) / 2;
-    vanilla, non-saturating: (mean softplus(-real) + mean softplus(fake)) / 2.
+    vanilla, non-saturating: (mean softplus(-real) + mean softplus(fake)) / 2;
+    hinge-sum, vanilla-sum: the same without the half;
+    least-squares: mean (real - 1)^2 + mean fake^2.
 
     Raises:
         ConfigError: ``kind`` is none of these.
     """
     loss = _choose(DISCRIMINATOR_LOSSES, kind, "discriminator")
-    return loss(at_least_float32(real_logits), at_least_float32(fake_logits))
+    pairs = zip(_scales(real_logits), _scales(fake_logits), strict=True)
+    return _mean([loss(at_least_float32(real), at_least_float32(fake)) for real, fake in pairs])
 
 
-def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
-    """What the generator minimises. hinge: -mean fake; non-saturating, softplus: mean softplus(-fake).
+def generator_loss(fake_logits: Logits, kind: str) -> Tensor:
+    """What the generator minimises.
+
+    hinge: -mean fake; non-saturating, softplus: mean softplus(-fake); least-squares: mean (fake - 1)^2.
 
     Raises:
         ConfigError: ``kind`` is none of these.
     """
-    return _choose(GENERATOR_LOSSES, kind, "generator")(at_least_float32(fake_logits))
+    loss = _choose(GENERATOR_LOSSES, kind, "generator")
+    return _mean([loss(at_least_float32(fake)) for fake in _scales(fake_logits)])
+
+
+def feature_matching_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Hidden maps of a discriminator, of every scale and layer; no gradient to the real ones (pix2pixHD).
+
+    The sum over layers of the mean absolute difference, the mean over scales: a float32 scalar.
+    """
+    return _mean(
+        [
+            torch.stack(
+                [
+                    F.l1_loss(at_least_float32(ours), at_least_float32(theirs.detach()))
+                    for ours, theirs in zip(fake_maps, real_maps, strict=True)
+                ]
+            ).sum()
+            for fake_maps, real_maps in zip(fake, real, strict=True)
+        ]
+    )
+
+
+def _scales(logits: Logits) -> Sequence[Tensor]:
+    return [logits] if isinstance(logits, Tensor) else logits
+
+
+def _as_one(logits: Logits) -> Tensor:
+    return logits if isinstance(logits, Tensor) else torch.cat([part.flatten() for part in logits])
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def _choose(losses: dict[str, Callable], kind: str, side: str) -> Callable:
@@ -83,9 +131,9 @@ class LeCam(nn.Module):
         self.register_buffer("started", torch.zeros(()))  # 1 once there are anchors
         self.register_buffer("noted", torch.zeros(4), persistent=False)  # sums of real, fake; their counts
 
-    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The discriminator's logits on real and fake images, any shapes -> float32 scalar, to be weighted."""
-        real, fake = at_least_float32(real_logits), at_least_float32(fake_logits)
+    def forward(self, real_logits: Logits, fake_logits: Logits) -> Tensor:
+        """The discriminator's logits on real and fake images -> float32 scalar, to be weighted."""
+        real, fake = (at_least_float32(_as_one(logits)) for logits in (real_logits, fake_logits))
         with torch.no_grad():
             for index, (logits, total) in enumerate(((real, real.sum()), (fake, fake.sum()))):
                 self.noted[index] += total
@@ -107,22 +155,26 @@ class LeCam(nn.Module):
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor, generator_loss: Tensor, last_layer_weight: Tensor, loss_scale: float = 1.0
+    reconstruction_loss: Tensor,
+    other_loss: Tensor,
+    weight: Tensor,
+    loss_scale: float = 1.0,
+    largest: float = 1e4,
 ) -> Tensor:
-    """VQGAN's weight of the generator loss (Esser et al., 2021): |d reconstruction| / (|d generator| + 1e-4).
+    """VQGAN's weight of another loss (Esser et al., 2021): |d reconstruction| / (|d other| + 1e-4).
 
-    Both gradients are those of the decoder's last weight, averaged over ranks; all ranks must call it
-    together. Under gradient accumulation the ratio is that of a micro-batch, not of the global batch.
-    Returns a scalar in [0,1e4], detached;
-    the graph of both losses stays. Give unscaled losses; under fp16 with a ``loss_scale`` that keeps their small
-    gradients from vanishing on the way, which they are divided by again.
+    Both gradients are those of one weight of the model, averaged over ranks; all ranks must call it together: of the
+    generator loss that of the decoder's last layer, of the alignment loss that of the layer that makes the latents.
+    Under gradient accumulation the ratio is that of a micro-batch, not of the global batch.
+    Returns a scalar in [0,largest], detached; the graph of both losses stays. Give unscaled losses; under fp16 with a
+    ``loss_scale`` that keeps their small gradients from vanishing on the way, which they are divided by again.
     """
     gradients = torch.stack(
         [
-            at_least_float32(torch.autograd.grad(loss * loss_scale, last_layer_weight, retain_graph=True)[0]).flatten()
-            for loss in (reconstruction_loss, generator_loss)
+            at_least_float32(torch.autograd.grad(loss * loss_scale, weight, retain_graph=True)[0]).flatten()
+            for loss in (reconstruction_loss, other_loss)
         ]
     ).div(loss_scale)  # (2,P)
     total = sum_over_ranks(torch.cat([gradients.flatten(), gradients.new_ones(1)]))  # the last counts the ranks
-    reconstruction, generator = (total[:-1] / total[-1]).view(2, -1).norm(dim=1)
-    return (reconstruction / (generator + 1e-4)).clamp(0, 1e4).detach()
+    reconstruction, other = (total[:-1] / total[-1]).view(2, -1).norm(dim=1)
+    return (reconstruction / (other + 1e-4)).clamp(0, largest).detach()

@@ -34,6 +34,11 @@ class TokenizerOutput(Protocol):
     #     ``codebook.revive`` is to work; for ``codebook.kmeans`` the Encoding has them, too
     # features: list[Tensor], of a frozen encoder, where ``loss.perceptual: encoder`` is to work
     # feature_reconstruction, feature_target: Tensor, (B,N,C) both, where ``loss.feature`` is to compare them
+    # posterior: with ``mean`` and ``logvar``, (B,C,h,w) both, of latents that are drawn: of the loss "kl"
+    # pyramid: dict[int, Tensor], smaller images (B,3,r,r) by their side where the image has ``config.image_size``, of
+    #     the losses "multi-resolution-<side>"; of a transformed pass they are smaller than their side says
+    # projected_latents: Tensor, (B,D,h,w), and alignment_features: Tensor, (B,D,H,W), of a frozen encoder: of
+    #     ``loss.alignment``
 
 
 class SamplingPoints(NamedTuple):
@@ -69,6 +74,11 @@ class Tokenizer(Protocol):
         ranked_ids(images, count): ids (B,count,K) of the nearest codes, of the second nearest, and so on; ConfigError
             where a quantizer has no such order.
         region_tokens: of an encoding, see ``Encoding``.
+        loss_inputs: names of those of posterior, pyramid, projected_latents and alignment_features that passes of this
+            configuration have: a recipe that names losses of others is refused before the first step.
+        latent_layer: the weight that makes the latents, by whose gradients the alignment loss is balanced.
+        takes_transformations: True where a pass also takes a ``layers.equivariance.Transformation``, or None, behind
+            the images: what is decoded then is to be compared with ``transformation.of_images(images)``.
         encode_draws: True where encoding is a matter of chance (a VAE's posterior): ``encode`` then takes ``draws``
             besides, the random numbers of these samples (``generators.counter_random.Draws``), and without it gives
             the likeliest code.
