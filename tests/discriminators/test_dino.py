@@ -231,7 +231,7 @@ def test_hub_out_of_reach_is_said_in_one_line(monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(ConfigError, match="must be one of dinogan, patchgan, stylegan, .*, got 'dino'"):
+    with pytest.raises(ConfigError, match=r"must be one of dinogan, patchgan, stylegan, .*, got 'dino'"):
         build_discriminator("dino", 256)
 
 

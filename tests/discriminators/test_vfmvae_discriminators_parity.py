@@ -56,12 +56,11 @@ def test_dino_in_training(golden, dino):
     assert relative(logits[:, ::37], golden["dino_224_train"]) < TOLERANCE
 
 
-@pytest.mark.filterwarnings("ignore:the DINO discriminator")
 def test_bicubic_is_for_this_one_alone(dino_file):
     """The published resizing for encoders other than SigLIP."""
-    images = golden_rule.image_for("vfmvae_disc256", 1, 256)
-    found = {how: build_discriminator("dinogan-vfmvae", 256, dino_file, how)._to_side(images) for how in
-             ("bilinear", "bicubic")}  # fmt: skip
+    images, found = golden_rule.image_for("vfmvae_disc256", 1, 256), {}
+    for how in ("bilinear", "bicubic"):
+        found[how] = build_discriminator("dinogan-vfmvae", 256, dino_file, how).eval()._to_side(images)
     for how, wanted in found.items():
         assert torch.equal(wanted, F.interpolate(images, (224, 224), mode=how, antialias=True))
     assert not torch.equal(*found.values())
