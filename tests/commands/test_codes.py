@@ -188,14 +188,14 @@ distributed.leave(0)  # torchrun would write a report about any other code
 
 @pytest.mark.parametrize("name", ["contact_sheet.png", "cache.json.part"])
 def test_what_cannot_be_written_at_the_end_is_one_line(place, tmp_path, monkeypatch, capsys, name):
-    out, finish = tmp_path / "cache", codes._finish
+    out, finish = tmp_path / "cache", codes.finish
 
     def finish_with_an_obstacle(*arguments):
         (out / name).mkdir()
         finish(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(codes, "_finish", finish_with_an_obstacle)
+        patch.setattr(codes, "finish", finish_with_an_obstacle)
         assert cli.main(place.arguments(out, "--views", "center")) == 2
     assert f"cannot write {out}" in capsys.readouterr().err.splitlines()[-1]
     (out / name).rmdir()

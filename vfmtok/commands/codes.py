@@ -1,15 +1,17 @@
-"""`vfmtok codes DATASET OUT`: run a tokenizer over a dataset once and keep the ids.
+"""`vfmtok codes DATASET OUT`: run a tokenizer over a dataset once and keep the ids, or the latents.
 
 Under torchrun the dataset is shared among the processes. Run again after an interruption, it continues where
 it was. It is finished only when 32 entries have been decoded into OUT/contact_sheet.png and measured.
 
-Shapes: B images of a block, C crops of an image, V views (crops and their mirror images), S side, K tokens.
+Shapes: B images of a block, P crops of an image, V views (crops and their mirror images), R ranks, S side; of a code
+K tokens, or M times (C,h,w): a latent, or mean and standard deviation.
 """
 
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,33 +19,32 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.code import Latents, code_to_dict
+from vfmtok.code import Ids, Latents, code_to_dict
 from vfmtok.commands import flags
+from vfmtok.commands.cache_check import finish
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
-from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
+from vfmtok.data.cache_layout import LATENT_DTYPES
+from vfmtok.data.code_cache import CodeCacheWriter
 from vfmtok.data.dataset_folder import open_dataset
+from vfmtok.data.latent_cache import LatentCache, write_statistics
 from vfmtok.data.loader import ImageLoader
-from vfmtok.data.order import BlockOrder, evenly_spaced
-from vfmtok.data.records import RecordDataset
+from vfmtok.data.order import BlockOrder
 from vfmtok.data.transforms import TEN_CROP_RANGES, to_unit_range
 from vfmtok.data.views import VIEWS, View
 from vfmtok.errors import ConfigError, DataError, SharedError
-from vfmtok.metrics.pixels import psnr
-from vfmtok.metrics.usage import count_codes, usage_of_counts
-from vfmtok.pictures.contact_sheet import draw_pairs
+from vfmtok.generators.counter_random import Draws
+from vfmtok.tokenizers.contract import code_of
 from vfmtok.weights.hashing import tokenizer_hash
-
-CHECKED_ENTRIES = 32  # decoded into the contact sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Compute the token ids of a dataset once and keep them in one array. Run the same command again to continue "
-        "after an interruption; start it with torchrun to share the work among GPUs."
+        "Compute the codes of a dataset once, ids or latents, and keep them in one array. Run the same command again "
+        "to continue after an interruption; start it with torchrun to share the work among GPUs."
     )
     parser.add_argument("dataset", metavar="DATASET", help="an LMDB folder, such as prepare's OUT/train_lmdb")
-    parser.add_argument("out", metavar="OUT", help="the folder of the token cache")
+    parser.add_argument("out", metavar="OUT", help="the folder of the cache")
     flags.add_tokenizer(parser)
     flags.add_set(parser, "tokenizer")
     parser.add_argument(
@@ -56,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "random: training crops",
     )
     parser.add_argument("--num-random-views", type=int, metavar="R", help="for --views random (default 10)")
-    parser.add_argument(*flags.names("--global-seed"), type=int, help="of --views random (default 0)")
+    parser.add_argument(
+        *flags.names("--global-seed"), type=int, help="of --views random and --posterior sample (default 0)"
+    )
     parser.add_argument(
         "--rank",
         type=int,
@@ -64,6 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="keep the codes of the R nearest entries of the codebook, every one a sequence of its own to train on "
         "(RAR was trained with 2; default 1: the nearest)",
+    )
+    group = parser.add_argument_group("latents of a continuous tokenizer")
+    group.add_argument(
+        "--posterior",
+        choices=("sample", "moments", "mean"),
+        help="of a tokenizer that encodes to a distribution (a VAE): a latent drawn from it once (default); its mean "
+        "and standard deviation, from which every step of a training draws, in twice the space; or its mean",
+    )
+    group.add_argument("--latent-dtype", choices=LATENT_DTYPES, help="default float16, half the space")
+    group.add_argument(
+        "--stats-per",
+        choices=("channel", "position"),
+        help="the statistics that a generator normalises by: of every channel (default), or of every channel and place",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per pass and process (default 32)")
     workers = min(4, os.cpu_count() or 1)
@@ -75,30 +91,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
-    if args.views != "random" and (args.num_random_views is not None or args.global_seed is not None):
-        raise DataError("--num-random-views and --global-seed belong to --views random")
+    if args.views != "random" and args.num_random_views is not None:
+        raise DataError("--num-random-views belongs to --views random")
     args.num_random_views = 10 if args.num_random_views is None else args.num_random_views
-    args.global_seed = args.global_seed or 0
     if min(args.batch_size, args.num_random_views, args.rank) < 1 or args.num_workers < 0:
         raise DataError("--batch-size, --num-random-views and --rank must be positive, --num-workers not negative")
     with distributed.group() as world:
         _extract(args, world)
 
 
-# --------------------------------------------------------------------------------------
-# The work
-# --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of every view.
+
+    Attributes:
+        ranks: of ids, those of so many nearest entries of the codebook.
+        posterior: of a tokenizer that encodes to one: "sample", "moments" or "mean"; else None.
+        seed: of samples.
+    """
+
+    ranks: int = 1
+    posterior: str | None = None
+    seed: int = 0
 
 
 def _extract(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         records = open_dataset(args.dataset)
         tokenizer = open_tokenizer(args, world.device)
-        if isinstance(tokenizer.code, Latents):
-            raise ConfigError(f"a token cache keeps ids, and this tokenizer makes {tokenizer.code}: train on images")
-        if args.rank > 1:
-            _check_ranks(tokenizer, args.rank)
-    transform, views = VIEWS[args.views](tokenizer.config.image_size, args.num_random_views, args.global_seed)
+        kept = _kept(args, tokenizer)
+    seed = args.global_seed or 0
+    transform, views = VIEWS[args.views](tokenizer.config.image_size, args.num_random_views, seed)
     precision = args.precision or ("bf16" if world.device.type == "cuda" else "fp32")
     fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
@@ -109,20 +132,19 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         "dataset_fingerprint": records.fingerprint,
         "num_samples": len(records),
         "classes": records.classes,
-        "views": [name for view in views for name in _names(view, args.rank)],
-        "seed": args.global_seed if args.views == "random" else None,
+        "views": [name for view in views for name in _names(view, kept.ranks)],
+        "seed": seed if args.views == "random" or kept.posterior == "sample" else None,
         "image_size": tokenizer.config.image_size,
-        "num_tokens": tokenizer.code.num_tokens,
         "code": code_to_dict(tokenizer.code),
-        "codebook_size": tokenizer.code.largest_codebook,
+        **_facts_of(tokenizer.code, kept, args.latent_dtype),
         "precision": precision,
-        **({"ranks": args.rank} if args.rank > 1 else {}),
     }
     unfinished = None
     with distributed.together():
         if world.is_main:
             unfinished = code_cache.begin(args.out, metadata)
     if not distributed.gather(unfinished)[0]:
+        _change_statistics(args)
         distributed.print_main(f"{args.out} is already complete: nothing to do")
         return
     with contextlib.ExitStack() as stack:
@@ -137,12 +159,55 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
             contextlib.closing(loader),
             tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar,
         ):
-            _encode_blocks(tokenizer, loader, share, views, args.rank, writer, world, precision, bar)
+            _encode_blocks(tokenizer, loader, share, views, kept, writer, world, precision, bar)
         distributed.barrier()
         with distributed.together():
+            writer.check_replaced()
+        facts = {}
+        if isinstance(tokenizer.code, Latents):
+            rows = writer.written_rows()
+            facts["statistics"] = write_statistics(writer.path, rows, args.stats_per or "channel")
+        with distributed.together():
             if world.is_main:
-                writer.check_replaced()
-                _finish(tokenizer, records, transform, views, writer, world.device)
+                finish(tokenizer, records, transform, views, writer, world.device, facts)
+
+
+def _kept(args: argparse.Namespace, tokenizer: nn.Module) -> Kept:
+    """Raises ConfigError where flags do not go with the tokenizer, before anything is written."""
+    given = [name for name in ("posterior", "latent_dtype", "stats_per") if getattr(args, name) is not None]
+    if isinstance(tokenizer.code, Ids) and given:
+        flag = given[0].replace("_", "-")
+        raise ConfigError(f"--{flag} belongs to continuous tokenizers, and this one makes {tokenizer.code}")
+    if args.rank > 1:
+        _check_ranks(tokenizer, args.rank)
+    draws = getattr(tokenizer, "encode_draws", False)
+    if args.posterior in ("sample", "moments") and not draws:
+        raise ConfigError(
+            f"--posterior {args.posterior}: a {tokenizer.config.kind} tokenizer has no posterior, an image has one "
+            "latent"
+        )
+    posterior = (args.posterior or "sample") if draws else None
+    if args.global_seed is not None and args.views != "random" and posterior != "sample":
+        raise DataError("--global-seed belongs to --views random, and to --posterior sample")
+    return Kept(args.rank, posterior, (args.global_seed or 0) % 2**64)
+
+
+def _facts_of(code: Ids | Latents, kept: Kept, latent_dtype: str | None) -> dict[str, Any]:
+    """What cache.json says besides of such codes."""
+    if isinstance(code, Latents):
+        return {"posterior": kept.posterior, "latent_dtype": latent_dtype or LATENT_DTYPES[0]}
+    ranks = {"ranks": kept.ranks} if kept.ranks > 1 else {}
+    return {"num_tokens": code.num_tokens, "codebook_size": code.largest_codebook, **ranks}
+
+
+def _change_statistics(args: argparse.Namespace) -> None:
+    """Of a complete latent cache, if others are wanted. Raises DataError."""
+    if args.stats_per is None:
+        return
+    cache = LatentCache(args.out)
+    if cache.metadata["statistics"]["per"] != args.stats_per:
+        cache.measure_again(args.stats_per)
+        distributed.print_main(f"{args.out}: its statistics are now per {args.stats_per}")
 
 
 def _names(view: View, ranks: int) -> list[str]:
@@ -164,7 +229,7 @@ def _encode_blocks(
     loader: ImageLoader,
     blocks: list[np.ndarray],
     views: list[View],
-    ranks: int,
+    kept: Kept,
     writer: CodeCacheWriter,
     world: distributed.World,
     precision: str,
@@ -172,102 +237,52 @@ def _encode_blocks(
 ) -> None:
     """Fill this process's blocks of the cache, one by one."""
     for rows, batch in zip(blocks, loader, strict=True):
-        images = batch.images if batch.images.ndim == 5 else batch.images[:, None]  # (B,C,3,S,S)
-        ids = encode_views(tokenizer, images.to(world.device, non_blocking=True), views, precision, ranks)
+        images = batch.images if batch.images.ndim == 5 else batch.images[:, None]  # (B,P,3,S,S)
+        images = images.to(world.device, non_blocking=True)
+        codes = encode_views(tokenizer, images, views, precision, kept, torch.from_numpy(rows))
         replaced = batch.indices.numpy() != rows
-        writer.write(int(rows[0]), ids.cpu().numpy(), batch.labels.numpy(), replaced)
+        writer.write(int(rows[0]), codes.cpu().numpy(), batch.labels.numpy(), replaced)
         if replaced.any():
             writer.check_replaced()
         bar.update(min(len(rows) * world.size, bar.total - bar.n))  # the others are about as far
 
 
 @torch.inference_mode()
-def encode_views(tokenizer: nn.Module, crops: Tensor, views: list[View], precision: str, ranks: int = 1) -> Tensor:
-    """uint8 crops (B,C,3,S,S) -> ids (B,V*R,K) int64, one view of all images at a time, the nearest codes first."""
-    ids = []
-    for view in views:
+def encode_views(
+    tokenizer: nn.Module,
+    crops: Tensor,
+    views: list[View],
+    precision: str,
+    kept: Kept = Kept(),
+    rows: Tensor | None = None,
+) -> Tensor:
+    """uint8 crops (B,P,3,S,S) of records ``rows`` (B,) -> what is kept of each, one view of all images at a time:
+    ids (B,V*R,K) int64, the nearest codes first, or latents (B,V,M,C,h,w) float32.
+
+    ``rows`` may be left out where nothing is drawn.
+    """
+    codes = []
+    for number, view in enumerate(views):
         images = to_unit_range(crops[:, view.crop])  # (B,3,S,S)
         images = images.flip(-1) if view.mirrored else images
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            ids.append(tokenizer.encode(images).ids[:, None] if ranks == 1 else tokenizer.ranked_ids(images, ranks))
-    return torch.cat(ids, 1)  # V x (B,R,K) -> (B,V*R,K)
+            if isinstance(tokenizer.code, Latents):
+                draws = None
+                if kept.posterior == "sample":  # drawn by (seed, record, view), whoever computes it in which company
+                    draws = Draws(kept.seed, rows.to(images.device) * len(views) + number)
+                codes.append(_latents(tokenizer, images, kept.posterior, draws)[:, None].float())  # (B,1,M,C,h,w)
+            elif kept.ranks > 1:
+                codes.append(tokenizer.ranked_ids(images, kept.ranks))  # (B,R,K)
+            else:
+                codes.append(code_of(tokenizer.encode(images), tokenizer.code)[:, None])  # (B,1,K)
+    return torch.cat(codes, 1)
 
 
-# --------------------------------------------------------------------------------------
-# The check that ends it
-# --------------------------------------------------------------------------------------
-
-
-def _finish(
-    tokenizer: nn.Module,
-    records: RecordDataset,
-    transform: Callable,
-    views: list[View],
-    writer: CodeCacheWriter,
-    device: torch.device,
-) -> None:
-    """Decode entries, draw and measure them, count the codes; then, and only then, the cache is complete."""
-    progress, ids = writer.progress(), writer.read_only_ids()
-    good = np.flatnonzero(progress == code_cache.DONE)
-    if not len(good):
-        raise DataError(f"{writer.path}: no entry to decode")
-    rows = good[evenly_spaced(CHECKED_ENTRIES, len(good))]
-    size = tokenizer.config.image_size
-    originals, decoded, labels = [], [], []
-    for row in rows.tolist():
-        record = records[row]
-        crops = transform(record.image, 0, row)
-        originals.append((crops if crops.ndim == 3 else crops[0]).permute(1, 2, 0).numpy())  # (S,S,3), view 0
-        entry = torch.from_numpy(ids[row, :1].astype(np.int64)).to(device)  # (1,K)
-        decoded.append(tokenizer.decode_to_uint8(entry, size)[0].cpu().numpy())
-        labels.append(record.label)
-    originals, decoded = np.stack(originals), np.stack(decoded)  # (B,S,S,3)
-    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255 for images in (originals, decoded))
-    values = psnr(*pixels).numpy()
-    protocol = (
-        f"mean over {len(rows)} entries of view '{views[0].name}' of the PSNR of uint8 RGB at {size} px, peak 255, "
-        "decoded in float32"
-    )
-    names = [records.class_name(label) for label in labels]
-    captions = [(name, f"{value:.1f} dB") for name, value in zip(names, values, strict=True)]
-    title = (
-        f"Original and decoded, {len(rows)} of {len(records):,} entries: mean PSNR {values.mean():.2f} dB at {size} px"
-    )
-    sheet = writer.path / "contact_sheet.png"
-    try:
-        draw_pairs(originals, decoded, captions, title).save(sheet)
-    except OSError as error:
-        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
-    code = tokenizer.code
-    counted = zip(code.slices(), code.segments, strict=True)
-    usages = [_usage_of(count_codes(ids[..., part], segment.size)) for part, segment in counted]
-    writer.finish(
-        round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
-        codebook_usage=min(usages, key=lambda usage: usage["used"] / usage["size"]),
-        **({"codebook_usages": usages} if len(usages) > 1 else {}),  # of each segment; above, of the least used
-    )
-    _report(CodeCache(writer.path))
-
-
-def _usage_of(counts: Tensor) -> dict[str, float]:
-    return {"used": int((counts > 0).sum()), "size": len(counts), "perplexity": usage_of_counts(counts)[1]}
-
-
-def _report(cache: CodeCache) -> None:
-    found = cache.metadata
-    check = found["round_trip"]
-    views, ranks = cache.num_views // cache.num_ranks, f" x {cache.num_ranks} ranks" if cache.num_ranks > 1 else ""
-    print(f"{cache.path}: {len(cache):,} records x {views} views{ranks} x {cache.num_tokens} tokens")
-    if found["replaced_rows"]:
-        print(
-            f"bad records, replaced by the next good one: {len(found['replaced_rows'])} (replaced_rows in cache.json)"
-        )
-    print(f"round-trip PSNR {check['psnr_db']:.2f} dB ({check['protocol']})")
-    usages = found.get("codebook_usages", [found["codebook_usage"]])
-    for usage, segment in zip(usages, cache.code.segments, strict=True):
-        which = f" of the {segment.count} tokens" if len(usages) > 1 else ""
-        print(
-            f"codebook usage{which} {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes "
-            f"occur, counted over all records and views; perplexity {usage['perplexity']:.1f})"
-        )
-    print(f"contact sheet {cache.path / 'contact_sheet.png'}", flush=True)
+def _latents(tokenizer: nn.Module, images: Tensor, posterior: str | None, draws: Draws | None) -> Tensor:
+    """images (B,3,S,S) in [-1,1] -> (B,M,C,h,w)."""
+    if draws is not None:
+        return tokenizer.encode(images, draws=draws).latents[:, None]
+    encoding = tokenizer.encode(images)
+    if posterior == "moments":
+        return torch.stack([encoding.posterior.mean, encoding.posterior.std], 1)
+    return encoding.latents[:, None]

@@ -13,8 +13,8 @@ from vfmtok.commands.flags import Flags, choices
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.tokenizer_flags import MODEL_FLAGS, SHARED_FLAGS
 from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
-from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_for_training
+from vfmtok.data.latent_cache import open_cache
 from vfmtok.encoders.config import require_encoder_weights
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import family_of_size
@@ -158,7 +158,7 @@ def facts_of(data: TokenDataConfig) -> Facts:
     if data.path and data.vq_config:  # a run's own configuration says what it was trained on
         require_encoder_weights(tokenizer)
     if data.code_path:
-        cache = CodeCache(Path(data.code_path).expanduser())
+        cache = open_cache(Path(data.code_path).expanduser())
         code, classes, image_size = cache.code, cache.classes, cache.metadata["image_size"]
     else:
         classes = open_for_training(data.path, options=data.shards)[0].classes

@@ -143,7 +143,7 @@ def _copy(folders: list[PublishedCodes], code: Ids, writer: CodeCacheWriter) -> 
 def _draw(tokenizer: Tokenizer, writer: CodeCacheWriter, labels: np.ndarray, classes: list[str]) -> None:
     """A few entries decoded: whether ids and tokenizer belong together is seen at once. Raises DataError."""
     rows = evenly_spaced(SHOWN, len(labels))
-    ids = torch.from_numpy(writer.read_only_ids()[rows, :1].astype(np.int64))  # (n,1,K)
+    ids = torch.from_numpy(writer.written_rows()[rows, :1].astype(np.int64))  # (n,1,K)
     size = tokenizer.config.image_size
     pixels = torch.stack([tokenizer.decode_to_uint8(entry, size) for entry in ids]).numpy()  # (n,1,S,S,3)
     sheet = writer.path / "contact_sheet.png"

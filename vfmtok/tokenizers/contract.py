@@ -81,7 +81,8 @@ class Tokenizer(Protocol):
             the images: what is decoded then is to be compared with ``transformation.of_images(images)``.
         encode_draws: True where encoding is a matter of chance (a VAE's posterior): ``encode`` then takes ``draws``
             besides, the random numbers of these samples (``generators.counter_random.Draws``), and without it gives
-            the likeliest code.
+            the likeliest code. Its encoding then has ``posterior`` with ``mean`` and ``std`` (B,C,h,w), from which
+            latent caches and generators draw themselves.
     """
 
     config: Any

@@ -15,23 +15,21 @@ import torch
 from torch import Tensor
 
 from vfmtok import distributed
-from vfmtok.code import Ids, check_fits
-from vfmtok.data.code_cache import CodeCache, check_tokenizer
+from vfmtok.code import Code, Ids, check_fits
+from vfmtok.data.code_cache import Cache, check_tokenizer
 from vfmtok.data.dataset_folder import open_for_training, open_held_out
+from vfmtok.data.latent_cache import open_cache
 from vfmtok.data.loader import ImageLoader
-from vfmtok.data.order import SampleOrder, evenly_spaced
+from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.transforms import EvaluationCrop, RandomCrop, to_unit_range
+from vfmtok.data.transforms import RandomCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import autocast
 from vfmtok.pretrained.loading import load_tokenizer
 from vfmtok.tokenizers.contract import Tokenizer, code_of
 from vfmtok.training.generator_recipe import GeneratorRecipe, TokenDataConfig
-from vfmtok.training.validation import read_samples
 from vfmtok.weights.hashing import tokenizer_hash
-
-UNIGRAM_RECORDS = 20_000  # of the training cache, whose ids are counted for the baseline
 
 
 @dataclass
@@ -54,9 +52,9 @@ class CodeData:
         tokenizer: in eval mode on the device, if the recipe names one.
     """
 
-    cache: CodeCache | None
+    cache: Cache | None
     records: RecordDataset | None
-    held_out_cache: CodeCache | None
+    held_out_cache: Cache | None
     held_out_records: RecordDataset | None
     tokenizer: Tokenizer | None
     tokenizer_hash: str
@@ -84,7 +82,7 @@ def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
     if data.vq_ckpt:
         tokenizer = load_tokenizer(data.vq_ckpt, data.vq_config).to(world.device)
     if data.code_path:
-        cache = CodeCache(Path(data.code_path).expanduser())
+        cache = open_cache(Path(data.code_path).expanduser())
         classes, made_by = cache.classes, cache.metadata["tokenizer_hash"]
         if tokenizer is not None:
             check_tokenizer(cache, tokenizer_hash(tokenizer))
@@ -107,14 +105,14 @@ def open_codes(recipe: GeneratorRecipe, world: distributed.World) -> CodeData:
     return found
 
 
-def _held_out_cache(data: TokenDataConfig) -> CodeCache | None:
+def _held_out_cache(data: TokenDataConfig) -> Cache | None:
     if data.val_code_path is not None:
-        return CodeCache(Path(data.val_code_path).expanduser())
+        return open_cache(Path(data.val_code_path).expanduser())
     if data.code_path is None or data.val_path is not None:
         return None
     path = Path(data.code_path).expanduser()
     beside = path.with_name(re.sub("train", "val", path.name))
-    return CodeCache(beside) if beside != path and (beside / "cache.json").is_file() else None
+    return open_cache(beside) if beside != path and (beside / "cache.json").is_file() else None
 
 
 def _check_classes(held_out: list[str] | None, train: list[str] | None, path: Path) -> None:
@@ -125,7 +123,7 @@ def _check_classes(held_out: list[str] | None, train: list[str] | None, path: Pa
 def _check_sizes(config: Any, data: CodeData) -> None:
     """The generator fits the codes and labels, or ConfigError with one line."""
     if data.cache is not None:
-        check_fits(config.code, data.cache.code, f"the token cache {data.cache.path}")
+        check_fits(config.code, data.cache.code, f"the {data.cache}")
         largest = int(data.cache.labels.max())
     else:
         check_fits(config.code, data.tokenizer.code, "the tokenizer")
@@ -149,7 +147,12 @@ def check_rows(code: Tensor | None, labels: Tensor, config: Any, path: Path) -> 
     if len(labels) and not 0 <= labels.min() <= labels.max() < config.num_classes:
         found = f"labels {labels.min()} to {labels.max()}"
         raise DataError(f"{path} has {found}, the generator {config.num_classes} classes (--num-classes)")
-    if code is None or not code.numel() or not isinstance(config.code, Ids):
+    if code is None or not code.numel():
+        return
+    if not isinstance(config.code, Ids):
+        wrong = ~code.isfinite().flatten(1).all(1)
+        if wrong.any():
+            raise DataError(f"{path} is damaged: a latent of label {labels[wrong][0]} is not finite")
         return
     for segment, part in zip(config.code.segments, config.code.slices(), strict=True):
         largest = code[:, part].max()
@@ -167,7 +170,7 @@ class CachedCodes:
 
     bad_records: tuple = ()  # `vfmtok codes` has dealt with them
 
-    def __init__(self, cache: CodeCache, order: SampleOrder, samples_seen: int, config: Any):
+    def __init__(self, cache: Cache, order: SampleOrder, samples_seen: int, config: Any):
         self.cache, self.order, self.config = cache, order, config
         self._steps = order.batches(samples_seen)
         self.reset_timing()
@@ -175,10 +178,12 @@ class CachedCodes:
     def __next__(self) -> CodeBatch:
         start = time.perf_counter()
         step = next(self._steps)
-        code, labels = self.cache.batch(step.indices, self.order.seed, step.epochs)
-        check_rows(code, labels, self.config, self.cache.path)
+        stored, labels = self.cache.batch(step.indices, self.order.seed, step.epochs)
+        check_rows(stored, labels, self.config, self.cache.path)
+        positions = _positions(self.order, step.samples_seen)
+        code = drawn(stored, self.cache.code, Draws(self.order.seed % 2**64, positions))
         self._waited += time.perf_counter() - start
-        return CodeBatch(code, labels, _positions(self.order, step.samples_seen), step.samples_seen)
+        return CodeBatch(code, labels, positions, step.samples_seen)
 
     def reset_timing(self) -> None:
         self._waited, self._since = 0.0, time.perf_counter()
@@ -228,6 +233,15 @@ class EncodedCodes:
         return self.loader.bad_records
 
 
+def drawn(stored: Tensor, code: Code, draws: Draws) -> Tensor:
+    """What a cache gives (B,...) -> the code: where it is mean and standard deviation (B,2,C,h,w), latents (B,C,h,w)
+    drawn from them, others in every epoch."""
+    if stored.shape[1:] == tuple(code.shape):
+        return stored
+    mean, std = stored.unbind(1)
+    return mean + std * draws.normal("posterior", mean[0].numel()).view_as(mean)
+
+
 def _positions(order: SampleOrder, samples_seen: int) -> Tensor:
     return torch.from_numpy(order.positions(samples_seen))
 
@@ -275,42 +289,3 @@ def encode(
             parts.append(code_of(tokenizer.encode(pixels, **chance), code))
     kind = torch.int64 if isinstance(code, Ids) else torch.float32
     return torch.cat(parts) if parts else torch.empty(0, *code.shape, dtype=kind, device=device)
-
-
-# --------------------------------------------------------------------------------------
-# Chosen samples
-# --------------------------------------------------------------------------------------
-
-
-def chosen_codes(
-    source: CodeCache | RecordDataset, data: CodeData, count: int, world: distributed.World, recipe: GeneratorRecipe
-) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` evenly spaced samples of a cache (first view) or of images (evaluation crop).
-
-    Every process gets all of them, and must ask; images are encoded by all together.
-
-    Returns:
-        code (N,...), labels (N,) int64, on the CPU.
-
-    Raises:
-        DataError: there are none, too many are bad, or they are none that the generator has.
-    """
-    chosen = evenly_spaced(count, len(source))
-    with distributed.together():
-        if not len(source):
-            raise DataError(f"{source.path} holds no samples")
-        if isinstance(source, CodeCache):
-            code = torch.stack([source[index, 0][0] for index in chosen.tolist()])
-            labels = source.labels[torch.from_numpy(chosen)]
-            check_rows(code, labels, recipe.generator, source.path)
-            return code, labels
-        share = chosen[world.rank :: world.size]
-        crop = EvaluationCrop(data.tokenizer.config.image_size)
-        images, labels = read_samples(source, crop, share, recipe.data.num_workers)
-        check_rows(None, labels, recipe.generator, source.path)
-    code = encode(data.tokenizer, images, 32, recipe.run.precision).cpu()
-    all_code = torch.empty(len(chosen), *code.shape[1:], dtype=code.dtype)
-    all_labels = torch.empty(len(chosen), dtype=torch.int64)
-    for rank, (part, part_labels) in enumerate(distributed.gather((code, labels))):
-        all_code[rank :: world.size], all_labels[rank :: world.size] = part, part_labels
-    return all_code, all_labels

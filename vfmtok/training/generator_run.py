@@ -22,15 +22,8 @@ from vfmtok.layers.precision import DTYPES, autocast
 from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import construction, passes, run_folder, sharding
-from vfmtok.training.code_source import (
-    UNIGRAM_RECORDS,
-    CachedCodes,
-    CodeData,
-    EncodedCodes,
-    chosen_codes,
-    open_codes,
-    training_codes,
-)
+from vfmtok.training.chosen_codes import UNIGRAM_RECORDS, chosen_codes
+from vfmtok.training.code_source import CachedCodes, CodeData, EncodedCodes, open_codes, training_codes
 from vfmtok.training.code_validation import CodeAlarms, HeldOutCodes, baselines
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.health import SkippedSteps

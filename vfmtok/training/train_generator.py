@@ -82,7 +82,7 @@ def _train(run: GeneratorRun, log: RunLog, codes: CachedCodes | EncodedCodes, st
 def _summary(run: GeneratorRun) -> str:
     recipe, plan, world = run.recipe, run.plan, run.world
     cache = run.data.cache
-    source = f"token cache {cache.path}" if cache is not None else f"images of {run.data.records.path}"
+    source = str(cache) if cache is not None else f"images of {run.data.records.path}"
     if cache is not None and cache.num_ranks > 1:
         source += f" ({cache.num_ranks} sequences of each of its {len(cache)} images)"
     shares = f"{world.size} process(es) x {recipe.run.accumulation} pass(es) x {plan.micro_batch}"
