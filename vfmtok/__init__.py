@@ -14,6 +14,11 @@ _PUBLIC = {
     "vfmtok.config": ("save_config",),
     "vfmtok.errors": ("ConfigError", "VFMTokError", "WeightsError"),
     "vfmtok.generators": ("build_generator",),
+    "vfmtok.generators.diffusion.config": ("DiTConfig", "dit_config"),
+    "vfmtok.generators.diffusion.flow": ("flow_loss",),
+    "vfmtok.generators.diffusion.guidance": ("FlowGuidance",),
+    "vfmtok.generators.diffusion.model": ("DiT",),
+    "vfmtok.generators.diffusion.sampling": ("generate_latents",),
     "vfmtok.generators.drawing": ("generate",),
     "vfmtok.generators.gpt.config": ("GPTConfig", "gpt_config"),
     "vfmtok.generators.gpt.model": ("GPT", "GPTOutput"),
@@ -54,6 +59,12 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.errors import VFMTokError as VFMTokError
     from vfmtok.errors import WeightsError as WeightsError
     from vfmtok.generators import build_generator as build_generator
+    from vfmtok.generators.diffusion.config import DiTConfig as DiTConfig
+    from vfmtok.generators.diffusion.config import dit_config as dit_config
+    from vfmtok.generators.diffusion.flow import flow_loss as flow_loss
+    from vfmtok.generators.diffusion.guidance import FlowGuidance as FlowGuidance
+    from vfmtok.generators.diffusion.model import DiT as DiT
+    from vfmtok.generators.diffusion.sampling import generate_latents as generate_latents
     from vfmtok.generators.drawing import generate as generate
     from vfmtok.generators.gpt.config import GPTConfig as GPTConfig
     from vfmtok.generators.gpt.config import gpt_config as gpt_config

@@ -9,6 +9,7 @@ counter_random  random numbers by (seed, sample, ...)
 orders          random orders of tokens, annealed to the raster order
 gpt/            next-token prediction (LlamaGen's GPT)
 rar/            permuted orders, annealed to the raster order
+diffusion/      flow matching on latents (LightningDiT, REG, DiT-DH)
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from vfmtok.config import Kinds, closest_match
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family, config_of_size
 from vfmtok.generators.contract import Generator
+from vfmtok.generators.diffusion.config import DIT_SIZES, DiTConfig
 from vfmtok.generators.gpt.config import GPT_SIZES, GPTConfig
 from vfmtok.generators.rar.config import RAR_SIZES, RARConfig
 from vfmtok.trees import override_section
@@ -25,6 +27,7 @@ from vfmtok.trees import override_section
 GENERATORS = {
     "gpt": Family(GPTConfig, "vfmtok.generators.gpt.model:GPT", GPT_SIZES),
     "rar": Family(RARConfig, "vfmtok.generators.rar.model:RAR", RAR_SIZES),
+    "diffusion": Family(DiTConfig, "vfmtok.generators.diffusion.model:DiT", DIT_SIZES),
 }
 AnyGeneratorConfig = Annotated[Any, Kinds(lambda: [family.config for family in GENERATORS.values()])]
 

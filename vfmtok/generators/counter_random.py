@@ -64,6 +64,21 @@ def uniforms(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
     return torch.stack(words, dim=-1).flatten(1)[:, :count].mul_(2.0**-24)  # (B,count)
 
 
+def normals(seed: int, samples: Tensor, step: Tensor, count: int) -> Tensor:
+    """samples (B,), step (1,), int64 and not negative -> (B,count) float32, standard normal.
+
+    By Box and Muller's method; element n is the same for any count.
+    """
+    blocks = torch.arange((count + 3) // 4, device=samples.device)[None]  # (1,count/4), two pairs each
+    samples = samples[:, None]  # (B,1)
+    counter = (blocks, step[None] & _MASK, samples & _MASK, samples >> 32)
+    words = torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=-1)  # (B,count/4,4)
+    words = words.unflatten(-1, (2, 2)).float()  # (B,count/4,2 pairs,2)
+    radius = ((words[..., 0] + 0.5) * 2.0**-32).log().mul(-2).clamp_(min=0).sqrt()  # float32 rounds up to 1 at most
+    angle = words[..., 1] * (2 * torch.pi * 2.0**-32)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :count]
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of a training step: a function of (seed, sample, purpose), not of rank, batch or what else
@@ -83,12 +98,8 @@ class Draws:
         return uniforms(self.seed, self.samples, self._stream(purpose), count)
 
     def normal(self, purpose: str, count: int) -> Tensor:
-        """(B,count) float32 of the standard normal distribution, by Box and Muller's method."""
-        half = (count + 1) // 2
-        uniform = uniforms(self.seed, self.samples, self._stream(purpose), 2 * half)  # (B,2*half)
-        radius = (-2 * torch.log1p(-uniform[:, :half])).sqrt()  # (B,half)
-        angle = 2 * torch.pi * uniform[:, half:]
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        """(B,count) float32 of the standard normal distribution."""
+        return normals(self.seed, self.samples, self._stream(purpose), count)
 
     def _stream(self, purpose: str) -> Tensor:
         number = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "little")

@@ -8,7 +8,7 @@ into the model, with its exact shape. A model carries its map as the attribute `
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,19 @@ def below(ours: str, theirs: str, names: Names) -> Names:
 
 
 @dataclass(frozen=True)
+class FixedTable:
+    """A published tensor that follows from its shape, such as sine-cosine positions.
+
+    Attributes:
+        shape: that it has in the model.
+        build: shape -> the table.
+    """
+
+    shape: tuple[int, ...]
+    build: Callable[[tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
 class NameMap:
     """How a published file names the tensors of a model.
 
@@ -35,12 +48,15 @@ class NameMap:
         left_out: parts of the model that the file does not hold, such as a frozen encoder.
         computed: tensors that some published files hold and others do not, which the model computes itself: dropped on
             the way in, not written.
+        fixed: by published name. Compared (within 1e-5 of what belongs to the file's own shape) and dropped on the way
+            in, where the file has them; written on the way out. What the model keeps of them it computed itself.
     """
 
     pairs: Names
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
+    fixed: Mapping[str, FixedTable] = field(default_factory=dict)
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -67,12 +83,27 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modu
     """
     names, published = name_map(model), published_tensors(model)
     expected = {name: tensor.shape for name, tensor in published.items()} | dict(names.buffers)
-    state_dict = {name: tensor for name, tensor in state_dict.items() if name not in names.computed}
-    check_tensors(state_dict, expected, type(model).__name__)
+    dropped = {*names.computed, *names.fixed}
+    expected = {name: shape for name, shape in expected.items() if name not in names.fixed}
+    check_tensors({name: t for name, t in state_dict.items() if name not in dropped}, expected, type(model).__name__)
+    _check_fixed(names, state_dict, type(model).__name__)
     with torch.no_grad():
         for name, tensor in published.items():
-            tensor.copy_(state_dict[name])
+            if name not in names.fixed:
+                tensor.copy_(state_dict[name])
     return model
+
+
+def _check_fixed(names: NameMap, state_dict: Mapping[str, Tensor], model: str) -> None:
+    """Raise WeightsError unless the fixed tables that are there are the ones of their shapes."""
+    for name, table in names.fixed.items():
+        if name not in state_dict:
+            continue
+        found = state_dict[name]
+        fits = isinstance(found, Tensor) and found.ndim == len(table.shape)
+        computed = table.build(tuple(found.shape)) if fits else None
+        if not fits or computed.shape != found.shape or not torch.allclose(found.float().cpu(), computed, 0, 1e-5):
+            raise WeightsError(f"these weights are not those of {model}: the fixed table {name} holds other numbers")
 
 
 def to_released(model: nn.Module) -> dict[str, Tensor]:
@@ -81,7 +112,9 @@ def to_released(model: nn.Module) -> dict[str, Tensor]:
     Like ``state_dict``, the tensors share the model's memory. Parts that the release leaves out (a frozen encoder) are
     left out here. Raises WeightsError if a part of the model has no published name.
     """
-    return published_tensors(model) | {name: torch.zeros(shape) for name, shape in name_map(model).buffers.items()}
+    names = name_map(model)
+    zeros = {name: torch.zeros(shape) for name, shape in names.buffers.items()}
+    return published_tensors(model) | zeros | {name: table.build(table.shape) for name, table in names.fixed.items()}
 
 
 def name_map(model: nn.Module) -> NameMap:

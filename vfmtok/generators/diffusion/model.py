@@ -1,0 +1,72 @@
+"""The network as a generator: its loss on raw latents, and sampling of raw latents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmtok.generators.counter_random import Draws
+from vfmtok.generators.diffusion.config import FlowSampling, TokenFlowSampling, WideHeadSampling
+from vfmtok.generators.diffusion.flow import flow_loss, training_times
+from vfmtok.generators.diffusion.guidance import FlowGuidance
+from vfmtok.generators.diffusion.network import Network
+from vfmtok.generators.diffusion.released import fields_of_released
+from vfmtok.generators.diffusion.sampling import generate_latents
+
+GOLDEN_RATIO = 0.6180339887498949
+
+
+class DiT(Network):
+    """See ``network``. Raw latents are in the tokenizer's units; ``statistics`` normalises them, here and nowhere else.
+
+    For times that change with the step, the training loop sets ``step``, the number of the step from 0.
+    """
+
+    fields_of_released = staticmethod(fields_of_released)
+    step = 0
+
+    @property
+    def sampling(self) -> type[FlowSampling]:
+        """The class of its sampling settings, with the defaults of its publication."""
+        if self.config.token_dim is not None:
+            return TokenFlowSampling
+        return FlowSampling if self.config.head_width is None else WideHeadSampling
+
+    def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+        """Raw latents (B,C,S,S), labels (B,) int64 -> the weighted means of ``flow_loss``'s terms over the batch.
+
+        In training mode ``label_dropout_p`` of the labels are dropped. Times, noise and that by ``draws``, or by
+        PyTorch's generator without them; in eval mode, by ``draws``, the times of samples 0, 1, ... are evenly spread.
+        """
+        latents, noise = self.statistics.normalise(code), None  # (B,C,S,S)
+        if draws is None:
+            chance = torch.rand(len(code), 2, device=code.device)  # (B,2)
+            noise = torch.randn_like(latents)
+        else:
+            chance = draws.uniform("noise levels and labels", 2)  # (B,2)
+            noise = draws.normal("noise", latents[0].numel()).view_as(latents)
+        uniform = chance[:, 0]  # (B,)
+        if self.training:
+            labels = torch.where(chance[:, 1] < self.config.label_dropout_p, self.null_class, labels)
+        elif draws is not None:
+            uniform = (draws.samples % 2**20 * GOLDEN_RATIO + 0.5).frac().float()
+        loss = flow_loss(self, latents, labels, training_times(uniform, self.config, self.step), noise)
+        return {name: term.mean() for name, term in loss.terms.items()}
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        seed: int = 0,
+        sample_indices: Tensor | None = None,
+        compile: bool = False,
+        **settings: Any,
+    ) -> Tensor:
+        """labels (B,) -> raw latents (B,C,S,S) float32: see ``generate_latents`` and ``FlowGuidance``."""
+        chosen = self.sampling(**settings)
+        guidance = FlowGuidance(
+            chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale
+        )
+        shift = self.config.time_shift if chosen.shift is None else chosen.shift
+        steps = {"method": chosen.method, "steps": chosen.steps, "shift": shift, "last": chosen.last}
+        return generate_latents(self, labels, **steps, guidance=guidance, seed=seed, sample_indices=sample_indices)
