@@ -4,6 +4,7 @@ attention, feed_forward   transformer blocks' parts
 residual                  convolutional blocks of VQGAN
 deformable_attention      sampling of feature maps at learned places
 positions                 sine-cosine tables, resampling of learned positions
+rotary                    rotary positions on a grid
 resize                    images to a square, by several conventions
 equivariance              changes of scale and orientation that a decoder shall follow
 transformer               pre-norm layers of attention and SwiGLU
