@@ -31,6 +31,8 @@ _PUBLIC = {
     "vfmtok.tokenizers.editing": ("transfer_style",),
     "vfmtok.tokenizers.hita.config": ("HitaConfig",),
     "vfmtok.tokenizers.hita.model": ("Hita",),
+    "vfmtok.tokenizers.vfm_vae.config": ("VFMVAEConfig",),
+    "vfmtok.tokenizers.vfm_vae.model": ("VFMVAE",),
     "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
     "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
     "vfmtok.tokenizers.vqgan.config": ("VQGANConfig",),
@@ -82,6 +84,8 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.tokenizers.editing import transfer_style as transfer_style
     from vfmtok.tokenizers.hita.config import HitaConfig as HitaConfig
     from vfmtok.tokenizers.hita.model import Hita as Hita
+    from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig as VFMVAEConfig
+    from vfmtok.tokenizers.vfm_vae.model import VFMVAE as VFMVAE
     from vfmtok.tokenizers.vfmtok.config import TokenizerConfig as TokenizerConfig
     from vfmtok.tokenizers.vfmtok.config import VFMTokConfig as VFMTokConfig
     from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding

@@ -5,6 +5,7 @@ config    what can be set in a vision foundation model
 vfm       a vision foundation model through timm
 cnn       VQGAN's convolutional encoder, trained with the rest
 named     short names of the models of the field
+vit_levels  the levels of a ViT, its embedding included, at any size
 released  names of their tensors in their publishers' files
 """
 

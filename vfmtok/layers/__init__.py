@@ -2,6 +2,9 @@
 
 attention, feed_forward   transformer blocks' parts
 residual                  convolutional blocks of VQGAN
+modulated                 convolutions modulated by a style vector
+map_attention             self-attention over the cells of a map
+upsampling                doubling of maps by pixel shuffle and blur
 deformable_attention      sampling of feature maps at learned places
 positions                 sine-cosine tables, resampling of learned positions
 rotary                    rotary positions on a grid

@@ -26,6 +26,15 @@ def resample_by_scale(table: Tensor, grid: int) -> Tensor:
     return grid_map.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(table.dtype)  # (1,g*g,D)
 
 
+def resample_plainly(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic resampling (1,H*W,D) -> (1,h*w,D) to a size, without antialiasing. Equal sizes return it unchanged."""
+    if old == new:
+        return table
+    grid_map = table.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1,D,H,W)
+    grid_map = F.interpolate(grid_map, new, mode="bicubic", align_corners=False)
+    return grid_map.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)  # (1,h*w,D)
+
+
 def position_table(length: int, dim: int, start: str) -> nn.Parameter:
     """A learned (1,length,dim) table; ``start`` is "random" (normal, std dim^-0.5) or "sincos".
 

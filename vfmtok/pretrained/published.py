@@ -18,6 +18,7 @@ from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import WeightsError
 from vfmtok.generators import generator_config
 from vfmtok.tokenizers.hita.config import HitaConfig
+from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.weights.reading import Preference
@@ -169,6 +170,9 @@ def _hita_generator(kind: str, size: str, epochs: int) -> PublishedFile:
     return _generator(f"{kind}/GPT-{size}/GPT-{size}-{epochs}e.pt", f"GPT-{size}", f"{kind}/tokenizer", fields)
 
 
+VFMVAE = "tiancibi/VFM-VAE"  # its files hold the frozen encoder, too
+_VFMVAE_FILE = "vfm_vae_f16d32_siglip2_44m_after_stage_3_patchgan_fine_tuning_legacy.pth"
+
 PUBLISHED: dict[str, Repository] = {
     VFMTOK: Repository(
         "VFMTok, and RAR on its tokens",
@@ -210,5 +214,13 @@ PUBLISHED: dict[str, Repository] = {
             },
         },
         encoder=_DINOV2,
+    ),
+    VFMVAE: Repository(
+        "VFM-VAE",
+        {
+            "tokenizer": PublishedFile(
+                f"checkpoints_imagenet256/vfm_vae/{_VFMVAE_FILE}", "tokenizer", VFMVAEConfig(), prefer="ema"
+            )
+        },
     ),
 }

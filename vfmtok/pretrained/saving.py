@@ -152,7 +152,7 @@ def _shareable(config: Any) -> Any:
     encoder = getattr(config, "encoder", None)
     if not hasattr(encoder, "weights"):  # it has none, or one that is trained and saved with the rest
         return config
-    if encoder.frozen and encoder.starts_random:
+    if encoder.frozen and encoder.weights in ("none", "random"):
         warnings.warn(
             "the frozen encoder is not saved, and its configuration does not say where its weights come from: who "
             "opens this model must set encoder.weights",

@@ -1,7 +1,9 @@
-"""Quantizers: latents to the codes of a finite codebook.
+"""Bottlenecks: latents to the codes of a finite codebook, or to a distribution.
 
 cosine         a learned codebook, by cosine (VFMTok, LlamaGen)
 finite_scalar  every dimension rounded to a few values (FSQ)
+multi_codebook several learned codebooks, one for each part of the channels (VFM-VAE's discrete mode)
+gaussian       a VAE's posterior
 """
 
 from typing import Annotated, Any

@@ -125,8 +125,9 @@ class CosineQuantizer(nn.Module):
             blocks.append(torch.cat(found, dim=1))
         return torch.cat(blocks).view(*z.shape[:2], count).transpose(1, 2)
 
-    def entropy_loss(self, z: Tensor) -> Tensor:
-        """Mean entropy of the soft assignments less the entropy of their mean, in nats.
+    def entropy_loss(self, z: Tensor, floor: float = 1e-5) -> Tensor:
+        """Mean entropy of the soft assignments less the entropy of their mean, in nats; ``floor`` is added to a mean
+        inside its logarithm.
 
         Low when every latent is sure of its code and all codes are used alike. Soft assignment:
         softmax(-d / temperature) over codes, d the squared Euclidean distance 2 - 2 cos.
@@ -137,7 +138,7 @@ class CosineQuantizer(nn.Module):
         p = log_p.exp()
         mean_entropy = -(p * log_p).sum(dim=-1).mean()
         m = p.mean(dim=0)  # (V,)
-        return mean_entropy + (m * (m + 1e-5).log()).sum()
+        return mean_entropy + (m * (m + floor).log()).sum()
 
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MiB of float32

@@ -5,6 +5,7 @@ editing         regions of an image as tokens; one image in the style of another
 published_flags what flags of the published command lines mean for each family
 vfmtok/         region tokens on a frozen vision foundation model (arXiv 2507.08441)
 hita/           holistic and patch tokens with two codebooks (arXiv 2507.02358)
+vfm_vae/        a VAE, or several codebooks, on a frozen vision model (arXiv 2510.18457)
 vqgan/          LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
@@ -18,6 +19,7 @@ from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.tokenizers.hita.config import HitaConfig
+from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.trees import override_section
@@ -25,6 +27,7 @@ from vfmtok.trees import override_section
 TOKENIZERS = {
     "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
     "hita": Family(HitaConfig, "vfmtok.tokenizers.hita.model:Hita"),
+    "vfm_vae": Family(VFMVAEConfig, "vfmtok.tokenizers.vfm_vae.model:VFMVAE"),
     "vqgan": Family(VQGANConfig, "vfmtok.tokenizers.vqgan.model:VQGAN"),
 }
 AnyTokenizerConfig = Annotated[Any, Kinds(lambda: [family.config for family in TOKENIZERS.values()])]

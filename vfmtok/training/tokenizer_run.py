@@ -13,6 +13,7 @@ from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.transforms import RandomCrop
 from vfmtok.discriminators.build import build_discriminator
+from vfmtok.encoders.config import for_training
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.layers.precision import autocast
 from vfmtok.losses.adversarial import LeCam
@@ -84,7 +85,7 @@ class TokenizerRun:
     def _build_models(self) -> None:
         recipe, run, world = self.recipe, self.recipe.run, self.world
         construction.before_models(run)
-        self.tokenizer = build_tokenizer(recipe.tokenizer)
+        self.tokenizer = build_tokenizer(for_training(recipe.tokenizer))
         choose_trained(self.tokenizer, recipe.train)
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", run.keep)
         self.notes += construction.start_weights(

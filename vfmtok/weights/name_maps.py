@@ -38,18 +38,34 @@ class FixedTable:
 
 
 @dataclass(frozen=True)
+class View:
+    """A tensor of ours of which the file has parts, or the same in another shape.
+
+    Attributes:
+        ours: its name, ``*`` standing for one number.
+        theirs: the published names of what ``cut`` gives.
+        cut: our tensor -> views of its memory.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    cut: Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
 class NameMap:
     """How a published file names the tensors of a model.
 
     Attributes:
         pairs: (our name, published name); the first pair that fits a tensor counts.
         buffers: shapes of published tensors that carry no model: checked and dropped on the way in, zeros on the way
-            out.
+            out. A model with a dict ``carried`` keeps them there, and gives them back.
         left_out: parts of the model that the file does not hold, such as a frozen encoder.
         computed: tensors that some published files hold and others do not, which the model computes itself: dropped on
             the way in, not written.
         fixed: by published name. Compared (within 1e-5 of what belongs to the file's own shape) and dropped on the way
             in, where the file has them; written on the way out. What the model keeps of them it computed itself.
+        views: tensors that the file has in several parts or in another shape.
     """
 
     pairs: Names
@@ -57,6 +73,7 @@ class NameMap:
     left_out: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
     fixed: Mapping[str, FixedTable] = field(default_factory=dict)
+    views: tuple[View, ...] = ()
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -77,10 +94,15 @@ def copy_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """Copy a published checkpoint (its names) into ``model``, strictly, and return ``model``.
 
+    Where several variants of a model were published, its method ``fit_released(names)`` makes it the one that the file
+    holds first.
+
     Raises:
         WeightsError: a tensor is missing, extra or mis-shaped, or the model has a part that was never published (an
             ablation's). The first names are listed; nothing is loaded.
     """
+    if hasattr(model, "fit_released"):
+        model.fit_released(state_dict.keys())
     names, published = name_map(model), published_tensors(model)
     expected = {name: tensor.shape for name, tensor in published.items()} | dict(names.buffers)
     dropped = {*names.computed, *names.fixed}
@@ -91,6 +113,8 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Modu
         for name, tensor in published.items():
             if name not in names.fixed:
                 tensor.copy_(state_dict[name])
+    if hasattr(model, "carried"):
+        model.carried = {name: state_dict[name].clone() for name in names.buffers}
     return model
 
 
@@ -112,9 +136,9 @@ def to_released(model: nn.Module) -> dict[str, Tensor]:
     Like ``state_dict``, the tensors share the model's memory. Parts that the release leaves out (a frozen encoder) are
     left out here. Raises WeightsError if a part of the model has no published name.
     """
-    names = name_map(model)
-    zeros = {name: torch.zeros(shape) for name, shape in names.buffers.items()}
-    return published_tensors(model) | zeros | {name: table.build(table.shape) for name, table in names.fixed.items()}
+    names, carried = name_map(model), getattr(model, "carried", {})
+    buffers = {name: carried.get(name, torch.zeros(shape)) for name, shape in names.buffers.items()}
+    return published_tensors(model) | buffers | {name: table.build(table.shape) for name, table in names.fixed.items()}
 
 
 def name_map(model: nn.Module) -> NameMap:
@@ -130,19 +154,34 @@ def published_tensors(model: nn.Module) -> dict[str, Tensor]:
     names = name_map(model)
     left_out = tuple(f"{part}." for part in names.left_out)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
-    return {rename(name, names.pairs): tensor for name, tensor in tensors.items()}
+    published = {}
+    for name, tensor in tensors.items():
+        view = next((view for view in names.views if _follow(name, view.ours, "") is not None), None)
+        if view is None:
+            published[rename(name, names.pairs)] = tensor
+        else:
+            theirs = (_follow(name, view.ours, part) for part in view.theirs)
+            published |= dict(zip(theirs, view.cut(tensor), strict=True))
+    return published
 
 
 def rename(name: str, names: Names) -> str:
     """The second name of the pair that ``name`` begins with the first of. Raises WeightsError if there is none."""
     for ours, theirs in names:
-        match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
-        if match:
-            *numbers, rest = match.groups()
-            for number in numbers:
-                theirs = theirs.replace("*", number, 1)
-            return theirs + rest
+        if (found := _follow(name, ours, theirs)) is not None:
+            return found
     raise WeightsError(f"'{name}' has no name in the other format: one of the two models has a part the other lacks")
+
+
+def _follow(name: str, ours: str, theirs: str) -> str | None:
+    """``name`` with its beginning ``ours`` replaced by ``theirs``, numbers kept; None if it begins otherwise."""
+    match = re.fullmatch(re.escape(ours).replace(r"\*", r"(\d+)") + r"(|\..+)", name)
+    if match is None:
+        return None
+    *numbers, rest = match.groups()
+    for number in numbers:
+        theirs = theirs.replace("*", number, 1)
+    return theirs + rest
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], model: str) -> None:

@@ -22,7 +22,8 @@ from vfmtok.weights import download
 
 # Which weights are taken where there are several: their average, which numbers are made with, or the last ones.
 Preference = Literal["ema", "model"]
-CONTAINERS = ("state_dict", "model", "module")  # names under which a torch file keeps its state dict; "ema" besides
+CONTAINERS = ("state_dict", "model", "module", "G")  # names under which a torch file keeps its state dict
+AVERAGES = ("ema", "G_ema")  # and their average
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of every name, as DDP, torch.compile and Lightning leave them
 
 
@@ -34,7 +35,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
 def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a ``.safetensors`` or torch file, on the CPU, and under which name the file keeps them.
 
-    A torch file may hold the state dict itself (None) or keep it under "ema" or one of CONTAINERS. With several the
+    A torch file may hold the state dict itself (None) or keep it under one of CONTAINERS or AVERAGES. With several the
     average is taken first, or with ``prefer`` "model" last. PREFIXES that all names have are taken off. It is opened
     with ``weights_only=True``, which admits tensors, numbers, text and, besides, the namespace of command-line
     arguments that published checkpoints carry, and NumPy's scalars and arrays of numbers, such as random states.
@@ -56,7 +57,7 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling damaged bytes raises nearly anything
         raise WeightsError(f"cannot read weights from {path}: {_why(error)}") from None
-    taken, names = None, ("ema", *CONTAINERS) if prefer == "ema" else (*CONTAINERS, "ema")
+    taken, names = None, (*AVERAGES, *CONTAINERS) if prefer == "ema" else (*CONTAINERS, *AVERAGES)
     for _ in names:  # one may lie in another
         if not isinstance(content, dict):
             break
