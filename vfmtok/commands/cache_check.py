@@ -1,9 +1,11 @@
-"""The check that ends `vfmtok codes`: entries are decoded, drawn beside the images and measured, and codes counted.
+"""The checks that end a cache: entries of `vfmtok codes` are decoded, drawn beside the images and measured, and codes
+counted; of imported codes there are no images, so some are decoded to be looked at.
 
 Shapes: n entries, S side; ... is a code as it is stored, (K,) or (M,C,h,w).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from vfmtok.code import Code, Ids
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCacheWriter, as_code
+from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.latent_cache import LatentCache, open_cache, shown
 from vfmtok.data.order import evenly_spaced
 from vfmtok.data.records import RecordDataset
@@ -21,8 +24,10 @@ from vfmtok.errors import DataError
 from vfmtok.metrics.pixels import psnr
 from vfmtok.metrics.usage import count_codes, usage_of_counts
 from vfmtok.pictures.contact_sheet import draw_pairs
+from vfmtok.pictures.rows import draw_rows
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
+SHOWN = 8  # of imported codes
 
 
 def finish(
@@ -129,3 +134,33 @@ def _report_usage(cache: code_cache.CodeCache) -> None:
             f"codebook usage{which} {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes "
             f"occur, counted over all records and views; perplexity {usage['perplexity']:.1f})"
         )
+
+
+# --------------------------------------------------------------------------------------
+# Imported codes
+# --------------------------------------------------------------------------------------
+
+
+def draw_decoded(tokenizer: nn.Module, writer: CodeCacheWriter, labels: np.ndarray, classes: list[str]) -> None:
+    """A few entries decoded: whether codes and tokenizer belong together is seen at once. Raises DataError."""
+    rows = evenly_spaced(SHOWN, len(labels))
+    codes, size = writer.written_rows(), tokenizer.config.image_size
+    entries = [as_code(codes[row, :1], tokenizer.code) for row in rows]  # n x (1,...)
+    pixels = torch.stack([tokenizer.decode_to_uint8(entry, size) for entry in entries]).numpy()  # (n,1,S,S,3)
+    sheet = writer.path / "contact_sheet.png"
+    try:
+        draw_rows(pixels, [classes[label] for label in labels[rows]], f"Decoded: {writer.path.name}").save(sheet)
+    except OSError as error:
+        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all codes are written, run again") from None
+
+
+def classes_of(dataset: str | None, labels: np.ndarray, source: Path) -> list[str]:
+    """The names of the classes of a prepared dataset; without one the labels themselves. Raises DataError."""
+    count = int(labels.max()) + 1
+    if dataset is None:
+        return [str(label) for label in range(count)]
+    classes = open_dataset(dataset).classes
+    if classes is None or len(classes) != count:
+        has = "no names of classes" if classes is None else f"{len(classes)} classes"
+        raise DataError(f"{dataset} has {has}, the labels of {source} are of {count}")
+    return classes

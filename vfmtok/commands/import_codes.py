@@ -1,4 +1,6 @@
-"""`vfmtok import-codes OUT --ten-crop 1.1 FOLDER`: LlamaGen's code folders as a token cache of ours.
+"""`vfmtok import-codes OUT --ten-crop 1.1 FOLDER`: codes that other programs made, as a cache of ours.
+
+Here LlamaGen's folders of ids; LightningDiT's and REG's of latents are read by import_latents.py.
 
 Shapes: N images, b images of a block, V views, K tokens, S side.
 """
@@ -12,32 +14,30 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vfmtok.code import Ids, code_to_dict
-from vfmtok.commands import flags
+from vfmtok.code import Ids, Latents, code_to_dict
+from vfmtok.commands import flags, import_latents
+from vfmtok.commands.cache_check import classes_of, draw_decoded
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache, CodeCacheWriter
-from vfmtok.data.dataset_folder import open_dataset
-from vfmtok.data.order import evenly_spaced
 from vfmtok.data.published_codes import FLIP, TEN_CROP, PublishedCodes
 from vfmtok.data.views import CENTRE_VIEWS, ten_crop_views
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.metrics.usage import usage_of_counts
-from vfmtok.pictures.rows import draw_rows
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.hashing import tokenizer_hash
 
 BLOCK = 1024  # images read before they are written
-SHOWN = 8  # images that are decoded into the contact sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Turn code folders of LlamaGen's extraction into a token cache for train_c2i.py --code-path. The folders "
         "do not say what their views are: name them. Two --ten-crop folders, 1.05 and 1.1, become one cache of 20 "
-        "views. Files that repeat the first images at the end are dropped. The same command again continues."
+        "views. Files that repeat the first images at the end are dropped. LightningDiT's and REG's latents become a "
+        "latent cache likewise. The same command again continues."
     )
-    parser.add_argument("out", metavar="OUT", help="the folder of the token cache")
+    parser.add_argument("out", metavar="OUT", help="the folder of the cache")
     flags.add_tokenizer(parser)
     flags.add_set(parser, "tokenizer")
     parser.add_argument("--flip", metavar="FOLDER", help="codes of the evaluation crop and its mirror image")
@@ -53,15 +53,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=flags.positive, metavar="N", help="images, 1281167 of ImageNet (default: until labels repeat)"
     )
     parser.add_argument("--dataset", metavar="PATH", help="a prepared dataset with the same classes, for their names")
+    import_latents.add_arguments(parser.add_argument_group("latents instead of ids"))
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
-    if (args.flip is None) == (not args.ten_crop):
-        raise ConfigError("name what the views are: --flip FOLDER, or --ten-crop RANGE FOLDER")
+    latents = import_latents.named(args)
+    if (args.flip is not None) + bool(args.ten_crop) + len(latents) != 1:
+        raise ConfigError(
+            "name one of --flip FOLDER, --ten-crop RANGE FOLDER (what the views are), --lightningdit FOLDER and --reg "
+            "FOLDER"
+        )
     tokenizer = open_tokenizer(args, torch.device("cpu"))
-    if not isinstance(tokenizer.code, Ids):
-        raise ConfigError(f"code folders hold ids, and this tokenizer makes {tokenizer.code}")
+    holds = Latents if latents else Ids
+    if not isinstance(tokenizer.code, holds):
+        raise ConfigError(
+            f"the folder holds {'latents' if latents else 'ids'}, and this tokenizer makes {tokenizer.code}"
+        )
+    if latents:
+        import_latents.run(args, tokenizer)
+    else:
+        _import_ids(args, tokenizer)
+
+
+def _import_ids(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
+    import_latents.check_unused(args)
     folders, views = _open(args, tokenizer)
     first = folders[0]
     for other in folders[1:]:
@@ -72,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         "dataset": ", ".join(str(folder.path) for folder in folders),
         "dataset_fingerprint": hashlib.sha256(b"imported codes" + first.labels.tobytes()).hexdigest(),
         "num_samples": len(first),
-        "classes": _classes(args.dataset, first),
+        "classes": classes_of(args.dataset, first.labels, first.path),
         "views": views,
         "seed": None,
         "image_size": tokenizer.config.image_size,
@@ -86,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         return
     with contextlib.closing(CodeCacheWriter(args.out)) as writer:
         _copy(folders, tokenizer.code, writer)
-        _draw(tokenizer, writer, first.labels, metadata["classes"])
+        draw_decoded(tokenizer, writer, first.labels, metadata["classes"])
         writer.finish()
     _report(CodeCache(args.out), folders)
 
@@ -111,18 +127,6 @@ def _open(args: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[Publishe
     return folders, [view.name for view in ten_crop_views(ranges)]
 
 
-def _classes(dataset: str | None, codes: PublishedCodes) -> list[str]:
-    """The names by label; without a dataset the labels themselves. Raises DataError."""
-    count = int(codes.labels.max()) + 1
-    if dataset is None:
-        return [str(label) for label in range(count)]
-    classes = open_dataset(dataset).classes
-    if classes is None or len(classes) != count:
-        has = "no names of classes" if classes is None else f"{len(classes)} classes"
-        raise DataError(f"{dataset} has {has}, the labels of {codes.path} are of {count}")
-    return classes
-
-
 def _copy(folders: list[PublishedCodes], code: Ids, writer: CodeCacheWriter) -> None:
     """Every block of images into the cache. Raises DataError: a file is odd, or the disk refuses."""
     labels = folders[0].labels
@@ -138,19 +142,6 @@ def _copy(folders: list[PublishedCodes], code: Ids, writer: CodeCacheWriter) -> 
                     "another tokenizer's"
                 )
         writer.write(int(rows[0]), ids, labels[rows], np.zeros(len(rows), bool))
-
-
-def _draw(tokenizer: Tokenizer, writer: CodeCacheWriter, labels: np.ndarray, classes: list[str]) -> None:
-    """A few entries decoded: whether ids and tokenizer belong together is seen at once. Raises DataError."""
-    rows = evenly_spaced(SHOWN, len(labels))
-    ids = torch.from_numpy(writer.written_rows()[rows, :1].astype(np.int64))  # (n,1,K)
-    size = tokenizer.config.image_size
-    pixels = torch.stack([tokenizer.decode_to_uint8(entry, size) for entry in ids]).numpy()  # (n,1,S,S,3)
-    sheet = writer.path / "contact_sheet.png"
-    try:
-        draw_rows(pixels, [classes[label] for label in labels[rows]], f"Decoded: {writer.path.name}").save(sheet)
-    except OSError as error:
-        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all ids are written, run again") from None
 
 
 def _report(cache: CodeCache, folders: list[PublishedCodes]) -> None:

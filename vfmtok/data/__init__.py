@@ -8,5 +8,6 @@ shards         shards (training from WebDataset shards), shard_index (where samp
 training       order (which samples come next), transforms (crops), loader (batches)
 codes          code_cache (a data set's ids in one array), latent_cache (its latents), cache_layout (both on the
                disk), views (the crops of an image that they keep), latent_statistics (mean and deviation of latents),
-               published_codes (LlamaGen's folders of ids)
+               published_codes (LlamaGen's folders of ids), published_latents (LightningDiT's and REG's),
+               latent_export (the same, written)
 """

@@ -18,7 +18,6 @@ from vfmtok.code import Latents
 from vfmtok.data.cache_layout import code_in, read_metadata, write_metadata
 from vfmtok.data.code_cache import Cache, CodeCache
 from vfmtok.data.latent_statistics import LatentStatistics, Per, StatisticsSum
-from vfmtok.errors import DataError
 
 STATISTICS = "stats.safetensors"
 _CHUNK = 2**22  # values read at a time
@@ -71,8 +70,18 @@ def open_cache(path: str | Path) -> CodeCache | LatentCache:
     return kind(path)
 
 
+def measure(rows: np.ndarray, per: Per) -> LatentStatistics:
+    """Of all rows (N,V,M,C,h,w) of a cache. Every process must call it. Raises DataError: they can't be normalised."""
+    found = StatisticsSum(rows.shape[3:])
+    with distributed.together():
+        for chunk in _share(rows):  # (n,V,M,C,h,w)
+            values = torch.from_numpy(chunk.astype(np.float64)).flatten(0, 1)  # (n*V,M,C,h,w)
+            found.add(values[:, 0], values[:, 1] if values.shape[1] == 2 else None)
+    return found.merged().statistics(per)
+
+
 def write_statistics(path: Path, rows: np.ndarray, per: Per) -> dict[str, object]:
-    """Measure all rows (N,V,M,C,h,w) of a cache and write its stats.safetensors. Every process must call it.
+    """``measure`` the rows of the cache at ``path`` and write its stats.safetensors. Every process must call it.
 
     Returns:
         what cache.json says of them.
@@ -80,12 +89,7 @@ def write_statistics(path: Path, rows: np.ndarray, per: Per) -> dict[str, object
     Raises:
         DataError: they can't be normalised, or the disk refuses.
     """
-    found = StatisticsSum(rows.shape[3:])
-    with distributed.together():
-        for chunk in _share(rows):  # (n,V,M,C,h,w)
-            values = torch.from_numpy(chunk.astype(np.float64)).flatten(0, 1)  # (n*V,M,C,h,w)
-            found.add(values[:, 0], values[:, 1] if values.shape[1] == 2 else None)
-    statistics = found.merged().statistics(per)
+    statistics = measure(rows, per)
     with distributed.together():
         if distributed.is_main():
             statistics.save(path / STATISTICS)
@@ -104,10 +108,3 @@ def shown(statistics: LatentStatistics) -> str:
     mean, std = statistics.mean, statistics.std
     per = "channel" if mean.shape[1:] == (1, 1) else "channel and place"
     return f"mean {mean.min():.3g} to {mean.max():.3g}, standard deviation {std.min():.3g} to {std.max():.3g} per {per}"
-
-
-def check_statistics(statistics: LatentStatistics, code: Latents, source: object) -> None:
-    """Raise DataError unless they are of such latents (C,h,w)."""
-    shape = tuple(statistics.mean.shape)
-    if shape not in (tuple(code.shape), (code.shape[0], 1, 1)):
-        raise DataError(f"{source} is of latents {shape}, not of {code}")

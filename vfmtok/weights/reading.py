@@ -49,12 +49,7 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
     try:
         if path.suffix == ".safetensors":
             return without_prefixes(safetensors.torch.load_file(path)), None
-        if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs what these say, in spite of weights_only
-            raise WeightsError("it is a tar archive, a form that PyTorch left in 2017")
-        with _admitting([argparse.Namespace, *_numpy_globals()]):
-            # Mapped, not read: a published checkpoint may hold the optimizer's state too, three times the weights.
-            mapped = zipfile.is_zipfile(path)
-            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+        content = _load(path)
     except Exception as error:  # unpickling damaged bytes raises nearly anything
         raise WeightsError(f"cannot read weights from {path}: {_why(error)}") from None
     taken, names = None, (*AVERAGES, *CONTAINERS) if prefer == "ema" else (*CONTAINERS, *AVERAGES)
@@ -68,6 +63,29 @@ def read_named(path: str | Path, prefer: Preference = "ema") -> tuple[dict[str, 
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} does not hold a state dict")
     return without_prefixes(content), taken
+
+
+def read_arrays(path: str | Path) -> dict[str, Tensor]:
+    """Named tensors or NumPy arrays of numbers of a torch file, as tensors; opened as ``read_named`` does.
+
+    Raises WeightsError: the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no file at {path}")
+    try:
+        content = _load(path)
+        return {str(name): torch.as_tensor(value) for name, value in dict(content).items()}
+    except Exception as error:  # unpickling damaged bytes raises nearly anything
+        raise WeightsError(f"cannot read arrays from {path}: {_why(error)}") from None
+
+
+def _load(path: Path) -> Any:
+    if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs what these say, in spite of weights_only
+        raise WeightsError("it is a tar archive, a form that PyTorch left in 2017")
+    with _admitting([argparse.Namespace, *_numpy_globals()]):
+        # Mapped, not read: a published checkpoint may hold the optimizer's state too, three times the weights.
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
