@@ -22,7 +22,8 @@ from vfmtok.data.latent_cache import open_cache
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.transforms import RandomCrop, to_unit_range
+from vfmtok.data.training_crop import training_crop
+from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import autocast
@@ -261,9 +262,7 @@ def training_codes(
     )
     if data.cache is not None:
         return CachedCodes(data.cache, order, samples_seen, recipe.generator)
-    crop = RandomCrop(
-        data.tokenizer.config.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center"
-    )
+    crop = training_crop(recipe.data.crop, data.tokenizer.config.image_size, run.seed, recipe.data.flip)
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
     return EncodedCodes(
         loader, data.records.path, data.tokenizer, micro_batch, run.precision, recipe.generator, run.seed % 2**64

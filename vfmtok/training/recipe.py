@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
+from vfmtok.data.training_crop import Crop
 from vfmtok.encoders.config import EncoderConfig, require_encoder_weights
 from vfmtok.errors import ConfigError
 from vfmtok.quantizers import QUANTIZERS, CosineConfig
@@ -26,7 +27,9 @@ class DataConfig:
 
     path: str = ""  # a folder made by `vfmtok prepare`, one LMDB, or WebDataset shards (also a URL)
     val_path: str | None = None  # held-out images; None takes the folder's own val_lmdb, if it has one
-    crop: Literal["random", "center"] = "random"  # random: short side in [size, size/0.8], then a random square
+    # random: the short side becomes size to size/0.8 px, then a square of it; zoom: a square of half the short side to
+    # all of it becomes size px; center: the evaluation crop.
+    crop: Crop = "random"
     flip: bool = True
     num_workers: int = 4  # processes that read and decode, per training process
     min_size: int | None = None  # of shards: images with a shorter short side (px) are left out

@@ -11,7 +11,7 @@ from vfmtok.code import Ids
 from vfmtok.data.dataset_folder import open_for_training
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
-from vfmtok.data.transforms import RandomCrop
+from vfmtok.data.training_crop import training_crop
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.encoders.config import for_training
 from vfmtok.errors import ConfigError, DataError
@@ -201,7 +201,7 @@ class TokenizerRun:
 
     def loader(self) -> ImageLoader:
         recipe, run, world = self.recipe, self.recipe.run, self.world
-        crop = RandomCrop(recipe.tokenizer.image_size, run.seed, recipe.data.flip, centred=recipe.data.crop == "center")
+        crop = training_crop(recipe.data.crop, recipe.tokenizer.image_size, run.seed, recipe.data.flip)
         count, sizes = len(self.records), self.records.shard_sizes
         order = SampleOrder(
             count, run.global_batch, run.seed, world_size=world.size, rank=world.rank, shard_sizes=sizes
