@@ -31,8 +31,8 @@ import vfmtok
 from vfmtok.decoders.vqgan import PixelDecoder, ResBlock
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.layers import deformable_attention
+from vfmtok.layers.region_sampler import SamplerLayer
 from vfmtok.losses import perceptual
-from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
 from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
 from vfmtok.training.ema import EMA
 from vfmtok.training.objective import (

@@ -105,7 +105,7 @@ def test_overrides_apply_in_order(root):
         ("encoder: {std: [0, 0, 0]}", "encoder.std must have 3 positive numbers"),
         ("encoder: {weights_sha256: abc}", "encoder.weights_sha256 needs encoder.weights to name a file"),
         ("image_size: [", "not valid YAML"),
-        ("kind: [a]", "kind must be one of vfmtok, hita, vfm_vae, vqgan, got ['a']"),
+        ("kind: [a]", "kind must be one of vfmtok, hita, vfm_vae, vfmae, vqgan, got ['a']"),
         ("quantizer: {kind: {a: b}}", "quantizer.kind must be one of cosine, fsq, got {'a': 'b'}"),
         ("num_tokens: 16", "unknown key 'num_tokens' (closest match: 'sampler.num_tokens')"),
         ("- a", "expected keys and values at the top"),

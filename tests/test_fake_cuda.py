@@ -34,6 +34,13 @@ TOKENIZER_CASES = {
          "num_holistic=6", "image_size=64", "patch_encoder.channels=32", "pixel_decoder.channels=32"),
         64,
     ),
+    "vfmae": (
+        "configs/vfmae/vfmae.yaml",
+        ("encoder.name=test_vit", "encoder.image_size=64", "encoder.levels=[2,4,6]", "dim=64", "image_size=64",
+         "sampler.num_tokens=16", "decoder.mlp_dim=64", "pixel_decoder.channels=32"),
+        64,
+    ),
+    "vfmae, full size": ("configs/vfmae/vfmae.yaml", (), 256),
     "vqgan": (
         "configs/vqgan/vq16.yaml",
         ("quantizer.entropy_weight=0.1", "image_size=64", "encoder.channels=32", "pixel_decoder.channels=32"),
@@ -164,9 +171,10 @@ def test_tokenizer(case, bf16, root):
         assert all(loss.dtype == torch.float32 and loss.ndim == 0 for loss in out.losses.values())
         tokenizer.eval()
         with torch.no_grad():
-            encoding = tokenizer.encode(images(size + 1 if case.startswith("vfmtok") else size))
+            encoding = tokenizer.encode(images(size + 1 if case.startswith(("vfmtok", "vfmae")) else size))
             code = code_of(encoding, tokenizer.code)
-            assert code.dtype == torch.int64 and code.shape == (2, *tokenizer.code.shape)
+            assert code.dtype == (torch.float32 if isinstance(tokenizer.code, Latents) else torch.int64)
+            assert code.shape == (2, *tokenizer.code.shape)
             decoded, pixels = tokenizer.decode(code), tokenizer.decode_to_uint8(code, size // 2)
         assert pixels.shape == (2, size // 2, size // 2, 3) and pixels.dtype == torch.uint8
         assert_on_cuda(out, encoding, decoded, pixels)

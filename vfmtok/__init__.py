@@ -33,6 +33,8 @@ _PUBLIC = {
     "vfmtok.tokenizers.hita.model": ("Hita",),
     "vfmtok.tokenizers.vfm_vae.config": ("VFMVAEConfig",),
     "vfmtok.tokenizers.vfm_vae.model": ("VFMVAE",),
+    "vfmtok.tokenizers.vfmae.config": ("VFMAEConfig",),
+    "vfmtok.tokenizers.vfmae.model": ("VFMAE",),
     "vfmtok.tokenizers.vfmtok.config": ("TokenizerConfig", "VFMTokConfig"),
     "vfmtok.tokenizers.vfmtok.model": ("Encoding", "TokenizerOutput", "VFMTok"),
     "vfmtok.tokenizers.vqgan.config": ("VQGANConfig",),
@@ -86,6 +88,8 @@ if TYPE_CHECKING:  # for editors
     from vfmtok.tokenizers.hita.model import Hita as Hita
     from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig as VFMVAEConfig
     from vfmtok.tokenizers.vfm_vae.model import VFMVAE as VFMVAE
+    from vfmtok.tokenizers.vfmae.config import VFMAEConfig as VFMAEConfig
+    from vfmtok.tokenizers.vfmae.model import VFMAE as VFMAE
     from vfmtok.tokenizers.vfmtok.config import TokenizerConfig as TokenizerConfig
     from vfmtok.tokenizers.vfmtok.config import VFMTokConfig as VFMTokConfig
     from vfmtok.tokenizers.vfmtok.model import Encoding as Encoding

@@ -1,4 +1,4 @@
-"""The manifests of LlamaGen, Hita and RAR are their published tables, and the scripts take what they say."""
+"""The manifests of LlamaGen, Hita, RAR and VFMAE are their published tables, and the scripts take what they say."""
 
 import pytest
 import tiny_models
@@ -61,11 +61,12 @@ GENERATION = {
 RECONSTRUCTION = [f"llamagen-tokenizer-{name}-{size}" for name, size in LLAMAGEN_RFID] + [
     "hita-tokenizer-v",
     "hita-tokenizer-u",
+    "vfmae-tokenizer",
 ]
 
 
 def test_every_row_has_a_manifest():
-    ours = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-"))]
+    ours = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-", "vfmae-"))]
     assert ours == sorted([*GENERATION, *RECONSTRUCTION])
 
 
@@ -94,6 +95,11 @@ def test_the_numbers_of_reconstructions():
         manifest = find_manifest(f"hita-tokenizer-{kind}")
         assert [number.value for number in manifest.expected[:2]] == [rfid, ris]
         assert manifest.rfid_against == "originals" and manifest.resize == "pillow"
+    manifest = find_manifest("vfmae-tokenizer")
+    published = {"rFID": 0.29, "rIS": 225.6, "PSNR": 25.5, "SSIM (data range 2)": 0.82}
+    assert {number.name: number.value for number in manifest.expected} == published
+    row = published_file(*split_name(manifest.tokenizer))
+    assert row.config.image_size == manifest.image_size and row.config.kind == "vfmae"
 
 
 def test_what_is_sampled_is_a_part_on_its_own_tokenizer():
@@ -133,6 +139,7 @@ def test_what_is_sampled_is_a_part_on_its_own_tokenizer():
         ("rar-xl-no-cfg", {"temperature": 1.0}),
         ("llamagen-tokenizer-vq8-256", None),
         ("hita-tokenizer-u", None),
+        ("vfmae-tokenizer", None),
     ],
 )
 def test_the_scripts_take_what_a_dry_run_tells(name, sampling, capsys, monkeypatch):

@@ -138,9 +138,21 @@ def test_impossible_recipes(settings, message):
         parse("--data-path x " + " ".join(f"--set {setting}" for setting in settings.split()))
 
 
-FILES = {"vfmtok": "vit_transformer.yaml", "hita": "hita_vqgan.yaml", "vqgan": "vqgan/vq16.yaml"}
-VALUE_OF = {"--image-size": "672", "--z-channels": "64", "--vq-model": "VQ-8", "--enable-vfm-recon": ""}
-REFUSED = {"vqgan": {"--codebook-slots-embed-dim", "--num-slots", "--enable-vfm-recon"}, "vfmtok": {"--num-slots"}}
+FILES = {
+    "vfmtok": "vit_transformer.yaml", "hita": "hita_vqgan.yaml", "vqgan": "vqgan/vq16.yaml", "vfmae": "vfmae/vfmae.yaml"
+}  # fmt: skip
+VALUE_OF = {
+    "--image-size": "672", "--z-channels": "64", "--vq-model": "VQ-8", "--ae-model": "AE-16", "--enable-vfm-recon": ""
+}  # fmt: skip
+CONTINUOUS = {"--embed-dim", "--ae-model"}
+DISCRETE = {
+    "--codebook-size", "--codebook-slots-embed-dim", "--codebook-embed-dim", "--num-slots", "--entropy-loss-ratio",
+    "--commit-loss-beta", "--vq-model",
+}  # fmt: skip
+REFUSED = {
+    "vqgan": {"--codebook-slots-embed-dim", "--num-slots", "--enable-vfm-recon"} | CONTINUOUS,
+    "vfmtok": {"--num-slots"} | CONTINUOUS, "hita": CONTINUOUS, "vfmae": DISCRETE,
+}  # fmt: skip
 
 
 def of_family(root, kind: str, arguments: str = ""):
@@ -159,8 +171,10 @@ def test_flags_of_the_tokenizer_mean_what_its_family_says(root, kind, flag):
             of_family(root, kind, given)
         assert "\n" not in str(refused.value)
         return
-    if (kind, flag) == ("vfmtok", "--enable-vfm-recon"):
+    if kind in ("vfmtok", "vfmae") and flag == "--enable-vfm-recon":
         given = "--no-enable-vfm-recon"
+    if (kind, flag) == ("vfmae", "--ae-model"):
+        pytest.skip("its only value is the default: see test_the_published_command_of_vfmae")
     before, after = (leaves(config_to_dict(of_family(root, kind, text))) for text in ("", given))
     fields = type(of_family(root, kind)).PUBLISHED_FLAGS[flag]
     assert {name for name in before if before[name] != after[name]} == set(fields)
@@ -187,6 +201,27 @@ def test_the_published_commands_of_hita(root):
     config = recipe.tokenizer
     assert (config.holistic_quantizer.code_dim, config.patch_quantizer.code_dim, config.stride) == (6, 8, 8)
     assert config.patch_encoder.multipliers == (1, 2, 2, 4) and config.patch_encoder.dropout == 0.5
+
+
+def test_the_published_command_of_vfmae(root, tmp_path):
+    """`ae_train.py`'s flags make the release of a model file that says otherwise."""
+    published = load_config(f"{root}/configs/vfmae/vfmae.yaml", ["encoder.weights=random"])
+    other = ("image_size=64", "latent_channels=16", "dim=256", "decoder.reconstruct_features=false")
+    save_config(
+        with_overrides(published, [*other, "pixel_decoder.multipliers=[4,2,1]", "pixel_decoder.dropout=0.5"]),
+        tmp_path / "model.yaml",
+    )
+    recipe = parse(
+        "--image-size 256 --ae-model AE-16 --embed-dim 32 --z-channels 512 --dropout-p 0 --enable-vfm-recon "
+        f"--mixed-precision none --ae-ckpt run --data-path x --transformer-config-file {tmp_path}/model.yaml"
+    )
+    assert recipe.tokenizer == published and recipe.run.precision == "none"
+
+
+def test_a_continuous_tokenizer_has_no_codebook_to_care_for(root):
+    for setting in ("continuous_steps=9", "kmeans=true", "revive=true", "window=9"):
+        with pytest.raises(ConfigError, match=r"codebook: .* continuous"):
+            of_family(root, "vfmae", f"--set codebook.{setting}")
 
 
 def test_llamagens_flags(root):

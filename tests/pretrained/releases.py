@@ -19,6 +19,11 @@ VQGAN = (
 )  # fmt: skip
 GPT = ("n_layer=2", "n_head=4", "dim=32", "num_tokens=64", "vocab_size=48")
 RAR = ("n_layer=2", "n_head=4", "dim=32", "ffn_hidden=40", "num_tokens=16", "vocab_size=64", "num_classes=3")
+VFMAE = (
+    "image_size=32", "dim=32", "latent_channels=4", "encoder.name=test_vit", "encoder.image_size=64",
+    "encoder.levels=[3,6]", "encoder.weights=random", "sampler.num_tokens=16", "sampler.depth=1", "sampler.mlp_dim=32",
+    "decoder.depth=2", "decoder.mlp_dim=32", "pixel_decoder.channels=32", "pixel_decoder.multipliers=[1,1,1]",
+)  # fmt: skip
 HITA_GPT = ("n_layer=2", "n_head=4", "dim=32", "num_tokens=16", "num_holistic=6", "vocab_size=40")
 
 
@@ -50,4 +55,4 @@ def training_checkpoint(model: nn.Module, taken: str) -> bytes:
     return torch_file(content | {"steps": 7, "optimizer": {}, "args": argparse.Namespace(lr=1e-4)})
 
 
-__all__ = ["GPT", "HITA", "HITA_GPT", "LLAMAGEN", "RAR", "VFMTOK", "VQGAN", "by_rule", "model_of", "moved"]
+__all__ = ["GPT", "HITA", "HITA_GPT", "LLAMAGEN", "RAR", "VFMAE", "VFMTOK", "VQGAN", "by_rule", "model_of", "moved"]

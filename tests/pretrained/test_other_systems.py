@@ -1,4 +1,4 @@
-"""LlamaGen's, Hita's and RAR's files: found by part, read from every wrapper, written again as they were."""
+"""LlamaGen's, Hita's, RAR's and VFMAE's files: found by part, read from every wrapper, written again as they were."""
 
 import golden_rule
 import pytest
@@ -19,6 +19,7 @@ PARTS = {
     (LLAMAGEN, "c2i_B_256"): releases.GPT,
     (HITA, "ultra/GPT-B-250e"): releases.HITA_GPT,
     (VFMTOK, "RAR-L"): releases.RAR,
+    (VFMTOK, "vfmae"): releases.VFMAE,
 }
 
 

@@ -198,7 +198,7 @@ def test_every_ablation_trains_in_two_processes(recipe_file):
 
 def test_recomputed_activations_change_nothing(tiny_tokenizer):
     from vfmtok.decoders.vqgan import ResBlock
-    from vfmtok.tokenizers.vfmtok.region_sampler import SamplerLayer
+    from vfmtok.layers.region_sampler import SamplerLayer
     from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer
 
     gradients = []

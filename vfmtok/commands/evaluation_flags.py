@@ -45,8 +45,10 @@ MODEL_FLAGS = tuple(
         "--codebook-size",
         "--codebook-slots-embed-dim",
         "--codebook-embed-dim",
+        "--embed-dim",
         "--num-slots",
         "--vq-model",
+        "--ae-model",
     )
 )
 

@@ -15,7 +15,7 @@ Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 # The scripts were published with names of their own for the same things; each of these is understood besides.
 ALIASES = {
-    "--vq-ckpt": ("--tokenizer",),
+    "--vq-ckpt": ("--tokenizer", "--ae-ckpt"),
     "--transformer-config-file": ("--transformer-config", "--tokenizer-config"),
     "--gpt": ("--generator",),
     "--gpt-ckpt": ("--generator",),

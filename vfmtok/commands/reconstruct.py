@@ -268,6 +268,8 @@ def _check_codes(codes: np.ndarray, code: Code, path: Path) -> None:
     if fits and isinstance(code, Ids):
         parts = zip(code.segments, code.slices(), strict=True)
         fits = all(codes[:, place].max(initial=0) < segment.size for segment, place in parts)
+    elif fits:
+        fits = bool(np.isfinite(codes).all())
     if not fits:
         raise DataError(f"{path} is damaged: its codes are not those of {code} an image")
 

@@ -13,7 +13,7 @@ from vfmtok.commands.parser import OneLineParser
 from vfmtok.config import config_to_dict, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.tokenizers import load_config
-from vfmtok.tokenizers.published_flags import VQ_MODELS, fields_of_flags, without_effect
+from vfmtok.tokenizers.published_flags import AE_MODELS, VQ_MODELS, fields_of_flags, without_effect
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig, RunConfig, TokenizerRecipe
 
 SHARED_FLAGS: Flags = (
@@ -66,6 +66,7 @@ MODEL_FLAGS = (
     ("--codebook-size", int, "of every codebook"),
     ("--codebook-slots-embed-dim", int, "dimensions of a code: of VFMTok's region tokens, of Hita's holistic tokens"),
     ("--codebook-embed-dim", int, "dimensions of a code: of VQGAN, of Hita's patches; VFMTok has no such codebook"),
+    ("--embed-dim", int, "channels of a latent: of VFMAE"),
     ("--num-slots", int, "holistic tokens of Hita"),
     ("--entropy-loss-ratio", float, "weight of the entropy loss of every codebook"),
     ("--commit-loss-beta", float, "weight of the commitment loss of every codebook"),
@@ -73,6 +74,7 @@ MODEL_FLAGS = (
     ("--dropout-p", float, "of the residual blocks"),
     ("--enable-vfm-recon", bool, "reconstruct the encoder's features; with Hita it must agree with the configuration"),
     ("--vq-model", tuple(VQ_MODELS), "depth of the pixel decoder, and of an encoder trained with it"),
+    ("--ae-model", tuple(AE_MODELS), "the same of VFMAE"),
 )
 
 

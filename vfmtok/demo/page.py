@@ -133,7 +133,7 @@ def _control(field: dataclasses.Field, studio: Studio, value: Any = None) -> gr.
 def _tokens_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
     on_grid = studio.on_grid is not None
     has_points = has_sampling_points(studio.tokenizer) and on_grid and studio.on_grid[1].start == 0
-    start = ", ".join(map(str, default_tokens(studio.on_grid[0]))) if on_grid else ""
+    start = ", ".join(map(str, default_tokens(studio.on_grid[0].count, studio.grid))) if on_grid else ""
     with gr.Row():
         image = _upload("Image", examples, examples[0], "upload", 320)
         decoded = _picture("Reconstruction", "reconstruction", ["pixels", "whole"], 320)

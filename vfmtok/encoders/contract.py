@@ -19,7 +19,8 @@ class FeatureEncoder(Protocol):
         available_levels: how many levels there are to choose from.
 
     With ``config.frozen`` its parameters take no gradient and ``forward`` builds no graph. An encoder whose publisher
-    has names of its own for the weights also has ``load_official(state_dict)``, strict.
+    has names of its own for the weights also has ``load_official(state_dict)``, strict. One with a class token says so
+    (``has_class_token``) and gives it: ``with_class_token(images)`` is one (B,1+N,C) per level, the class token first.
     """
 
     config: Any

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
         widths: channels of every level.
         grids: (height, width) in cells of every level at ``config.image_size``.
         available_levels: how many the whole backbone has.
+        has_class_token: whether its model has one, as ViTs mostly have.
 
     Frozen (``config.frozen``), it stays in eval mode, takes no gradient and builds no graph.
 
@@ -96,10 +97,14 @@ class Encoder(nn.Module):
         """``forward`` with the graph to the images kept even if frozen: for losses measured in these features."""
         return self._read_levels(self._normalise(images))
 
+    @property
+    def has_class_token(self) -> bool:
+        return getattr(self.backbone, "cls_token", None) is not None
+
     def with_class_token(self, images: Tensor) -> list[Tensor]:
         """``forward`` with the class token first: one (B,1+N,C) per level. A model that has no class token gets the
         mean of the level's cells in its place."""
-        if not getattr(self.backbone, "num_prefix_tokens", 0):
+        if not self.has_class_token:
             return [torch.cat([cells.mean(1, keepdim=True), cells], dim=1) for cells in self(images)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             levels = self._read_maps(self.backbone, self._normalise(images), return_prefix_tokens=True)

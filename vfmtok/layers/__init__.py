@@ -6,6 +6,7 @@ modulated                 convolutions modulated by a style vector
 map_attention             self-attention over the cells of a map
 upsampling                doubling of maps by pixel shuffle and blur
 deformable_attention      sampling of feature maps at learned places
+region_sampler            learned queries that read regions of feature maps
 positions                 sine-cosine tables, resampling of learned positions
 rotary                    rotary positions on a grid
 resize                    images to a square, by several conventions

@@ -20,7 +20,14 @@ class TransformerLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = SwiGLU(dim, mlp_dim)
 
-    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        """x (B,N,D) -> (B,N,D). ``mask`` (N,N) is True where a token (row) may look."""
-        x = x + self.attention(self.attention_norm(x), causal=causal, mask=mask)  # (B,N,D)
-        return x + self.mlp(self.mlp_norm(x))  # (B,N,D)
+    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None, last: int | None = None) -> Tensor:
+        """x (B,N,D) -> (B,N,D). ``mask`` (N,N) is True where a token (row) may look.
+
+        ``last`` without either: only so many tokens, the last, are computed from all, (B,last,D).
+        """
+        y = self.attention_norm(x)  # (B,N,D)
+        if last is None:
+            x = x + self.attention(y, causal=causal, mask=mask)  # (B,N,D)
+        else:
+            x = x[:, -last:] + self.attention(y[:, -last:], y)  # (B,last,D)
+        return x + self.mlp(self.mlp_norm(x))

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vfmtok.code import Segment
 from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import ConfigError
 from vfmtok.pictures.reconstruction import paste_framed
 from vfmtok.pictures.style import FAINT, MARGIN, new_sheet, write_text
 
+Grid = tuple[int, int] | None  # (h,w) on which tokens lie in the image, row by row
 VIEW, GAP = 288, 12  # side of an image
 COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#64d2ff", "#ff9f0a", "#ffffff")
 
@@ -30,25 +30,24 @@ def parse_tokens(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, text.split(",")))
 
 
-def chosen_tokens(segment: Segment, tokens: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The tokens whose points are drawn: these, by default four, of a grid one of each quarter.
+def chosen_tokens(count: int, grid: Grid, tokens: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Which of ``count`` tokens have their points drawn: these, by default four, of a grid one of each quarter.
 
     Raises:
         ConfigError: there is no such token, or too many are named.
     """
-    count = segment.count
-    tokens = default_tokens(segment) if tokens is None else tuple(tokens)
+    tokens = default_tokens(count, grid) if tokens is None else tuple(tokens)
     if not 0 < len(tokens) <= len(COLOURS) or not all(0 <= token < count for token in tokens):
         raise ConfigError(f"sampling points are drawn for 1 to {len(COLOURS)} of the tokens 0 to {count - 1}")
     return tokens
 
 
-def default_tokens(segment: Segment) -> tuple[int, ...]:
+def default_tokens(count: int, grid: Grid) -> tuple[int, ...]:
     """A token from the middle of each quarter of the grid; four, evenly spaced, where there is no grid."""
-    if segment.grid is None:
-        return tuple(evenly_spaced(4, segment.count).tolist())
-    rows, columns = ((side // 4, side - 1 - side // 4) for side in segment.grid)
-    return tuple(sorted({row * segment.grid[1] + column for row in rows for column in columns}))
+    if grid is None:
+        return tuple(evenly_spaced(4, count).tolist())
+    rows, columns = ((side // 4, side - 1 - side // 4) for side in grid)
+    return tuple(sorted({row * grid[1] + column for row in rows for column in columns}))
 
 
 def draw_sampling_points(pixels: np.ndarray, points: Sequence[Any], tokens: Sequence[int]) -> Image.Image:

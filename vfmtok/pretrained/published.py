@@ -19,6 +19,7 @@ from vfmtok.errors import WeightsError
 from vfmtok.generators import generator_config
 from vfmtok.tokenizers.hita.config import HitaConfig
 from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig
+from vfmtok.tokenizers.vfmae.config import VFMAEConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.weights.reading import Preference
@@ -126,6 +127,7 @@ def _generator(file: str, size: str, tokenizer: str, fields: Mapping[str, Any] |
 VFMTOK = "yexiguafu/VFMTok"
 # It comes without its frozen encoder, DINOv2-L with registers.
 VFMTOK_CONFIG = VFMTokConfig(encoder=EncoderConfig(weights="auto"))
+_VFMAE_CONFIG = VFMAEConfig(encoder=EncoderConfig(image_size=224, resize="blur", weights="auto"))
 _VFMTOK_EPOCHS = {"GPT-B": 300, "GPT-L": 300, "GPT-XL": 200, "GPT-XXL": 200, "GPT-2B": 200, "GPT-3B": 200}
 _RAR_FILES = {
     "RAR-L": "RAR-vanilla/vfmtok-rar-l.safetensors",
@@ -175,9 +177,10 @@ _VFMVAE_FILE = "vfm_vae_f16d32_siglip2_44m_after_stage_3_patchgan_fine_tuning_le
 
 PUBLISHED: dict[str, Repository] = {
     VFMTOK: Repository(
-        "VFMTok, and RAR on its tokens",
+        "VFMTok, RAR on its tokens, and VFMAE",
         {
             "tokenizer": PublishedFile("DINOv2/tokenizer/vfmtok-tokenizer.pt", "tokenizer", VFMTOK_CONFIG),
+            "vfmae": PublishedFile("tokenizer/vfmae-tokenizer.pt", "tokenizer", _VFMAE_CONFIG),
             **{
                 size: _generator(f"DINOv2/{size}/{size}-{epochs}e.pt", size, "tokenizer")
                 for size, epochs in _VFMTOK_EPOCHS.items()

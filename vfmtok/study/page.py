@@ -5,6 +5,7 @@ import io
 
 from PIL import Image
 
+from vfmtok.code import Code, Ids
 from vfmtok.files import read_json
 from vfmtok.pictures import web_page
 from vfmtok.pictures.curves import draw_compared, read_log
@@ -48,7 +49,7 @@ def _table(plan: Plan, table: Table) -> str:
     for row in plan.rows:
         cells = table.cells[row.name]
         values = [_cell(cells[column.name], column) for column in study.columns]
-        rows.append([html.escape(row.name), f"{row.code.num_tokens:,}", *values])
+        rows.append([html.escape(row.name), _tokens(row.code), *values])
     compared = "the row above it" if study.compare == "previous" else "the first row"
     text = (
         f"Ours on top: the mean over {seeds} seeds and their standard deviation; in grey the paper's number. "
@@ -74,6 +75,11 @@ def _table(plan: Plan, table: Table) -> str:
     missing = sum(not step.done for step in plan.steps)
     left = f"<p class='missing'>{missing} of {len(plan.steps)} steps are not done yet.</p>" if missing else ""
     return web_page.paragraph(text) + left + web_page.table(head, rows, escaped=True) + legend
+
+
+def _tokens(code: Code) -> str:
+    """How many an image has; of latents their shape."""
+    return f"{code.num_tokens:,}" if isinstance(code, Ids) else " x ".join(map(str, code.shape))
 
 
 def _cell(cell: Cell, column: ColumnConfig) -> str:

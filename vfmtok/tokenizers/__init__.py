@@ -6,6 +6,7 @@ published_flags what flags of the published command lines mean for each family
 vfmtok/         region tokens on a frozen vision foundation model (arXiv 2507.08441)
 hita/           holistic and patch tokens with two codebooks (arXiv 2507.02358)
 vfm_vae/        a VAE, or several codebooks, on a frozen vision model (arXiv 2510.18457)
+vfmae/          continuous region latents on a frozen vision foundation model (arXiv 2605.18390)
 vqgan/          LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
@@ -20,6 +21,7 @@ from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.tokenizers.hita.config import HitaConfig
 from vfmtok.tokenizers.vfm_vae.config import VFMVAEConfig
+from vfmtok.tokenizers.vfmae.config import VFMAEConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
 from vfmtok.tokenizers.vqgan.config import VQGANConfig
 from vfmtok.trees import override_section
@@ -28,6 +30,7 @@ TOKENIZERS = {
     "vfmtok": Family(VFMTokConfig, "vfmtok.tokenizers.vfmtok.model:VFMTok"),
     "hita": Family(HitaConfig, "vfmtok.tokenizers.hita.model:Hita"),
     "vfm_vae": Family(VFMVAEConfig, "vfmtok.tokenizers.vfm_vae.model:VFMVAE"),
+    "vfmae": Family(VFMAEConfig, "vfmtok.tokenizers.vfmae.model:VFMAE"),
     "vqgan": Family(VQGANConfig, "vfmtok.tokenizers.vqgan.model:VQGAN"),
 }
 AnyTokenizerConfig = Annotated[Any, Kinds(lambda: [family.config for family in TOKENIZERS.values()])]

@@ -63,6 +63,7 @@ class Tokenizer(Protocol):
         recomputed: classes of submodules that recompute their activations in the backward pass where asked.
         reported_parts: name -> children, where `vfmtok info` shows other parts than the children.
         released: a ``NameMap``, where weights of this family were published.
+        makes_losses: False where ``losses`` is always empty, so that their weight means nothing; else it may be absent.
         quantizers: names of submodules, one for each segment of the code, whose codebooks training may care for
             (``training.codebook_care``). Passes and encodings then have ``latents``: (B,K,E), or one of a segment each.
 

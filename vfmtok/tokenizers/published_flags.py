@@ -12,6 +12,7 @@ from vfmtok.errors import ConfigError
 
 # Widths of the pixel decoder's levels, coarse to fine, as multiples of its channels; an encoder's are the reverse.
 VQ_MODELS = {"VQ-16": (4, 2, 2, 1, 1), "VQ-8": (4, 2, 2, 1)}
+AE_MODELS = {"AE-16": VQ_MODELS["VQ-16"]}  # VFMAE's name of it
 
 
 def fields_of_flags(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _has(config: Any, field: str) -> bool:
 
 
 def _value(flag: str, field: str, value: Any) -> Any:
-    if flag != "--vq-model":
+    if flag not in ("--vq-model", "--ae-model"):
         return value
-    multipliers = list(VQ_MODELS[value])
+    multipliers = list({**VQ_MODELS, **AE_MODELS}[value])
     return multipliers if field.startswith("pixel_decoder.") else multipliers[::-1]

@@ -111,7 +111,7 @@ class TokenizerObjective:
         notes: for people: rows of ``loss.terms`` that change nothing, since this run has no such loss.
 
     Raises:
-        ConfigError: ``loss.terms`` names a loss that is unknown.
+        ConfigError: ``loss.terms`` names a loss that is unknown, or ``loss.codebook_weight`` has nothing to weight.
     """
 
     def __init__(
@@ -129,7 +129,10 @@ class TokenizerObjective:
         if perceptual is not None:
             rows.append(Term("perceptual", partial(perceptual_distance, perceptual), loss.perceptual_weight))
         rows.append(Term("feature", _feature_loss, loss.feature_weight))
-        rows.append(Term("codebook", lambda images, out: out.losses, loss.codebook_weight))
+        if getattr(tokenizer, "makes_losses", True):
+            rows.append(Term("codebook", lambda images, out: out.losses, loss.codebook_weight))
+        elif loss.codebook_weight != LossConfig.codebook_weight:
+            raise ConfigError("loss.codebook_weight: this tokenizer has no losses of its own that it could weight")
         if discriminator is not None:
             balance = None
             if adversarial.adaptive_weight:
@@ -171,8 +174,8 @@ class TokenizerObjective:
         return values
 
 
-# Rows that a recipe may have or not, by other settings.
-OPTIONAL = ("perceptual", "adversarial")
+# Rows that a run may have or not, by other settings of its recipe.
+OPTIONAL = ("perceptual", "codebook", "adversarial")
 
 
 def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> tuple[list[Term], list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vfmtok.code import Latents
 from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
 from vfmtok.data.training_crop import Crop
@@ -227,6 +228,8 @@ class TokenizerRecipe:
                 "loss.perceptual: 'encoder' needs encoder.frozen (a network that learns is no fixed measure), or a "
                 "loss.perceptual_encoder of its own"
             )
+        if isinstance(self.tokenizer.code, Latents) and self.codebook != CodebookConfig():
+            raise ConfigError(f"codebook: a tokenizer of kind '{self.tokenizer.kind}' has none: its code is continuous")
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
         quantizers = [section for section in sections if isinstance(section, tuple(QUANTIZERS))]
         learned = [isinstance(quantizer, CosineConfig) for quantizer in quantizers]

@@ -1,6 +1,5 @@
 """What can be set in a VFMTok tokenizer."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -8,34 +7,8 @@ from vfmtok.code import Ids, Segment, square_grid
 from vfmtok.config import require, require_positive, require_share
 from vfmtok.decoders.vqgan import PixelDecoderConfig
 from vfmtok.encoders.config import EncoderConfig
+from vfmtok.layers.region_sampler import SamplerConfig
 from vfmtok.quantizers import AnyQuantizerConfig, CosineConfig
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Learned queries that read regions of the encoder's feature maps."""
-
-    attention: Literal["deformable", "windowed"] = "deformable"
-    num_tokens: int = 256  # a square number: the queries sit on a grid
-    depth: int = 6
-    heads: int = 8
-    points: int = 4  # deformable: sampling points per head and level
-    window: int = 5  # windowed: side, in feature-map cells, of the square a query may read
-    mlp_dim: int = 1024
-    PINNED: ClassVar[dict[str, Any]] = {  # see weights/hashing.py; never changed, only added to
-        "attention": "deformable",
-        "num_tokens": 256,
-        "depth": 6,
-        "heads": 8,
-        "points": 4,
-        "window": 5,
-        "mlp_dim": 1024,
-    }
-
-    def __post_init__(self):
-        square = self.num_tokens > 0 and math.isqrt(self.num_tokens) ** 2 == self.num_tokens
-        require(square, "sampler.num_tokens", "must be a square number", self.num_tokens)
-        require_positive(self, "sampler", "depth", "heads", "points", "window", "mlp_dim")
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError
 from vfmtok.layers.frozen import Frozen
 from vfmtok.layers.precision import full_float32, linear_in_float32
+from vfmtok.layers.region_sampler import RegionSampler, SamplerLayer
 from vfmtok.layers.residual import ResBlock
 from vfmtok.quantizers import build_quantizer, ranked_ids
 from vfmtok.quantizers.cosine import Quantized
 from vfmtok.tokenizers.contract import SamplingPoints, check_images, to_pixels
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
-from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, SamplerLayer
 from vfmtok.tokenizers.vfmtok.released import RELEASED
 from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
 
@@ -144,13 +144,8 @@ class VFMTok(nn.Module):
     @torch.no_grad()
     def sampling_points(self, images: Tensor) -> list[SamplingPoints]:
         """Where region tokens read images (B,3,H,W) in [-1,1]: in the first, a middle and the last layer."""
-        depth = len(self.sampler.layers)
         with full_float32(images.device.type):
-            found = self.sampler.sampling_points(self.encoder(images), {0, depth // 2, depth - 1})
-        return [
-            SamplingPoints(f"layer {layer + 1} of {depth}", self.sampler.references, places.flatten(2, 4), w.flatten(2))
-            for layer, (places, w) in found.items()  # (B,K,H,L,P,2), (B,K,H,L,P)
-        ]
+            return [SamplingPoints(*found) for found in self.sampler.points_of_layers(self.encoder(images))]
 
     def quantize(self, region_tokens: Tensor) -> tuple[Tensor, Quantized]:
         """(B,K,D) -> latents (B,K,E) and their codes. A float32 island, the projection included."""

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from vfmtok.tokenizers.vfmtok.config import SamplerConfig
-from vfmtok.tokenizers.vfmtok.region_sampler import RegionSampler, WindowedAttention
+from vfmtok.layers.region_sampler import RegionSampler, SamplerConfig, WindowedAttention
 
 WIDTHS, GRIDS = (10, 12), ((6, 6), (3, 3))
 
