@@ -82,7 +82,7 @@ def test_a_run_is_measured_shown_and_given_away(vfmae_recipe, train, sample_set,
     facts = json.loads(capsys.readouterr().out)
     assert facts["codebook_size"] is None and facts["flops"] > 0
 
-    assert main(["export", str(folder), str(tmp_path / "given")]) == 0
+    assert main(["export", str(folder), str(tmp_path / "given"), "--kind", "pretrained"]) == 0
     given = from_pretrained(str(tmp_path / "given"))
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in tokenizer.state_dict().items())
     assert "latents of 6 x 4 x 4" in (tmp_path / "given/README.md").read_text()
@@ -93,12 +93,10 @@ def test_weights_of_losses_that_are_not_there_are_refused(vfmae_recipe, train):
         train(vfmae_recipe("loss.codebook_weight=0.5"))
 
 
-@pytest.mark.parametrize("command", [["style", "--content", "a.png", "--style", "a.png"], ["import-codes", "x", "y"]])
-def test_commands_for_ids_say_so(vfmae_recipe, train, tmp_path, capsys, command):
+def test_style_is_for_ids(vfmae_recipe, train, tmp_path, capsys):
     folder = train(vfmae_recipe("optimizer.steps=1"))
     capsys.readouterr()
-    (tmp_path / "a.png").write_bytes(b"")
-    extra = [] if command[0] == "import-codes" else ["--out", str(tmp_path / "out.png")]
-    assert main([*command, "--vq-ckpt", str(folder), *extra]) == 2
+    images = ["--content", str(tmp_path / "a.png"), "--style", str(tmp_path / "a.png")]
+    assert main(["style", *images, "--vq-ckpt", str(folder), "--out", str(tmp_path / "out.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "latents of 6 x 4 x 4" in said
