@@ -142,8 +142,8 @@ def test_published_numbers_are_those_of_the_manifests():
 
 def test_configuration_tables_are_true():
     """Every `key=value ...` in the tables is accepted."""
-    vfmtoks, hitas = PAGES["configuration"].split("## Hita")
-    for text, file, least in ((vfmtoks, "vit_transformer", 10), (hitas, "hita_vqgan", 4)):
+    vfmtoks, hitas, vfmaes = re.split("## Hita|## VFMAE", PAGES["configuration"])
+    for text, file, least in ((vfmtoks, "vit_transformer", 10), (hitas, "hita_vqgan", 4), (vfmaes, "vfmae/vfmae", 4)):
         overrides = settings(text)
         assert len(overrides) > least
         for together in overrides:
