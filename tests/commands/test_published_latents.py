@@ -216,7 +216,7 @@ def spoil(root: Path, what: str) -> list[object]:
         ("statistics", "the published statistics are not of the latents"),
         ("code", "cannot read arrays"),
         ("count", "--count belongs to folders of ids"),
-        ("both", "name one of"),
+        ("both", "name what the views are"),
     ],
 )
 def test_whatever_is_odd_is_one_line(models, tmp_path, capsys, what, message):

@@ -1,6 +1,6 @@
 """One file per `vfmtok COMMAND`, with ``add_arguments(parser)`` and ``run(args)``; flags are declared here once.
 
-data             prepare, stats, codes, import_codes with import_latents, export_codes;
+data             prepare, stats, codes, import_codes with import_latents, export_codes, decode;
                  cache_check: what ends a cache
 models           download, export, info, reproduce
 pictures         sample, reconstruct, inpaint, style, demo, curves, report;

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     latents = import_latents.named(args)
     if (args.flip is not None) + bool(args.ten_crop) + len(latents) != 1:
         raise ConfigError(
-            "name one of --flip FOLDER, --ten-crop RANGE FOLDER (what the views are), --lightningdit FOLDER and --reg "
-            "FOLDER"
+            "name what the views are: --flip FOLDER, or --ten-crop RANGE FOLDER; or latents: --lightningdit FOLDER, or "
+            "--reg FOLDER"
         )
     tokenizer = open_tokenizer(args, torch.device("cpu"))
     holds = Latents if latents else Ids

@@ -8,7 +8,7 @@ import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -101,8 +101,15 @@ class Samples:
 # --------------------------------------------------------------------------------------
 
 
+class ImageSet(Protocol):
+    """So many square images."""
+
+    count: int
+    size: int
+
+
 def write_checked_samples(
-    blocks: jobs.Blocks, samples: Samples, labels: np.ndarray, num_classes: int, path: Path
+    blocks: jobs.Blocks, samples: ImageSet, labels: np.ndarray, num_classes: int, path: Path
 ) -> dict[str, Any]:
     """All blocks as one npz: ``arr_0`` (N,E,E,3) uint8 and ``labels`` (N,) int64, one by one: they may be 10 GB.
 
@@ -152,7 +159,7 @@ def warnings_about(checked: dict[str, Any]) -> list[str]:
     return [f"{checked[key]} of the {checked['count']} samples {text}" for key, text in found if checked[key]]
 
 
-def _check_block(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: jobs.Place, samples: Samples):
+def _check_block(images: np.ndarray, found: np.ndarray, labels: np.ndarray, place: jobs.Place, samples: ImageSet):
     start, stop = place
     shape = (stop - start, samples.size, samples.size, 3)
     if images.dtype != np.uint8 or images.shape != shape:
