@@ -228,7 +228,7 @@ class TokenizerRecipe:
                 "loss.perceptual: 'encoder' needs encoder.frozen (a network that learns is no fixed measure), or a "
                 "loss.perceptual_encoder of its own"
             )
-        if isinstance(self.tokenizer.code, Latents) and self.codebook != CodebookConfig():
+        if isinstance(getattr(self.tokenizer, "code", None), Latents) and self.codebook != CodebookConfig():
             raise ConfigError(f"codebook: a tokenizer of kind '{self.tokenizer.kind}' has none: its code is continuous")
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
         quantizers = [section for section in sections if isinstance(section, tuple(QUANTIZERS))]
