@@ -10,6 +10,8 @@ from pathlib import Path
 import continuous_family
 import numpy as np
 import pytest
+import timm
+import tiny_vfmae
 import torch
 from photographs import jpeg, photographs
 from PIL import Image
@@ -110,7 +112,7 @@ def test_statistics_are_of_all_rows_and_views(place, tmp_path, capsys):
     before = content(out)
     capsys.readouterr()
     assert cli.main(place.arguments(out, "--latent-dtype", "float32", "--stats-per", "position")) == 0
-    assert "per position" in capsys.readouterr().out
+    assert "now measured, per position" in capsys.readouterr().out
     found = LatentCache(out).statistics
     np.testing.assert_allclose(found.mean, values.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.std, values.std(0, ddof=1), rtol=1e-6)
@@ -217,6 +219,23 @@ def test_another_cache_is_refused(place, sampled, capsys):
     assert cli.main(place.arguments(sampled)) == 2
     assert "another tokenizer_hash" in capsys.readouterr().err
     assert content(sampled) == before
+
+
+def test_latents_of_a_vfmae(place, tmp_path):
+    torch.manual_seed(0)
+    encoder = tmp_path / "encoder.pt"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), encoder)
+    vfmae = tiny_vfmae.tokenizer(encoder={**tiny_vfmae.CONFIG["encoder"], "weights": str(encoder)})
+    vfmtok.save_pretrained(vfmae, tmp_path / "vfmae")
+    arguments = place.arguments(tmp_path / "cache", "--views", "center", "--set", f"encoder.weights={encoder}")
+    arguments[4] = str(tmp_path / "vfmae")
+    assert cli.main(arguments) == 0
+    cache = LatentCache(tmp_path / "cache")
+    crop = EvaluationCrop(32)(RecordDataset(place.data)[5].image)
+    with torch.no_grad():
+        latents = vfmae.encode(to_unit_range(crop[None])).latents
+    assert cache.code == vfmae.code and cache.metadata["posterior"] is None
+    torch.testing.assert_close(cache[5, 0][0][None], latents, rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def test_shards_become_two_views(models, tmp_path, capsys):
     assert "(published)" in capsys.readouterr().out and (tmp_path / "cache/contact_sheet.png").exists()
     assert imported(models, tmp_path / "cache", "--lightningdit", tmp_path / "shards") == 0
     assert "already complete" in capsys.readouterr().out
+    more = ("--stats-per", "channel")
+    assert imported(models, tmp_path / "cache", "--lightningdit", tmp_path / "shards", *more) == 0
+    both = torch.cat([random_latents(0), random_latents(1)])  # measured of all views, the published of one
+    measured = LatentCache(tmp_path / "cache").statistics
+    torch.testing.assert_close(measured.std.flatten(), both.std((0, 2, 3)), rtol=1e-5, atol=0)
+    assert measured.count == 2 * COUNT
 
 
 def test_shards_without_mirror_images_and_statistics(models, tmp_path):

@@ -6,6 +6,7 @@ tests/test_quickstart.py looks at a whole page.
 import json
 
 import pytest
+from test_latent_cache import write
 
 from vfmtok import cli
 from vfmtok.pictures.curves import read_log
@@ -43,6 +44,13 @@ def test_what_was_not_finite_does_not_keep_the_page_away(tmp_path):
     assert log == {"loss/token": ([0, 1], [5.0, 4.0]), "grad_norm/model": ([0], [1.0])}
     page = build_page(tmp_path)
     assert "<td>none</td><td>dB</td>" in page and "<b>none</b>" in page and "curves of generator" in page
+
+
+def test_latents_have_statistics_instead_of_a_codebook(tmp_path):
+    write(tmp_path / "codes/train")
+    (tmp_path / "codes/train/contact_sheet.png").write_bytes(b"")
+    page = build_page(tmp_path)
+    assert "latents of 3 x 2 x 4" in page and "standard deviation" in page and "perplexity" not in page
 
 
 def test_runs_of_a_stage_are_added_up(tmp_path):

@@ -49,6 +49,17 @@ def test_moments_give_the_statistics_of_what_is_drawn_from_them(per):
     torch.testing.assert_close(found.std, drawn.std, atol=0, rtol=0.03)
 
 
+def test_statistics_of_channels_follow_from_those_of_places():
+    places, channels = (statistics_of([latents(5)], (3, 2, 4), per) for per in ("position", "channel"))
+    found = places.per_channel()
+    assert (places.per, channels.per, found.count) == ("position", "channel", 5)
+    torch.testing.assert_close(found.mean, channels.mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.std, channels.std, rtol=1e-5, atol=0)
+    published = LatentStatistics(places.mean, places.std, 0).per_channel()  # of unknown many
+    expected = (places.std.square() + (places.mean - found.mean).square()).mean((1, 2)).sqrt()
+    torch.testing.assert_close(published.std.flatten(), expected, rtol=1e-5, atol=0)
+
+
 def test_they_are_saved_and_come_back(tmp_path):
     found = statistics_of([latents()], (3, 2, 4), "position")
     found.save(tmp_path / "stats.safetensors")

@@ -142,10 +142,21 @@ def test_statistics_by_two_processes(place, tmp_path, monkeypatch):
         assert found["count"] == COUNT
 
 
-def test_a_cache_with_other_statistics_says_how_to_get_them(place):
-    recipe = recipe_of(place)
+def test_a_cache_with_other_statistics(place):
+    """Those of channels follow from those of places; for the others it says how to get them."""
+    recipe = recipe_of(place, cache="mean")
     with pytest.raises(ConfigError, match="--stats-per position"):
         measured_statistics(open_codes(recipe, ALONE), recipe, ALONE, per="position")
+    own, cache = measured_statistics(open_codes(recipe, ALONE), recipe, ALONE), LatentCache(place / "mean")
+    try:
+        cache.measure_again("position")
+        data = open_codes(recipe, ALONE)
+        assert measured_statistics(data, recipe, ALONE, per="position").mean.shape == (4, 4, 4)
+        found = measured_statistics(data, recipe, ALONE)
+        torch.testing.assert_close(found.std, own.std, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.mean, own.mean, rtol=1e-5, atol=1e-6)
+    finally:
+        cache.measure_again("channel")
 
 
 def test_ids_have_no_statistics(place, tmp_path):

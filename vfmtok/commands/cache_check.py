@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vfmtok import distributed
 from vfmtok.code import Code, Ids
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCacheWriter, as_code
 from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.latent_cache import LatentCache, open_cache, shown
+from vfmtok.data.latent_statistics import Per
 from vfmtok.data.order import evenly_spaced
 from vfmtok.data.records import RecordDataset
 from vfmtok.data.views import View
@@ -134,6 +136,18 @@ def _report_usage(cache: code_cache.CodeCache) -> None:
             f"codebook usage{which} {usage['used'] / usage['size']:.1%} ({usage['used']} of {usage['size']} codes "
             f"occur, counted over all records and views; perplexity {usage['perplexity']:.1f})"
         )
+
+
+def change_statistics(path: str, per: Per) -> None:
+    """Measure a complete latent cache again, if its statistics are others. Every process must call it.
+
+    Raises DataError.
+    """
+    cache = LatentCache(path)
+    found = cache.metadata["statistics"]
+    if found["per"] != per or found.get("source") == "published":
+        cache.measure_again(per)
+        distributed.print_main(f"{path}: its statistics are now measured, per {per}")
 
 
 # --------------------------------------------------------------------------------------

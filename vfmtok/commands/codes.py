@@ -21,13 +21,13 @@ from tqdm import tqdm
 from vfmtok import distributed
 from vfmtok.code import Ids, Latents, code_to_dict
 from vfmtok.commands import flags
-from vfmtok.commands.cache_check import finish
+from vfmtok.commands.cache_check import change_statistics, finish
 from vfmtok.commands.models import open_tokenizer
 from vfmtok.data import code_cache
 from vfmtok.data.cache_layout import LATENT_DTYPES
 from vfmtok.data.code_cache import CodeCacheWriter
 from vfmtok.data.dataset_folder import open_dataset
-from vfmtok.data.latent_cache import LatentCache, write_statistics
+from vfmtok.data.latent_cache import write_statistics
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.transforms import TEN_CROP_RANGES, to_unit_range
@@ -144,7 +144,8 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
         if world.is_main:
             unfinished = code_cache.begin(args.out, metadata)
     if not distributed.gather(unfinished)[0]:
-        _change_statistics(args)
+        if args.stats_per is not None:
+            change_statistics(args.out, args.stats_per)
         distributed.print_main(f"{args.out} is already complete: nothing to do")
         return
     with contextlib.ExitStack() as stack:
@@ -198,16 +199,6 @@ def _facts_of(code: Ids | Latents, kept: Kept, latent_dtype: str | None) -> dict
         return {"posterior": kept.posterior, "latent_dtype": latent_dtype or LATENT_DTYPES[0]}
     ranks = {"ranks": kept.ranks} if kept.ranks > 1 else {}
     return {"num_tokens": code.num_tokens, "codebook_size": code.largest_codebook, **ranks}
-
-
-def _change_statistics(args: argparse.Namespace) -> None:
-    """Of a complete latent cache, if others are wanted. Raises DataError."""
-    if args.stats_per is None:
-        return
-    cache = LatentCache(args.out)
-    if cache.metadata["statistics"]["per"] != args.stats_per:
-        cache.measure_again(args.stats_per)
-        distributed.print_main(f"{args.out}: its statistics are now per {args.stats_per}")
 
 
 def _names(view: View, ranks: int) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from vfmtok.code import code_to_dict
-from vfmtok.commands.cache_check import classes_of, draw_decoded, size_of
+from vfmtok.commands.cache_check import change_statistics, classes_of, draw_decoded, size_of
 from vfmtok.data import code_cache
 from vfmtok.data.cache_layout import LATENT_DTYPES
 from vfmtok.data.code_cache import CodeCacheWriter
@@ -84,6 +84,8 @@ def run(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
         "precision": None,  # the folders do not say
     }
     if not code_cache.begin(args.out, metadata):
+        if args.stats_per is not None:
+            change_statistics(args.out, args.stats_per)
         print(f"{args.out} is already complete: nothing to do")
         return
     with contextlib.closing(CodeCacheWriter(args.out)) as writer:
@@ -114,16 +116,13 @@ def _statistics(
         return {"per": args.stats_per or "channel", "count": measured.count, "source": "measured"}
     _check_belongs(published, measured, writer.path)
     published.save(writer.path / STATISTICS)
-    per = "channel" if published.mean.shape[1:] == (1, 1) else "position"
-    return {"per": per, "count": published.count, "source": "published"}
+    return {"per": published.per, "count": published.count, "source": "published"}
 
 
 def _check_belongs(published: LatentStatistics, measured: LatentStatistics, path: Path) -> None:
     """Raise DataError if latents normalised by the published statistics would be far from mean 0 and deviation 1."""
-    places = (1, 2)
-    mean = published.mean.mean(places, keepdim=True)
-    std = (published.std.square() + (published.mean - mean).square()).mean(places, keepdim=True).sqrt()
-    ratio, shift = measured.std / std, ((measured.mean - mean) / std).abs()
+    given, found = published.per_channel(), measured.per_channel()
+    ratio, shift = found.std / given.std, ((found.mean - given.mean) / given.std).abs()
     if not (torch.all(ratio > 0.5) and torch.all(ratio < 2) and torch.all(shift < 1)):
         raise DataError(
             f"the published statistics are not of the latents in {path}: normalised by them the mean of a channel is "

@@ -106,5 +106,5 @@ def _share(rows: np.ndarray) -> Iterator[np.ndarray]:
 def shown(statistics: LatentStatistics) -> str:
     """For people."""
     mean, std = statistics.mean, statistics.std
-    per = "channel" if mean.shape[1:] == (1, 1) else "channel and place"
+    per = "channel" if statistics.per == "channel" else "channel and place"
     return f"mean {mean.min():.3g} to {mean.max():.3g}, standard deviation {std.min():.3g} to {std.max():.3g} per {per}"

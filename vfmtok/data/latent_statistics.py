@@ -35,6 +35,21 @@ class LatentStatistics:
     std: Tensor
     count: int
 
+    @property
+    def per(self) -> Per:
+        """What has a mean and a deviation of its own."""
+        return "channel" if self.mean.shape[1:] == (1, 1) else "position"
+
+    def per_channel(self) -> "LatentStatistics":
+        """(C,1,1): of all places of a channel together, as if measured so (of moments but for a share of 1/count)."""
+        whole = self.count or float("inf")  # latents; of each a channel has h*w values
+        values = whole * self.mean[0].numel()
+        mean, std = self.mean.double(), self.std.double()
+        channel = mean.mean((1, 2), keepdim=True)
+        within = std.square() * (1 - 1 / whole)
+        total = (within + (mean - channel).square()).mean((1, 2), keepdim=True) / (1 - 1 / values)
+        return LatentStatistics(channel.float(), total.sqrt().float(), self.count)
+
     def save(self, path: str | Path) -> None:
         """A .safetensors file of three tensors. Raises DataError."""
         tensors = {"mean": self.mean, "std": self.std, "count": torch.tensor(self.count)}

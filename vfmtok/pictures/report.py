@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.dataset_folder import open_splits
+from vfmtok.data.latent_cache import LatentCache, open_cache, shown
 from vfmtok.errors import DataError
 from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.pictures import web_page
@@ -118,7 +118,11 @@ def _sampling_points(folder: Path) -> str:
 
 
 def _codebook(folder: Path) -> str:
-    cache = CodeCache(_needed(folder / "codes/train"))
+    cache = open_cache(_needed(folder / "codes/train"))
+    sheet = web_page.picture(folder / "codes/train/contact_sheet.png")
+    if isinstance(cache, LatentCache):
+        text = f"No codebook: {cache.code}. Over all training images and views: {shown(cache.statistics)}."
+        return web_page.paragraph(f"{text} Training images, and what their latents decode to:") + sheet
     figure, axis = web_page.figure("share of tokens", "code, the most frequent first")
     text = ""
     for segment, counts in zip(cache.code.segments, cache.code_counts(), strict=True):
@@ -132,7 +136,6 @@ def _codebook(folder: Path) -> str:
         axis.axhline(1 / segment.size, color="0.6", linestyle="--", label="if all were equally frequent")
     axis.set_yscale("log")
     axis.legend(fontsize=8)
-    sheet = web_page.picture(folder / "codes/train/contact_sheet.png")
     chart = web_page.embedded(web_page.png(figure), "codes by frequency", "half")
     return (
         web_page.paragraph(text) + chart + web_page.paragraph("Training images, and what their ids decode to:") + sheet

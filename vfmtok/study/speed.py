@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vfmtok.code import Ids, code_to_dict
+from vfmtok.code import Code, Latents, code_to_dict
 from vfmtok.config import dump_config
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCacheWriter
+from vfmtok.data.latent_cache import write_statistics
 from vfmtok.errors import VFMTokError
 from vfmtok.files import read_json, replace_file, write_json
 from vfmtok.pictures.curves import read_log
@@ -100,21 +101,29 @@ def _short(step: Step, folder: Path, plan: Plan):
     return dataclasses.replace(recipe, data=data)
 
 
-def _write_made_up_codes(path: Path, code: Ids, num_classes: int) -> None:
-    random, sizes = np.random.default_rng(0), [segment.size for segment in code.segments for _ in range(segment.count)]
+def _write_made_up_codes(path: Path, code: Code, num_classes: int) -> None:
+    random = np.random.default_rng(0)
+    if isinstance(code, Latents):
+        facts = {"posterior": None, "latent_dtype": "float32"}
+        codes = random.normal(size=(MADE_UP, 1, 1, *code.shape))
+    else:
+        facts = {"num_tokens": code.num_tokens, "codebook_size": code.largest_codebook}
+        sizes = [segment.size for segment in code.segments for _ in range(segment.count)]
+        codes = random.integers(0, sizes, (MADE_UP, 1, code.num_tokens))
     code_cache.begin(
         path,
         {
             "tokenizer_hash": "0" * 64, "dataset": "made up", "dataset_fingerprint": "made up", "num_samples": MADE_UP,
             "classes": [str(label) for label in range(num_classes)], "views": ["made up"], "seed": None,
-            "image_size": 0, "num_tokens": code.num_tokens, "code": code_to_dict(code),
-            "codebook_size": code.largest_codebook, "precision": "fp32",
+            "image_size": 0, "code": code_to_dict(code), **facts, "precision": "fp32",
         },
     )  # fmt: skip
     writer = CodeCacheWriter(path)
-    ids = random.integers(0, sizes, (MADE_UP, 1, code.num_tokens))
-    writer.write(0, ids, np.arange(MADE_UP) % num_classes, np.zeros(MADE_UP, bool))
-    writer.finish()
+    writer.write(0, codes, np.arange(MADE_UP) % num_classes, np.zeros(MADE_UP, bool))
+    if isinstance(code, Latents):
+        writer.finish(statistics=write_statistics(path, writer.written_rows(), "position"))
+    else:
+        writer.finish()
     writer.close()
 
 

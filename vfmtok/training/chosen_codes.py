@@ -78,15 +78,18 @@ def measured_statistics(
 
     Raises:
         DataError: too many images are bad, or the latents can't be normalised.
-        ConfigError: the training data are ids; or a cache's statistics are not ``per`` channel, or position.
+        ConfigError: the training data are ids; or a cache has statistics per channel and not, as wanted, per position.
     """
     if data.cache is not None:
         if not isinstance(data.cache, LatentCache):
             raise ConfigError(f"the {data.cache} holds ids: they have no mean and standard deviation")
         statistics = data.cache.statistics
-        if (statistics.mean.shape[1:] == (1, 1)) != (per == "channel"):
+        if per == "channel":
+            return statistics.per_channel() if statistics.per == "position" else statistics
+        if statistics.per != per:
             raise ConfigError(
-                f"the statistics of the {data.cache} are not per {per}: `vfmtok codes` with --stats-per {per} again"
+                f"the statistics of the {data.cache} are per channel, and the generator wants them per position: run "
+                "the command that made the cache again, with --stats-per position"
             )
         return statistics
     return statistics_of(_encoded(data, recipe, world, count), data.tokenizer.code.shape, per)
