@@ -18,8 +18,9 @@ from vfmtok import distributed
 from vfmtok.config import config_from_dict, config_to_dict
 from vfmtok.tokenizers import build_tokenizer
 from vfmtok.training import validation
+from vfmtok.training.loss_recipe import AdversarialConfig, LossConfig, TermConfig
 from vfmtok.training.objective import TokenizerObjective
-from vfmtok.training.recipe import AdversarialConfig, LossConfig, TermConfig, TokenizerRecipe
+from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.train_tokenizer import train_tokenizer
 from vfmtok.weights.name_maps import own_tensors
 

@@ -16,8 +16,9 @@ from vfmtok import distributed
 from vfmtok.discriminators.build import DISCRIMINATORS
 from vfmtok.discriminators.patchgan import PatchGAN
 from vfmtok.errors import ConfigError
-from vfmtok.training.objective import TokenizerObjective, checkpoint_activations
+from vfmtok.training.objective import TokenizerObjective
 from vfmtok.training.recipe import AdversarialConfig, LossConfig
+from vfmtok.training.tokenizer_passes import checkpoint_activations
 from vfmtok.training.tokenizer_run import TokenizerRun
 from vfmtok.weights import checkpoint
 

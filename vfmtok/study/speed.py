@@ -80,7 +80,7 @@ def _run(step: Step, runner: Runner) -> Speed:
 
 
 def _short(step: Step, folder: Path, plan: Plan):
-    """The recipe for a few steps, with the discriminator at work if it ever is."""
+    """The recipe for a few steps, with the discriminators at work if they ever are."""
     recipe = step.recipe
     run = dataclasses.replace(
         recipe.run, results_dir=str(folder / "run"), log_every=2, save_every=10**9, validate_every=10**9,
@@ -89,9 +89,11 @@ def _short(step: Step, folder: Path, plan: Plan):
     optimizer = dataclasses.replace(recipe.optimizer, steps=STEPS, warmup_steps=1)
     recipe = dataclasses.replace(recipe, run=run, optimizer=optimizer)
     if hasattr(recipe, "adversarial"):
-        if recipe.adversarial.learns_from < steps_of(step, plan.data):
-            adversarial = dataclasses.replace(recipe.adversarial, start=0, update_start=None)
-            recipe = dataclasses.replace(recipe, adversarial=adversarial)
+        for name in ("adversarial", "second_adversarial"):
+            section = getattr(recipe, name)
+            if section is not None and section.learns_from < steps_of(step, plan.data):
+                section = dataclasses.replace(section, start=0, update_start=None)
+                recipe = dataclasses.replace(recipe, **{name: section})
         return recipe
     row = next(row for row in plan.rows if row.name == step.needed_by[0][0])
     _write_made_up_codes(folder / "train", row.code, plan.data.num_classes)

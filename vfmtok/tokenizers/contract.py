@@ -78,12 +78,14 @@ class Tokenizer(Protocol):
         loss_inputs: names of those of posterior, pyramid, projected_latents and alignment_features that passes of this
             configuration have: a recipe that names losses of others is refused before the first step.
         latent_layer: the weight that makes the latents, by whose gradients the alignment loss is balanced.
-        takes_transformations: True where a pass also takes a ``layers.equivariance.Transformation``, or None, behind
-            the images: what is decoded then is to be compared with ``transformation.of_images(images)``.
-        encode_draws: True where encoding is a matter of chance (a VAE's posterior): ``encode`` then takes ``draws``
-            besides, the random numbers of these samples (``generators.counter_random.Draws``), and without it gives
-            the likeliest code. Its encoding then has ``posterior`` with ``mean`` and ``std`` (B,C,h,w), from which
-            latent caches and generators draw themselves.
+        pyramid_sides: the sides in ``pyramid``.
+        takes_transformations: True where a pass also takes ``transformation``, a ``layers.equivariance.Transformation``
+            or None: what is decoded then is to be compared with ``transformation.of_images(images)``. Where not every
+            size can be decoded, ``check_scale(scale)`` raises ConfigError for a scale of such.
+        encode_draws: True where encoding is a matter of chance (a VAE's posterior): ``encode`` and a training pass then
+            take ``draws`` besides, the random numbers of these samples (``generators.counter_random.Draws``), and
+            without it encode to the likeliest code. Its encoding then has ``posterior`` with ``mean`` and ``std``
+            (B,C,h,w), from which latent caches and generators draw themselves.
     """
 
     config: Any

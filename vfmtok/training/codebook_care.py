@@ -26,8 +26,8 @@ from vfmtok.code import Ids
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import SharedError
 from vfmtok.metrics.usage import usage_of_counts
-from vfmtok.training.objective import Made
 from vfmtok.training.recipe import CodebookConfig
+from vfmtok.training.tokenizer_passes import Made
 from vfmtok.training.trained_parts import evaluating
 from vfmtok.training.validation import read_images
 

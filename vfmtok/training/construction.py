@@ -89,7 +89,8 @@ def start_discriminator(modules: Mapping[str, nn.Module], path: str, checkpoints
     """Take the discriminator of another run, unless this one has checkpoints of its own.
 
     Args:
-        modules: "discriminator", and what else is to be taken ("lecam") where the other run has it.
+        modules: the discriminator by the name of its part, and what else is to be taken ("lecam") where the other run
+            has it.
         path: the other run's folder, of which the newest checkpoint is taken, or a checkpoint's.
 
     Returns:
@@ -100,8 +101,9 @@ def start_discriminator(modules: Mapping[str, nn.Module], path: str, checkpoints
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         folder = newest_checkpoint(folder)
-    if not saved.has_part(folder, "discriminator"):
-        raise WeightsError(f"adversarial.start_from: {folder} holds no discriminator")
+    name = next(iter(modules))
+    if not saved.has_part(folder, name):
+        raise WeightsError(f"adversarial.start_from: {folder} holds no {name}")
     taken = [name for name in modules if saved.has_part(folder, name)]
     for name in taken:
         source = f"of adversarial.start_from, {folder}"

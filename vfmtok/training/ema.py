@@ -26,9 +26,10 @@ class EMA:
         self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After step 0, 1, ..."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+    def update(self, step: int, decay: float | None = None) -> None:
+        """After step 0, 1, ..., with another ``decay`` if it is given."""
+        if decay is None:
+            decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         floats = [name for name, tensor in self.live.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([self.average[n] for n in floats], [self.live[n].detach() for n in floats], 1 - decay)
         for name, tensor in self.live.items():

@@ -1,6 +1,7 @@
-"""Run health: means kept on the device, skipped steps, and one-line alarms."""
+"""Run health: means kept on the device, skipped steps, bounds of losses, and one-line alarms."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ class SkippedSteps:
     gradient, so all processes count alike.
     """
 
-    def __init__(self, device: torch.device, network: str = "model"):
-        self._network = network
+    def __init__(self, device: torch.device, network: str = "model", also: str = ""):
+        self._network, self._also = network, also  # what else makes steps of this network be skipped
         self._every = 1 if device.type == "cpu" else LOOK_EVERY
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
         self._since_look = 0
@@ -100,9 +101,10 @@ class SkippedSteps:
         if int(self._counts[0]) >= MAX_SKIPPED_IN_A_ROW:
             values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in losses.items())
             raise Diverged(
-                f"stopped at step {step}: the {self._network}'s gradient was not finite for {int(self._counts[0])} "
-                f"steps in a row (losses of the last: {values}). Nothing of these steps is in the weights. Lower the "
-                "learning rate, use --mixed-precision bf16 or none instead of fp16, or look for the images at fault"
+                f"stopped at step {step}: the {self._network}'s gradient was not finite{self._also} for "
+                f"{int(self._counts[0])} steps in a row (losses of the last: {values}). Nothing of these steps is in "
+                "the weights. Lower the learning rate, use --mixed-precision bf16 or none instead of fp16, or look for "
+                "the images at fault"
             )
 
     @property
@@ -114,6 +116,67 @@ class SkippedSteps:
 
     def load_state_dict(self, state: dict[str, list[int]]) -> None:
         self._counts = torch.tensor(state["counts"], dtype=torch.int64, device=self._counts.device)
+
+
+class LossBounds:
+    """Which steps to skip since their losses are too large: an option, after VFM-VAE's "safe loss".
+
+    A step is refused if a loss is not finite, above ``most``, or above ``factor`` times what it was at the last step
+    that was not refused. Losses are means over a step's passes and over processes, so all processes refuse alike.
+    Refused steps are counted by ``SkippedSteps``, which ends a run that has ten in a row.
+
+    Args:
+        names: of the losses; one that takes no part in a step is left alone.
+        first_image: ``factor`` counts once the run has seen so many images.
+    """
+
+    SMALLEST = 1e-6  # of a loss that others are compared with
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        device: torch.device,
+        factor: float = math.inf,
+        first_image: int = 0,
+        most: float = math.inf,
+    ):
+        self.names, self.factor, self.first_image, self.most = names, factor, first_image, most
+        self._device = device
+        self._last: dict[str, Tensor] = {}
+        self._noted: dict[str, list[Tensor]] = {}
+
+    def note(self, losses: dict[str, Tensor]) -> None:
+        """The losses of one pass, by name; others than ``names`` are passed over."""
+        for name in self.names:
+            if name in losses:
+                self._noted.setdefault(name, []).append(losses[name].detach().float())
+
+    def accept(self, images_seen: int) -> Tensor:
+        """Whether to take the step whose passes were noted: a bool scalar on the device, alike in all processes.
+
+        Args:
+            images_seen: before the step.
+        """
+        noted, self._noted = self._noted, {}
+        if not noted:
+            return torch.ones((), dtype=torch.bool, device=self._device)
+        means = torch.stack([torch.stack(values).mean() for values in noted.values()])
+        means = distributed.sum_over_ranks(means) / distributed.world_size()
+        accepted = (means.isfinite() & (means <= self.most)).all()
+        now = dict(zip(noted, means.unbind(), strict=True))
+        if images_seen >= self.first_image:
+            for name, last in self._last.items():
+                if name in now:
+                    accepted = accepted & ((now[name] <= self.factor * last) | (last <= self.SMALLEST))
+        for name, value in now.items():
+            self._last[name] = torch.where(accepted, value, self._last.get(name, torch.zeros_like(value)))
+        return accepted
+
+    def state_dict(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._last.items()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._last = {name: torch.tensor(value, device=self._device) for name, value in state.items()}
 
 
 @dataclass

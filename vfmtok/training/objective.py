@@ -4,32 +4,29 @@ Shapes: B batch, S image side.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vfmtok.config import closest_match
 from vfmtok.encoders import build_encoder
 from vfmtok.errors import ConfigError, SharedError
-from vfmtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss
+from vfmtok.generators.counter_random import Draws
+from vfmtok.losses.adversarial import adaptive_weight
+from vfmtok.losses.alignment import alignment_loss
 from vfmtok.losses.feature import feature_loss
+from vfmtok.losses.kl import kl_loss
 from vfmtok.losses.perceptual import LPIPS, EncoderPerceptual
-from vfmtok.losses.reconstruction import pixel_loss
+from vfmtok.losses.reconstruction import pixel_loss, small_image_loss
+from vfmtok.losses.structural import ssim_loss
 from vfmtok.tokenizers.contract import Tokenizer, TokenizerOutput
-from vfmtok.training.recipe import AdversarialConfig, LossConfig, TermConfig
+from vfmtok.training.adversaries import Adversary, against
+from vfmtok.training.loss_recipe import AdversarialConfig, AlignmentConfig, LossConfig, TermConfig
 
 Loss = Callable[[Tensor, TokenizerOutput], Tensor | dict[str, Tensor] | None]
-
-# Further losses that a recipe may name in ``loss.terms``: (images (B,3,S,S) in [-1,1], what the tokenizer made of them)
-# -> a float32 scalar, or several by name, or None where the tokenizer has not what it compares.
-TERMS: dict[str, Loss] = {
-    "pixel-l1": lambda images, out: pixel_loss(out.reconstruction, images, "l1"),
-    "pixel-l2": lambda images, out: pixel_loss(out.reconstruction, images, "l2"),
-}
+PYRAMID_SIDES = (4, 8, 16, 32, 64, 128, 256)  # px, of smaller images that may be compared
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,28 @@ class Term:
     """A row of the objective.
 
     Attributes:
-        function: see ``TERMS``.
+        function: (images (B,3,S,S) in [-1,1], what the tokenizer made of them) -> a float32 scalar, or several by name,
+            or None where the tokenizer has not what it compares.
         weight: that its value is multiplied by.
         first_step, last_step: that it takes part in, from 0; both included, None without an end.
         first_image, last_image: likewise, by the images that the run had seen before the step.
-        balance: (the terms before it, its value) -> a factor of the weight.
+        balance: (the losses before it that compare images, its value) -> a factor of the weight.
+        compares_images: it says how far the reconstruction is from the image.
+        inputs: fields of a pass that it needs and not every tokenizer has, see ``Tokenizer.loss_inputs``.
+        adversary: whose discriminator the row is about, instead of a function.
     """
 
     name: str
-    function: Loss
+    function: Loss | None
     weight: float = 1.0
     first_step: int = 0
     last_step: int | None = None
     first_image: int = 0
     last_image: int | None = None
     balance: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None
+    compares_images: bool = False
+    inputs: tuple[str, ...] = ()
+    adversary: Adversary | None = None
 
     def takes_part(self, step: int, images_seen: int) -> bool:
         has_begun = self.first_step <= step and self.first_image <= images_seen
@@ -66,15 +70,60 @@ class Term:
         """Whether it takes no part in some steps."""
         return (self.first_step, self.last_step, self.first_image, self.last_image) != (0, None, 0, None)
 
-    def values(self, images: Tensor, out: TokenizerOutput, before: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted, by name; none where the function has nothing to compare."""
+    def values(
+        self, images: Tensor, out: TokenizerOutput, compared: dict[str, Tensor], draws: Draws | None
+    ) -> dict[str, Tensor]:
+        """Weighted, by name; none where the function has nothing to compare.
+
+        Args:
+            compared: the losses before it that compare images.
+            draws: random numbers of these images.
+        """
+        if self.adversary is not None:
+            return self._against(images, out, compared, draws)
         found = self.function(images, out)
         if found is None:
             return {}
         if isinstance(found, dict):
             return {name: self.weight * value for name, value in found.items()}
-        weight = self.weight if self.balance is None else self.weight * self.balance(before, found)
-        return {self.name: weight * found}
+        return {self.name: self._balanced(compared, found) * found}
+
+    def _against(
+        self, images: Tensor, out: TokenizerOutput, compared: dict[str, Tensor], draws: Draws | None
+    ) -> dict[str, Tensor]:
+        found = against(self.adversary, images, out.reconstruction, draws)
+        judged = found.pop("adversarial")
+        matching = self.adversary.config.feature_matching_weight
+        return {self.name: self._balanced(compared, judged) * judged} | {
+            f"{self.adversary.prefix}{name}": matching * value for name, value in found.items()
+        }
+
+    def _balanced(self, compared: dict[str, Tensor], value: Tensor) -> float | Tensor:
+        return self.weight if self.balance is None else self.weight * self.balance(compared, value)
+
+
+def _kl(images: Tensor, out: TokenizerOutput) -> Tensor:
+    return kl_loss(out.posterior.mean, out.posterior.logvar)
+
+
+def _small_image(side: int, images: Tensor, out: TokenizerOutput) -> Tensor:
+    return small_image_loss(out.pyramid[side], images)
+
+
+# Further losses that a recipe may name in ``loss.terms``.
+TERMS: dict[str, Term] = {
+    term.name: term
+    for term in (
+        Term("pixel-l1", lambda images, out: pixel_loss(out.reconstruction, images, "l1"), compares_images=True),
+        Term("pixel-l2", lambda images, out: pixel_loss(out.reconstruction, images, "l2"), compares_images=True),
+        Term("ssim", lambda images, out: ssim_loss(out.reconstruction, images), compares_images=True),
+        *(
+            Term(f"multi-resolution-{side}", partial(_small_image, side), compares_images=True, inputs=("pyramid",))
+            for side in PYRAMID_SIDES
+        ),
+        Term("kl", _kl, inputs=("posterior",)),
+    )
+}
 
 
 def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | None:
@@ -104,14 +153,16 @@ class TokenizerObjective:
         perceptual: (reconstruction, target) -> distance, or None.
         discriminator: the bare module, or None. Here it is fixed: it gets no gradient.
         loss_scale: of fp16, under which small gradients vanish: the adaptive weight's are taken of losses so scaled.
+        second: a second adversary beside that discriminator.
 
     Attributes:
-        terms: the rows, in the order in which they are computed and summed. The adversarial one is the last: what its
-            adaptive weight is balanced with comes before it.
+        terms: the rows, in the order in which they are computed and summed. The adversarial ones are the last: what
+            their adaptive weights are balanced with comes before them.
         notes: for people: rows of ``loss.terms`` that change nothing, since this run has no such loss.
 
     Raises:
-        ConfigError: ``loss.terms`` names a loss that is unknown, or ``loss.codebook_weight`` has nothing to weight.
+        ConfigError: the recipe names a loss that is unknown, or that this tokenizer has no input for, or
+            ``loss.codebook_weight`` has nothing to weight.
     """
 
     def __init__(
@@ -122,34 +173,39 @@ class TokenizerObjective:
         perceptual: nn.Module | None,
         discriminator: nn.Module | None,
         loss_scale: float = 1.0,
+        second: Adversary | None = None,
     ):
-        rows = [
-            Term("pixel", lambda images, out: pixel_loss(out.reconstruction, images, loss.pixel), loss.pixel_weight)
-        ]
+        def pixel(images: Tensor, out: TokenizerOutput) -> Tensor:
+            return pixel_loss(out.reconstruction, images, loss.pixel)
+
+        rows = [Term("pixel", pixel, loss.pixel_weight, compares_images=True)]
         if perceptual is not None:
-            rows.append(Term("perceptual", partial(perceptual_distance, perceptual), loss.perceptual_weight))
+            distance = partial(perceptual_distance, perceptual)
+            rows.append(Term("perceptual", distance, loss.perceptual_weight, compares_images=True))
         rows.append(Term("feature", _feature_loss, loss.feature_weight))
         if getattr(tokenizer, "makes_losses", True):
             rows.append(Term("codebook", lambda images, out: out.losses, loss.codebook_weight))
         elif loss.codebook_weight != LossConfig.codebook_weight:
             raise ConfigError("loss.codebook_weight: this tokenizer has no losses of its own that it could weight")
-        if discriminator is not None:
-            balance = None
-            if adversarial.adaptive_weight:
-                balance = partial(_adaptive_weight, tokenizer.last_layer, loss_scale)
-            judged = partial(_judged, discriminator, adversarial.generator_loss)
-            rows.append(Term("adversarial", judged, adversarial.weight, first_step=adversarial.start, balance=balance))
+        if loss.alignment.weight:
+            rows.append(_alignment_row(loss.alignment, tokenizer, loss_scale))
+        first = None if discriminator is None else Adversary("", adversarial, discriminator)
+        for adversary in (first, second):
+            if adversary is not None:
+                rows.append(_adversarial_row(adversary, tokenizer, loss_scale))
         self.terms, self.notes = _as_configured(rows, loss.terms)
+        self._inputs = _inputs(self.terms, tokenizer)
 
     @property
     def may_leave_parts_out(self) -> bool:
-        """Whether there may be steps without a gradient for a part that has one in others. The adversarial loss comes
-        through the reconstruction, and the discriminator learns by itself."""
-        return any(term.is_limited for term in self.terms if term.name != "adversarial")
+        """Whether there may be steps without a gradient for a part that has one in others, or would with other losses.
+        The adversarial losses come through the reconstruction, and discriminators learn by themselves."""
+        limited = any(term.is_limited for term in self.terms if term.adversary is None)
+        return limited or bool(self._inputs)
 
-    def adversarial_is_over(self, step: int, images_seen: int) -> bool:
-        """Whether the tokenizer no longer sees the discriminator."""
-        return any(term.is_over(step, images_seen) for term in self.terms if term.name == "adversarial")
+    def adversarial_is_over(self, step: int, images_seen: int, prefix: str = "") -> bool:
+        """Whether the tokenizer no longer sees the discriminator, the second where ``prefix`` is "second_"."""
+        return any(term.is_over(step, images_seen) for term in self.terms if term.name == f"{prefix}adversarial")
 
     def __call__(
         self,
@@ -159,23 +215,34 @@ class TokenizerObjective:
         *,
         step: int | None = None,
         images_seen: int = 0,
+        draws: Draws | None = None,
     ) -> dict[str, Tensor]:
         """images (B,3,S,S) in [-1,1] and what the tokenizer made of them -> float32 scalars.
 
         Args:
-            with_discriminator: False leaves the adversarial term out.
+            with_discriminator: False leaves the adversarial terms out.
             step: of the training, with the images it had seen before; None takes every term, whatever its steps.
+            draws: random numbers of these images, where discriminators see them augmented.
         """
         values: dict[str, Tensor] = {}
+        compared: dict[str, Tensor] = {}
         for term in self.terms:
-            left_out = term.name == "adversarial" and not with_discriminator
+            left_out = term.adversary is not None and not with_discriminator
             if not left_out and (step is None or term.takes_part(step, images_seen)):
-                values |= term.values(images, out, values)
+                found = term.values(images, out, compared, draws)
+                values |= found
+                if term.compares_images:
+                    compared |= found
         return values
+
+    @property
+    def image_losses(self) -> tuple[str, ...]:
+        """Names of the terms that say how far the reconstruction is from the image."""
+        return tuple(term.name for term in self.terms if term.compares_images)
 
 
 # Rows that a run may have or not, by other settings of its recipe.
-OPTIONAL = ("perceptual", "codebook", "adversarial")
+OPTIONAL = ("perceptual", "codebook", "alignment", "adversarial", "second_adversarial")
 
 
 def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> tuple[list[Term], list[str]]:
@@ -189,9 +256,63 @@ def _as_configured(rows: list[Term], changes: tuple[TermConfig, ...]) -> tuple[l
             known = list(dict.fromkeys([*by_name, *OPTIONAL, *TERMS]))
             hint = closest_match(change.name, known)
             raise ConfigError(f"loss.terms: there is no '{change.name}'{hint}; there are {', '.join(known)}")
-        row = by_name.get(change.name) or Term(change.name, TERMS[change.name])
+        row = by_name.get(change.name) or TERMS[change.name]
         by_name[change.name] = dataclasses.replace(row, **change.given())
-    return sorted(by_name.values(), key=lambda row: row.name == "adversarial"), notes
+    return sorted(by_name.values(), key=lambda row: (row.adversary is not None, row.balance is not None)), notes
+
+
+def _inputs(rows: list[Term], tokenizer: Tokenizer) -> set[str]:
+    """What passes of the tokenizer have for losses that this recipe has not, in every step.
+
+    Raises ConfigError if a row needs what they have not.
+    """
+    has, sides = tuple(getattr(tokenizer, "loss_inputs", ())), tuple(getattr(tokenizer, "pyramid_sides", ()))
+    for row in rows:
+        missing = [name for name in row.inputs if name not in has]
+        if missing:
+            raise ConfigError(
+                f"the loss '{row.name}' compares {' and '.join(missing)}, which a {tokenizer.config.kind} tokenizer of "
+                "this configuration has not"
+            )
+        side = row.name.removeprefix("multi-resolution-")
+        if side != row.name and int(side) not in sides:
+            raise ConfigError(f"loss.terms: '{row.name}': the tokenizer makes images of {sides} px on the way")
+    used = {name for row in rows for name in row.inputs}
+    if sum("pyramid" in row.inputs for row in rows) < len(sides):
+        used.discard("pyramid")
+    return set(has) - used
+
+
+def _alignment_row(config: AlignmentConfig, tokenizer: Tokenizer, loss_scale: float) -> Term:
+    settings = {name: value for name, value in vars(config).items() if name not in ("weight", "adaptive")}
+    balance = None
+    if config.adaptive:
+        layer = getattr(tokenizer, "latent_layer", None)
+        if layer is None:
+            raise ConfigError(f"loss.alignment: a {tokenizer.config.kind} tokenizer has no latents to align")
+        if not layer.requires_grad:
+            raise ConfigError(
+                "loss.alignment.adaptive needs the layer of the latents, which is not among the parts to train"
+            )
+        balance = partial(_adaptive_weight, "loss.alignment.adaptive", layer, loss_scale, 1e8)
+
+    def aligned(images: Tensor, out: TokenizerOutput) -> Tensor:
+        return alignment_loss(out.projected_latents, out.alignment_features, **settings)
+
+    return Term(
+        "alignment", aligned, config.weight, balance=balance, inputs=("projected_latents", "alignment_features")
+    )
+
+
+def _adversarial_row(adversary: Adversary, tokenizer: Tokenizer, loss_scale: float) -> Term:
+    config, name = adversary.config, f"{adversary.prefix}adversarial"
+    balance = None
+    if config.adaptive_weight:
+        if not tokenizer.last_layer.requires_grad:
+            raise ConfigError(f"{name}.adaptive_weight needs the last layer, which is not among the parts to train")
+        balance = partial(_adaptive_weight, f"{name}.adaptive_weight", tokenizer.last_layer, loss_scale, 1e4)
+    adversary.check()
+    return Term(name, None, config.weight, first_step=config.start, balance=balance, adversary=adversary)
 
 
 def _feature_loss(images: Tensor, out: TokenizerOutput) -> Tensor | None:
@@ -200,101 +321,11 @@ def _feature_loss(images: Tensor, out: TokenizerOutput) -> Tensor | None:
     return feature_loss(out.feature_reconstruction, out.feature_target)
 
 
-def _judged(discriminator: nn.Module, kind: str, images: Tensor, out: TokenizerOutput) -> Tensor:
-    with no_gradient_for(discriminator):
-        return generator_loss(discriminator(out.reconstruction), kind)
-
-
-def _adaptive_weight(last_layer: Tensor, loss_scale: float, before: dict[str, Tensor], judged: Tensor) -> Tensor:
-    seen = [value for name, value in before.items() if name in ("pixel", "perceptual", *TERMS)]
-    if not seen:
+def _adaptive_weight(
+    setting: str, layer: Tensor, loss_scale: float, largest: float, compared: dict[str, Tensor], value: Tensor
+) -> Tensor:
+    if not compared:
         raise SharedError(
-            "adversarial.adaptive_weight balances with the pixel and perceptual losses: at this step none takes part"
+            f"{setting} balances with losses that compare images (pixel, perceptual, ...): at this step none takes part"
         )
-    return adaptive_weight(sum(seen), judged, last_layer, loss_scale)
-
-
-@dataclass
-class Made:
-    """What a pass made of images, without gradients."""
-
-    reconstruction: Tensor  # (B,3,S,S)
-    ids: Tensor | None  # (B,K) int64
-    latents: tuple[Tensor, ...] | None  # (B,K,E) of each segment
-
-
-class TokenizerPass(nn.Module):
-    """A tokenizer's losses as a forward pass, as DDP wants it: what it returns is all that gradients come from, so that
-    DDP can tell parts without any in a step from the others."""
-
-    def __init__(self, tokenizer: Tokenizer, objective: TokenizerObjective):
-        super().__init__()
-        self.tokenizer, self.objective = tokenizer, objective
-
-    def forward(self, images: Tensor, step: int, images_seen: int) -> tuple[dict[str, Tensor], Made]:
-        """images (B,3,S,S) in [-1,1] -> float32 scalars by name, to be summed, and what was made.
-
-        Raises SharedError if none of the losses that take part in this step has a gradient.
-        """
-        out = self.tokenizer(images)
-        terms = self.objective(images, out, step=step, images_seen=images_seen)
-        if not any(term.requires_grad for term in terms.values()):
-            found = f"only {', '.join(terms)}" if terms else "none"
-            raise SharedError(f"step {step} has no loss for what trains ({found} takes part): see loss.terms and train")
-        latents = getattr(out, "latents", None)
-        if latents is not None:
-            latents = tuple(part.detach() for part in (latents if isinstance(latents, tuple) else (latents,)))
-        return terms, Made(out.reconstruction.detach(), getattr(out, "ids", None), latents)
-
-
-class DiscriminatorPass(nn.Module):
-    """The discriminator on real and on reconstructed images in one forward pass, as DDP wants it."""
-
-    def __init__(self, discriminator: nn.Module):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B,3,S,S) both -> their logits."""
-        return self.discriminator(real), self.discriminator(fake)
-
-
-def discriminator_terms(
-    config: AdversarialConfig, real_logits: Tensor, fake_logits: Tensor, lecam: LeCam | None
-) -> dict[str, Tensor]:
-    """Weighted terms of the discriminator's loss by name."""
-    terms = {"discriminator": discriminator_loss(real_logits, fake_logits, config.loss)}
-    if lecam is not None:
-        terms["lecam"] = config.lecam_weight * lecam(real_logits, fake_logits)
-    return terms
-
-
-@contextmanager
-def no_gradient_for(module: nn.Module) -> Iterator[None]:
-    """Gradients flow through ``module`` to its input and none to its parameters."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def checkpoint_activations(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
-    """Let every submodule of these kinds compute its activations again in the backward pass.
-
-    Returns how many there are. Names of parameters stay as they are.
-    """
-    chosen = [part for part in module.modules() if isinstance(part, kinds)]
-    for part in chosen:
-        part.forward = _recomputed(part.forward)
-    return len(chosen)
-
-
-def _recomputed(forward):
-    def forward_again_in_backward(*args, **kwargs):
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return forward_again_in_backward
+    return adaptive_weight(sum(compared.values()), value, layer, loss_scale, largest)

@@ -56,12 +56,19 @@ class Stepper:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, accepted: Tensor | None = None) -> Tensor:
         """Clip and update, unless the gradient's norm is not finite.
+
+        Args:
+            accepted: a bool scalar on the device, where something else decides besides: False makes the gradient, and
+                its norm, not finite.
 
         Returns:
             the norm before clipping, a float32 scalar on the device.
         """
+        if accepted is not None:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, torch.where(accepted, 1.0, math.nan))
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         for group in self.optimizer.param_groups:

@@ -1,8 +1,8 @@
 """What a training run is: recipes, as typed configurations. The defaults are the published tokenizer's.
 
-A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``). The
-generator's recipe (``generator_recipe.py``) shares the sections ``EMAConfig`` and ``RunConfig``, and extends
-``OptimizerConfig``.
+A recipe is read, checked, changed by flags and written back like any configuration (``vfmtok/config.py``). The losses'
+sections are in ``loss_recipe.py``. The generator's recipe (``generator_recipe.py``) shares the sections ``EMAConfig``
+and ``RunConfig``, and extends ``OptimizerConfig``.
 """
 
 import dataclasses
@@ -20,6 +20,11 @@ from vfmtok.errors import ConfigError
 from vfmtok.quantizers import QUANTIZERS, CosineConfig
 from vfmtok.tokenizers import AnyTokenizerConfig
 from vfmtok.tokenizers.vfmtok.config import VFMTokConfig
+from vfmtok.training.loss_recipe import (
+    AdversarialConfig,
+    EquivarianceConfig,
+    LossConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -43,80 +48,6 @@ class DataConfig:
     @property
     def shards(self) -> ShardOptions:
         return ShardOptions(self.min_size, self.image_key, self.label_key)
-
-
-@dataclass(frozen=True)
-class TermConfig:
-    """A change of one row of the objective, or a further row: see ``objective.Term``. What is None stays as it is."""
-
-    name: str = ""  # pixel, perceptual, feature, codebook, adversarial, or a loss of ``objective.TERMS``
-    weight: float | None = None
-    first_step: int | None = None  # from 0; both ends are included
-    last_step: int | None = None
-    first_image: int | None = None  # by the images that the run had seen before the step
-    last_image: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """What the row is to become."""
-        return {name: value for name, value in vars(self).items() if name != "name" and value is not None}
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What the reconstruction is compared by. Every weight multiplies a mean."""
-
-    pixel: Literal["l2", "l1"] = "l2"
-    pixel_weight: float = 2.0  # the published code adds the mean squared error twice
-    perceptual: Literal["lpips-vgg", "lpips-alex", "lpips-squeeze", "encoder", "none"] = "lpips-vgg"
-    perceptual_weight: float = 1.0
-    perceptual_encoder: EncoderConfig | None = None  # of "encoder": a frozen encoder of its own, not the tokenizer's
-    perceptual_weights: str | None = None  # file of the LPIPS backbone, instead of torchvision's download
-    codebook_weight: float = 1.0  # of the quantizer's losses, which carry their own weights besides
-    feature_weight: float = 1.0  # of 1 - cos between the encoder's features and their reconstruction
-    terms: tuple[TermConfig, ...] = ()  # further losses, and the steps or images from and to which a loss takes part
-
-    def __post_init__(self):
-        require_not_negative(self, "loss", "pixel_weight", "perceptual_weight", "codebook_weight", "feature_weight")
-        if self.perceptual_encoder is not None:
-            require(
-                self.perceptual == "encoder",
-                "loss.perceptual_encoder",
-                "needs loss.perceptual encoder",
-                self.perceptual,
-            )
-            require(self.perceptual_encoder.frozen, "loss.perceptual_encoder.frozen", "must be true", False)
-        for term in self.terms:
-            starts = term.first_step is not None or term.first_image is not None
-            if term.name == "adversarial" and starts:  # the discriminator and the choice of the best go by it, too
-                raise ConfigError("loss.terms: the first step of the adversarial loss is adversarial.start")
-
-
-@dataclass(frozen=True)
-class AdversarialConfig:
-    """The discriminator and its part in the losses."""
-
-    discriminator: Literal["dinogan", "patchgan", "stylegan", "none"] = "dinogan"
-    weights: str = "hub"  # of dinogan's frozen DINO ViT-S/16: "hub", the path of a file, or "none" (random)
-    loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"  # the discriminator's
-    generator_loss: Literal["hinge", "non-saturating"] = "non-saturating"  # the tokenizer's
-    weight: float = 0.5
-    start: int = 20_000  # the first step at which the tokenizer sees the discriminator
-    update_start: int | None = None  # the first step at which the discriminator learns; None: ``start``
-    adaptive_weight: bool = False  # scale by the ratio of gradient norms at the last layer (VQGAN)
-    lecam_weight: float = 0.0  # LeCam regularisation of the discriminator; 0 leaves it out
-    start_from: str | None = None  # the discriminator to begin with: of another run, or of one of its checkpoints
-
-    def __post_init__(self):
-        require_not_negative(self, "adversarial", "weight", "lecam_weight", "start")
-        early = self.update_start is None or 0 <= self.update_start <= self.start
-        unused = self.start_from is not None and self.discriminator == "none"
-        require(not unused, "adversarial.start_from", "needs a discriminator", self.start_from)
-        require(early, "adversarial.update_start", f"must be in [0, start = {self.start}]", self.update_start)
-
-    @property
-    def learns_from(self) -> int:
-        """The first step at which the discriminator learns."""
-        return self.start if self.update_start is None else self.update_start
 
 
 @dataclass(frozen=True)
@@ -167,9 +98,23 @@ class EMAConfig:
     enabled: bool = True
     decay: float = 0.9999
     warmup: bool = False  # min(decay, (1 + step) / (10 + step)): a short run's average forgets its beginning
+    half_life_images: int | None = None  # after which half of the average is new: a decay by images, not by steps
+    ramp: float | None = None  # the half-life is at most this share of the images seen
 
     def __post_init__(self):
         require(0 <= self.decay < 1, "ema.decay", "must be in [0,1)", self.decay)
+        half_life, ramp = self.half_life_images, self.ramp
+        require(half_life is None or half_life > 0, "ema.half_life_images", "must be positive", half_life)
+        fits = ramp is None or (half_life is not None and ramp > 0)
+        require(fits, "ema.ramp", "must be positive and needs ema.half_life_images", ramp)
+        require(half_life is None or not self.warmup, "ema.warmup", "is ema.ramp with ema.half_life_images", True)
+
+    def decay_by_images(self, images_seen: int, batch: int) -> float | None:
+        """Of a step of ``batch`` images before which the run had seen so many; None where it goes by steps."""
+        if self.half_life_images is None:
+            return None
+        half_life = self.half_life_images if self.ramp is None else min(self.half_life_images, self.ramp * images_seen)
+        return 0.5 ** (batch / half_life) if half_life else 0.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +157,8 @@ class TokenizerRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    second_adversarial: AdversarialConfig | None = None  # of a second discriminator beside the first
+    equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -230,6 +177,11 @@ class TokenizerRecipe:
             )
         if isinstance(getattr(self.tokenizer, "code", None), Latents) and self.codebook != CodebookConfig():
             raise ConfigError(f"codebook: a tokenizer of kind '{self.tokenizer.kind}' has none: its code is continuous")
+        if borrowed and self.equivariance.enabled:
+            raise ConfigError(
+                "loss.perceptual: 'encoder' compares with features of the image as the tokenizer saw it, which "
+                "equivariance.enabled transforms: name a loss.perceptual_encoder"
+            )
         sections = [getattr(self.tokenizer, item.name) for item in dataclasses.fields(self.tokenizer)]
         quantizers = [section for section in sections if isinstance(section, tuple(QUANTIZERS))]
         learned = [isinstance(quantizer, CosineConfig) for quantizer in quantizers]

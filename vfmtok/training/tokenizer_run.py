@@ -20,19 +20,16 @@ from vfmtok.losses.adversarial import LeCam
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.tokenizers import build_tokenizer
 from vfmtok.training import construction, passes, run_folder
+from vfmtok.training.adversaries import Adversary, DiscriminatorPass
 from vfmtok.training.codebook_care import CodebookCare
 from vfmtok.training.ema import EMA
-from vfmtok.training.health import SkippedSteps
-from vfmtok.training.objective import (
-    DiscriminatorPass,
-    TokenizerObjective,
-    TokenizerPass,
-    build_perceptual,
-    checkpoint_activations,
-)
+from vfmtok.training.equivariance import check_transformations
+from vfmtok.training.health import LossBounds, SkippedSteps
+from vfmtok.training.objective import TokenizerObjective, build_perceptual
 from vfmtok.training.optimizer import FIRST_SCALE, Stepper
-from vfmtok.training.recipe import Plan, TokenizerRecipe
+from vfmtok.training.recipe import AdversarialConfig, Plan, TokenizerRecipe
 from vfmtok.training.state import RunState
+from vfmtok.training.tokenizer_passes import TokenizerPass, checkpoint_activations
 from vfmtok.training.trained_parts import choose_trained, train_mode
 from vfmtok.training.validation import HeldOut, best_metric
 from vfmtok.weights.checkpoint import CheckpointFolder
@@ -62,8 +59,8 @@ class TokenizerRun:
         self.model = passes.wrap(
             TokenizerPass(self.tokenizer, self.objective), world, find_unused=self.objective.may_leave_parts_out
         )
-        if self.discriminator is not None:
-            self.judge = passes.wrap(DiscriminatorPass(self.discriminator), world)
+        for adversary in self.adversaries:
+            adversary.both = passes.wrap(DiscriminatorPass(adversary), world)
 
     def _open_data(self) -> None:
         recipe, run = self.recipe, self.recipe.run
@@ -94,20 +91,20 @@ class TokenizerRun:
         self.tokenizer.to(world.device)
         self._synchronise_batch_norm()
         train_mode(self.tokenizer, recipe.train)
+        check_transformations(recipe.equivariance, self.tokenizer)
         self.perceptual = build_perceptual(recipe.loss, self.tokenizer)
-        self.discriminator, self.lecam = self._build_discriminator()
-        if self.discriminator is not None and recipe.adversarial.start_from is not None:
-            found = {"discriminator": self.discriminator, "lecam": self.lecam}
-            found = {name: module for name, module in found.items() if module is not None}
-            self.notes += construction.start_discriminator(found, recipe.adversarial.start_from, self.checkpoints)
-        for module in (self.perceptual, self.discriminator, self.lecam):
+        self.adversaries = self._build_adversaries()
+        for module in (self.perceptual, *(m for adversary in self.adversaries for m in adversary.modules.values())):
             if module is not None:
                 module.to(world.device)
-        if recipe.adversarial.adaptive_weight and not self.tokenizer.last_layer.requires_grad:
-            raise ConfigError("adversarial.adaptive_weight needs the last layer, which is not among the parts to train")
         scale = FIRST_SCALE if run.precision == "fp16" else 1.0
+        first, second = (
+            next((adversary for adversary in self.adversaries if adversary.prefix == prefix), None)
+            for prefix in ("", "second_")
+        )
+        discriminator = None if first is None else first.discriminator
         self.objective = TokenizerObjective(
-            recipe.loss, recipe.adversarial, self.tokenizer, self.perceptual, self.discriminator, scale
+            recipe.loss, recipe.adversarial, self.tokenizer, self.perceptual, discriminator, scale, second
         )
         self.notes += self.objective.notes
 
@@ -124,30 +121,46 @@ class TokenizerRun:
         else:
             self.notes.append("batch norm sees one process's images: PyTorch synchronises it on GPUs only")
 
-    def _build_discriminator(self) -> tuple[nn.Module | None, LeCam | None]:
-        config = self.recipe.adversarial
+    def _build_adversaries(self) -> list[Adversary]:
+        """Those that learn before the end of the run, the first and the second."""
+        sections = {"": self.recipe.adversarial, "second_": self.recipe.second_adversarial}
+        found = [self._build_adversary(prefix, config) for prefix, config in sections.items() if config is not None]
+        return [adversary for adversary in found if adversary is not None]
+
+    def _build_adversary(self, prefix: str, config: AdversarialConfig) -> Adversary | None:
         if config.discriminator == "none":
-            return None, None
+            return None
         if config.learns_from >= self.plan.steps:  # it would never be asked
             self.notes.append(
                 f"no {config.discriminator} discriminator: it would learn from step {config.learns_from}, the run has "
-                f"{self.plan.steps} (--disc-start)"
+                f"{self.plan.steps} ({'--disc-start' if not prefix else 'second_adversarial.start'})"
             )
-            return None, None
-        discriminator = build_discriminator(config.discriminator, self.recipe.tokenizer.image_size, config.weights)
-        return discriminator, LeCam() if config.lecam_weight else None
+            return None
+        discriminator = build_discriminator(
+            config.discriminator, self.recipe.tokenizer.image_size, config.weights, config.resize
+        )
+        if self.recipe.equivariance.enabled and not getattr(discriminator, "takes_any_size", False):
+            raise ConfigError(f"equivariance.enabled: the {config.discriminator} discriminator sees one size of images")
+        adversary = Adversary(prefix, config, discriminator, LeCam() if config.lecam_weight else None)
+        if config.start_from is not None:
+            self.notes += construction.start_discriminator(adversary.modules, config.start_from, self.checkpoints)
+        return adversary
 
     def _build_state(self) -> None:
         recipe, run, device = self.recipe, self.recipe.run, self.world.device
-        modules = {"model": self.tokenizer, "discriminator": self.discriminator}
-        modules = {name: module for name, module in modules.items() if module is not None}
+        modules = {"model": self.tokenizer}
+        modules |= {adversary.name: adversary.discriminator for adversary in self.adversaries}
         steppers = {
             name: construction.stepper([{"params": list(module.parameters())}], recipe.optimizer, run, f"the {name}")
             for name, module in modules.items()
         }
-        self.skipped = {name: SkippedSteps(device, name) for name in modules}
-        if self.lecam is not None:
-            modules["lecam"] = self.lecam
+        self.bounds = self._build_bounds()
+        self.skipped = {
+            name: SkippedSteps(device, name, " or its losses out of bounds" if name in self.bounds else "")
+            for name in modules
+        }
+        for adversary in self.adversaries:
+            modules |= adversary.modules
         average = construction.average(self.tokenizer, recipe.ema)
         self.care = self._build_care(average, steppers["model"])
         self.state = RunState(
@@ -157,10 +170,23 @@ class TokenizerRun:
             steppers,
             average,
             tensors={"codebook": self.care} if self.care is not None else {},
-            numbers={"skipped" if n == "model" else f"skipped_{n}": skipped for n, skipped in self.skipped.items()},
+            numbers={"skipped" if n == "model" else f"skipped_{n}": skipped for n, skipped in self.skipped.items()}
+            | {f"bounds_{name}": bounds for name, bounds in self.bounds.items()},
             data={"samples": len(self.records), "fingerprint": self.records.fingerprint},
         )
-        self.checkpoints.best = best_metric(self.state, self.discriminator is not None)
+        self.checkpoints.best = best_metric(self.state, bool(self.adversaries))
+
+    def _build_bounds(self) -> dict[str, LossBounds]:
+        """By the network whose steps are skipped by them: where the recipe has such bounds."""
+        loss, device = self.recipe.loss, self.world.device
+        found = {
+            adversary.name: LossBounds((adversary.name,), device, most=adversary.config.max_loss)
+            for adversary in self.adversaries
+            if adversary.config.max_loss is not None
+        }
+        if loss.jump_factor is not None:
+            found["model"] = LossBounds(self.objective.image_losses, device, loss.jump_factor, loss.jump_from_image)
+        return found
 
     def _build_care(self, average: EMA | None, stepper: Stepper) -> CodebookCare | None:
         """Of discrete codes; only counting, where the family does not name the ``quantizers`` of its segments."""
@@ -190,11 +216,14 @@ class TokenizerRun:
 
     # ---- what the loop asks for ------------------------------------------------------------
 
-    def discriminator_learns(self, step: int) -> bool:
-        """Not before ``adversarial.learns_from``, nor when the tokenizer no longer sees it."""
-        if self.discriminator is None or step < self.recipe.adversarial.learns_from:
-            return False
-        return not self.objective.adversarial_is_over(step, self.state.samples_seen)
+    def learning_adversaries(self, step: int) -> list[Adversary]:
+        """Not before ``learns_from`` of their section, nor when the tokenizer no longer sees them."""
+        return [
+            adversary
+            for adversary in self.adversaries
+            if step >= adversary.config.learns_from
+            and not self.objective.adversarial_is_over(step, self.state.samples_seen, adversary.prefix)
+        ]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.recipe.run.precision, self.world.device)

@@ -74,7 +74,7 @@ def _train(run: GeneratorRun, log: RunLog, codes: CachedCodes | EncodedCodes, st
 
         norm = stepper.step(lr)
         if state.ema is not None:
-            state.ema.update(step)
+            state.ema.update(step, recipe.ema.decay_by_images(state.samples_seen, recipe.run.global_batch))
         progress.after_step(batch.samples_seen, losses, {"model": norm}, lr)
     progress.finish(run.folder)
 

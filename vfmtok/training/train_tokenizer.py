@@ -8,12 +8,15 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from vfmtok import distributed
 from vfmtok.data.transforms import to_unit_range
+from vfmtok.generators.counter_random import Draws
 from vfmtok.training import passes, run_folder
 from vfmtok.training.codebook_care import start_codebooks
+from vfmtok.training.equivariance import drawn_transformation
 from vfmtok.training.interruption import StopRequest
-from vfmtok.training.objective import discriminator_terms
 from vfmtok.training.optimizer import learning_rate
 from vfmtok.training.progress import Progress
 from vfmtok.training.recipe import TokenizerRecipe
@@ -47,7 +50,7 @@ def train_tokenizer(recipe: TokenizerRecipe, world: distributed.World) -> None:
 
 def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
     recipe, plan, state, world, care = run.recipe, run.plan, run.state, run.world, run.care
-    steppers, accumulation = state.steppers, recipe.run.accumulation
+    steppers, accumulation, seed = state.steppers, recipe.run.accumulation, recipe.run.seed % 2**64
     progress = Progress(
         state, plan, world, run.checkpoints, log, stop, loader, len(run.records), run.skipped, partial(validate, run),
         more_numbers=lambda rate: {} if care is None else care.numbers(),
@@ -62,37 +65,44 @@ def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
             start_codebooks(run)
         if care is not None:
             care.before_step(step)
-        discriminator_learns = run.discriminator_learns(step)
+        adversaries = run.learning_adversaries(step)
+        transformation = drawn_transformation(recipe.equivariance, recipe.run.seed, step)
         batch = next(loader)
+        positions = torch.from_numpy(loader.order.positions(batch.samples_seen))  # (B,)
         lr = learning_rate(recipe.optimizer, step, plan.warmup_steps, plan.steps)
 
-        for last, (part,) in passes.micro_batches(plan.micro_batch, batch.images):
+        for last, (part, samples) in passes.micro_batches(plan.micro_batch, batch.images, positions):
             images = to_unit_range(part.to(world.device, non_blocking=True))  # (b,3,S,S)
+            draws = Draws(seed, samples.to(world.device, non_blocking=True))
             with passes.synced(run.model, last):
                 with run.autocast():
-                    terms, made = run.model(images, step, state.samples_seen)
+                    terms, made = run.model(images, step, state.samples_seen, transformation, draws)
                     loss = sum(terms.values())
                 steppers["model"].backward(loss / accumulation)
-            if discriminator_learns:
-                with passes.synced(run.judge, last):
+            for adversary in adversaries:
+                with passes.synced(adversary.both, last):
                     with run.autocast():
-                        real, fake = run.judge(images, made.reconstruction)
-                        judge_terms = discriminator_terms(recipe.adversarial, real, fake, run.lecam)
-                    steppers["discriminator"].backward(sum(judge_terms.values()) / accumulation)
-                terms |= judge_terms
+                        real, fake = adversary.both(made.target, made.reconstruction, draws)
+                        its_terms = adversary.terms(real, fake)
+                    steppers[adversary.name].backward(sum(its_terms.values()) / accumulation)
+                terms |= its_terms
             losses = {name: term.detach() for name, term in {**terms, "total": loss}.items()}
             progress.meter.add({f"loss/{name}": term for name, term in losses.items()})
+            for bounds in run.bounds.values():
+                bounds.note(losses)
             if care is not None:
                 care.note(made)
             del made, loss, terms  # or what they hold would stand beside the next pass
 
-        norms = {"model": steppers["model"].step(lr)}
-        if discriminator_learns:
-            norms["discriminator"] = steppers["discriminator"].step(lr)
-            if run.lecam is not None:
-                run.lecam.step()
+        norms = {}
+        for name in ("model", *(adversary.name for adversary in adversaries)):
+            accepted = run.bounds[name].accept(state.samples_seen) if name in run.bounds else None
+            norms[name] = steppers[name].step(lr, accepted)
+        for adversary in adversaries:
+            if adversary.lecam is not None:
+                adversary.lecam.step()
         if state.ema is not None:
-            state.ema.update(step)
+            state.ema.update(step, recipe.ema.decay_by_images(state.samples_seen, recipe.run.global_batch))
         if care is not None:
             care.after_step(step)
         progress.after_step(batch.samples_seen, losses, norms, lr)

@@ -134,7 +134,8 @@ def best_metric(state: RunState, adversarial: bool) -> str:
 
 def _quality(run: "TokenizerRun", metrics: dict[str, float]) -> dict[str, float]:
     """Minus the perceptual distance, or PSNR without one, once the tokenizer sees the discriminator."""
-    if run.discriminator is None or run.state.step <= run.recipe.adversarial.start:
+    starts = [adversary.config.start for adversary in run.adversaries]
+    if not starts or run.state.step <= max(starts):
         return {}
     prefix = "" if run.state.ema is None else "ema_"
     return {"quality": -metrics[f"{prefix}perceptual"] if run.perceptual is not None else metrics[f"{prefix}psnr"]}
