@@ -12,14 +12,21 @@ from vfmtok.code import Ids, Segment
 from vfmtok.discriminators.build import DISCRIMINATORS, build_discriminator
 from vfmtok.evaluation.encoder_distance import encoder_features
 from vfmtok.evaluation.inception import Inception
+from vfmtok.generators.counter_random import Draws
+from vfmtok.layers.equivariance import Transformation
 from vfmtok.losses import perceptual
 from vfmtok.losses.adversarial import LeCam
+from vfmtok.losses.alignment import alignment_loss
+from vfmtok.losses.kl import kl_loss
+from vfmtok.losses.reconstruction import small_image_loss
+from vfmtok.losses.structural import ssim_loss
 from vfmtok.quantizers import QUANTIZERS, build_quantizer
 from vfmtok.quantizers.cosine import CosineConfig
 from vfmtok.quantizers.finite_scalar import FiniteScalarConfig
+from vfmtok.training.adversaries import Adversary, DiscriminatorPass, against
 from vfmtok.training.codebook_care import CodebookCare
 from vfmtok.training.ema import EMA
-from vfmtok.training.health import Meter, SkippedSteps
+from vfmtok.training.health import LossBounds, Meter, SkippedSteps
 from vfmtok.training.objective import TokenizerObjective
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import AdversarialConfig, CodebookConfig, LossConfig, OptimizerConfig
@@ -67,9 +74,36 @@ def test_discriminator(kind, bf16):
         for mode in (True, False):
             discriminator.train(mode)
             logits = discriminator(images(256, 9))
-            assert logits.dtype == torch.float32
-            assert_on_cuda(logits, lecam(logits, logits))
+            maps = logits if isinstance(logits, list) else [logits]
+            assert all(part.dtype == torch.float32 for part in maps)
+            assert_on_cuda(maps, lecam(logits, logits))
         lecam.step()
+    assert cuda.waits == []
+
+
+def test_losses_of_continuous_tokenizers(bf16):
+    """And DiffAugment, feature matching, and the bounds of losses."""
+    config = AdversarialConfig("multiscale-patchgan", augment=True, feature_matching_weight=1.0)
+    adversary = Adversary("", config, build_discriminator("multiscale-patchgan", 64))
+    both = DiscriminatorPass(adversary)
+    with FakeCuda(bf16) as cuda:
+        cuda.put(both)
+        draws = Draws(0, torch.empty(3, dtype=torch.int64, device="cuda"))
+        real, fake, latents = images(64, 3), images(64, 3), torch.empty(3, 4, 8, 8, device="cuda")
+        turned = Transformation(0.5, 1)
+        terms = against(adversary, real, fake, draws) | adversary.terms(*both(real, fake, draws))
+        terms |= {
+            "ssim": ssim_loss(fake, real),
+            "kl": kl_loss(latents, latents),
+            "alignment": alignment_loss(latents, torch.empty(3, 4, 16, 16, device="cuda")),
+            "small": small_image_loss(turned.of_images(fake), real),
+        }
+        bounds = LossBounds(("ssim", "kl"), torch.device("cuda"), factor=10.0)
+        for _ in range(2):
+            bounds.note(terms)
+            accepted = bounds.accept(0)
+        assert all(term.dtype == torch.float32 for term in terms.values())
+        assert_on_cuda(terms, accepted, turned.of_latents(latents))
     assert cuda.waits == []
 
 
