@@ -1,7 +1,9 @@
 """The shell scripts that are left, and the recipes that took the place of those of the published runs."""
 
 import os
+import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,3 +139,23 @@ def test_every_model_of_a_recipe_says_its_kind():
 def test_without_arguments_it_tells_its_usage():
     done = subprocess.run([SCRIPTS / "torchrun.sh"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
+
+
+def test_torchrun_starts_processes(tmp_path):
+    """Two processes of a script, on one machine, with its arguments and exit code."""
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom vfmtok import distributed\nwith distributed.program('script') as world:\n"
+        "    print(f'<{world.rank} of {world.size}: {sys.argv[1:]}>', flush=True)\n"
+        "    distributed.barrier()  # torchrun ends the others when one fails\n"
+        "    sys.exit(3 if world.rank else 0)\n"
+    )
+    command = [str(ROOT / "scripts/torchrun.sh"), str(tmp_path / "script.py"), "--lr", "a b"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PROC_PER_NODE": "2", "MASTER_PORT": port}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert "<0 of 2: ['--lr', 'a b']>" in done.stdout and "<1 of 2: ['--lr', 'a b']>" in done.stdout
+    assert done.returncode != 0
+    missing = subprocess.run([command[0], "nowhere.py"], capture_output=True, text=True, env=environment, timeout=60)
+    assert missing.returncode == 2 and "no script" in missing.stderr and missing.stderr.count("\n") == 1

@@ -135,6 +135,11 @@ def test_known_tokens_that_cannot_be(generator, known, message):
 def test_what_learns_one_order_is_given_no_other(gpt):
     with pytest.raises(vfmtok.ConfigError, match="row by row only"):
         vfmtok.generate(gpt, LABELS, order=torch.arange(9).expand(4, 9))
+    ids, order = torch.zeros(4, 9, dtype=torch.int64), torch.rand(4, 9).argsort(1)
+    with pytest.raises(ValueError, match="raster order only"):
+        gpt(LABELS, ids[:, :-1], order=order)
+    with pytest.raises(ValueError, match="raster order only"):
+        gpt.begin(LABELS, ids[:, :0], order)
 
 
 # --------------------------------------------------------------------------------------

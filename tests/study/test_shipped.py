@@ -1,16 +1,22 @@
 """Every study that is shipped: all rows have recipes that build, and every published number its column."""
 
 import re
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import vfmtok
 from vfmtok.commands.study import PARSERS
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.encoders.named import ENCODERS
 from vfmtok.study.config import load_study
 from vfmtok.study.rows import resolve
 
-STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs/studies"
+STUDIES, PUBLISHED = sorted(FOLDER.rglob("*.yaml")), sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: "-".join(path.with_suffix("").parts[-2:]))
@@ -21,6 +27,30 @@ def test_every_row_has_its_recipes(path):
     for row in rows:
         assert row.code.num_tokens > 0 and (row.generator is None or row.generator.generator.code.num_tokens > 0)
     assert any(row.published for row in study.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_models_of_published_scale_can_be_built(path):
+    """On the meta device, where they need no memory: a recipe that resolves may still ask for an impossible model."""
+    for row in resolve(load_study(path), PARSERS):
+        with torch.device("meta"):
+            tokenizer = vfmtok.build_tokenizer(without_weights(row.tokenizer))
+            assert tokenizer.code == row.code, row.name
+            assert all(tensor.is_meta for tensor in tokenizer.parameters())
+            if row.generator is not None:
+                generator = vfmtok.build_generator(row.generator.generator)
+                assert generator.code == tokenizer.code, row.name
+
+
+def without_weights(config: Any) -> Any:
+    """Of a tokenizer: its encoders are built, and their files not looked for."""
+    changes = {
+        item.name: replace(section, weights="random", weights_sha256=None)
+        for item in fields(config)
+        if isinstance(section := getattr(config, item.name), EncoderConfig)
+    }
+    return replace(config, **changes)
 
 
 def test_the_papers_tables_are_there():

@@ -1,13 +1,12 @@
 """`vfmtok study`, whole: the steps that rows share, the page that it ends in, and what ends it early."""
 
+import html
 import json
-import os
 import re
-import signal
-import time
 from collections import Counter
 
 import pytest
+import yaml
 
 
 def steps(folder) -> Counter:
@@ -36,6 +35,21 @@ def test_a_study_ends_in_its_page_and_does_nothing_twice(study, vfmtok_study, tm
     code, said, _ = vfmtok_study(study(seeds=[0, 1]))
     assert code == 0 and "20 of 20 steps are done" in said and len(vfmtok_study.commands) == commands
     assert json.loads((tmp_path / "out/table.json").read_text()) == table
+
+
+def test_the_table_keeps_what_was_asked(study, vfmtok_study, tmp_path):
+    """Studies of one file with other settings differ in table.json and on the page, before anything is done."""
+    flags = ["--set", "title=Mine", "--generator-set", "optimizer.lr=2e-3", "--set", "seeds=[3]"]
+    file = study()
+    of_all = yaml.safe_load(file.read_text())["tokenizer_set"]
+    assert vfmtok_study(file, "--page-only", "--row", "1", *flags)[0] == 0
+    table, page = json.loads((tmp_path / "out/table.json").read_text()), (tmp_path / "out/study.html").read_text()
+    asked = "--set title=Mine --set 'seeds=[3]' --generator-set optimizer.lr=2e-3"
+    assert table["command"] == f"vfmtok study {tmp_path}/tiny.yaml {asked}"
+    assert table["set"] == ["title=Mine", "seeds=[3]"] and table["seeds"] == [3] and table["title"] == "Mine"
+    assert table["tokenizer_set"] == of_all and table["generator_set"] == [*of_all, "optimizer.lr=2e-3"]
+    for text in (table["command"], *table["generator_set"]):
+        assert html.escape(text) in page, text
 
 
 STAGES = ["vq_train.py", "vqgan_test.py", "codes", "train_c2i.py", "test_net.py"]
@@ -96,32 +110,6 @@ def test_given_weights_are_measured_and_not_trained(study, vfmtok_study, tmp_pat
 
 def dry_run(vfmtok_study, file) -> list[str]:
     return [line for line in vfmtok_study(file, "--dry-run")[1].splitlines() if line.startswith("  ")]
-
-
-@pytest.mark.slow
-def test_kill_9_in_a_training_leaves_no_orphan_and_the_rerun_the_same_table(study, vfmtok_study, start, tmp_path):
-    file = study(generator=None, generation=None, tokenizer_set=["run.global_batch=4", "run.precision=none",
-                 "run.log_every=1", "run.save_every=2", "run.tensorboard=false", "optimizer.steps=40"])  # fmt: skip
-    assert vfmtok_study(file, out="whole")[0] == 0
-    for _ in range(2):
-        process = start(file)
-        waited = time.monotonic()
-        while not list((tmp_path / "out").glob("steps/tokenizer-*/out/checkpoints/*")):
-            assert process.poll() is None and time.monotonic() - waited < 300, process.log.read_text()
-            time.sleep(0.1)
-        (claim,) = (tmp_path / "out").rglob("claim.json")
-        child = json.loads(claim.read_text())["child"][0]
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        while os.path.exists(f"/proc/{child}"):  # it saves, and ends
-            assert time.monotonic() - waited < 300
-            time.sleep(0.1)
-        if list((tmp_path / "out").glob("steps/tokenizer-*/out/finished")):
-            break
-    code, _, errors = vfmtok_study(file)
-    assert code == 0, errors
-    tables = [json.loads((tmp_path / out / "table.json").read_text()) for out in ("whole", "out")]
-    assert tables[0]["rows"] == tables[1]["rows"] and tables[1]["rows"]["base"]["numbers"]["PSNR"]["mean"]
 
 
 @pytest.mark.slow

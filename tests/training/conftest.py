@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import training_runs
-from small_caches import write_cache
+from image_place import ALONE, GPT, Place
+from small_caches import small_recipe, write_cache
 
 from vfmtok import distributed
 from vfmtok.config import load_config, save_config
 from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.train_generator import train_generator
 from vfmtok.training.train_tokenizer import train_tokenizer
 
 
@@ -78,3 +80,18 @@ def train():
         return Path(recipe.run.results_dir)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Place:
+    """Tests that train there have a name each for their run."""
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="session")
+def run(place) -> Path:
+    """Of a generator, 3 steps, with pictures."""
+    pictures = {"every": 3, "classes": 2, "per_class": 3}
+    recipe = small_recipe(place.folder, gpt=GPT, data=place.data(), pictures=pictures, optimizer={"steps": 3})
+    train_generator(recipe, ALONE)
+    return place.folder / "run"

@@ -46,11 +46,11 @@ def test_a_checkpoint_that_does_not_say_its_data(images, tiny_recipe, train):
     """Those of version 0.1."""
     folder = train(tiny_recipe("optimizer.steps=4", images(0)))
     saved = checkpoint.CheckpointFolder(folder / "checkpoints")
-    newest = saved.load_newest()
+    newest = saved.open_newest().read()
     del newest.numbers["data"]
     saved.save(replace(newest, step=5))
     train(tiny_recipe("optimizer.steps=6", images(1)))
-    assert saved.load_newest().step == 6
+    assert saved.open_newest().step == 6
 
 
 def test_another_cache_under_the_same_path(caches):

@@ -31,7 +31,7 @@ from vfmtok.data.latent_cache import write_statistics
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.transforms import TEN_CROP_RANGES, to_unit_range
-from vfmtok.data.views import VIEWS, View
+from vfmtok.data.views import RANDOM_VIEWS, VIEWS, View
 from vfmtok.errors import ConfigError, DataError, SharedError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.tokenizers.contract import code_of
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"mirror images of the image enlarged by {' and '.join(map(str, TEN_CROP_RANGES))}, 20 views; "
         "random: training crops",
     )
-    parser.add_argument("--num-random-views", type=int, metavar="R", help="for --views random (default 10)")
+    text = f"for --views random (default {RANDOM_VIEWS})"
+    parser.add_argument("--num-random-views", type=int, metavar="R", help=text)
     parser.add_argument(
         *flags.names("--global-seed"), type=int, help="of --views random and --posterior sample (default 0)"
     )
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     if args.views != "random" and args.num_random_views is not None:
         raise DataError("--num-random-views belongs to --views random")
-    args.num_random_views = 10 if args.num_random_views is None else args.num_random_views
+    args.num_random_views = RANDOM_VIEWS if args.num_random_views is None else args.num_random_views
     if min(args.batch_size, args.num_random_views, args.rank) < 1 or args.num_workers < 0:
         raise DataError("--batch-size, --num-random-views and --rank must be positive, --num-workers not negative")
     with distributed.group() as world:

@@ -9,8 +9,9 @@ from vfmtok.config import config_from_dict
 from vfmtok.errors import ConfigError
 from vfmtok.generators.contract import Generator, SamplingSettings
 
-# (flag, what it takes, help); the setting has the flag's name. A flag that is not given leaves the family's default.
-PUBLISHED_FLAGS = (
+# Settings with a flag of their own: (flag, what it takes, help). The setting has the flag's name; a flag that is not
+# given leaves the family's default.
+FLAGS = (
     ("--cfg-scale", float, "guidance; 1 is none (default of a GPT: 1.5)"),
     ("--cfg-interval", int, "guide the first N + 2 tokens only (default -1: all)"),
     ("--cfg-schedule", str, "how guidance rises over the tokens: constant (default), linear, cosine, power-cosine"),
@@ -22,8 +23,8 @@ PUBLISHED_FLAGS = (
 
 
 def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ()) -> None:
-    """The published flags, but those that a command has in a form of its own, and --sampling for every setting."""
-    for flag, takes, text in PUBLISHED_FLAGS:
+    """Flags of single settings, but those that a command has in a form of its own, and --sampling for every setting."""
+    for flag, takes, text in FLAGS:
         if flag not in leave_out:
             parser.add_argument(flag, type=takes, metavar=takes.__name__.upper(), help=text)
     if "--cfg-scale" not in leave_out:
@@ -57,7 +58,7 @@ def sampling_of(args: argparse.Namespace, generator: Generator) -> SamplingSetti
     Raises:
         ConfigError: the family has no such setting (names the closest), or a value is impossible.
     """
-    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in PUBLISHED_FLAGS] + ["greedy"]
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in FLAGS] + ["greedy"]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     for text in args.sampling:
         name, equals, value = text.partition("=")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from vfmtok.commands import agreement, codes, flags
 from vfmtok.commands.evaluation_flags import generation_parser, reconstruction_parser
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.data.dataset_folder import open_split
-from vfmtok.errors import ConfigError, DataError, VFMTokError
+from vfmtok.errors import ConfigError, DataError, VFMTokError, WeightsError
 from vfmtok.files import replace_file
 from vfmtok.study import numbers, page
 from vfmtok.study.claims import claim
@@ -22,7 +23,7 @@ from vfmtok.study.config import load_study
 from vfmtok.study.rows import Changes, resolve
 from vfmtok.study.running import WAIT, Runner, last_line, run_process, write_configs
 from vfmtok.study.speed import Speed, as_time, estimate, measure
-from vfmtok.study.steps import Data, Plan, Step
+from vfmtok.study.steps import Asked, Data, Plan, Step
 
 SAMPLE = "sample"  # in place of a folder: the images in the package
 
@@ -62,9 +63,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("start `vfmtok study` once, not by torchrun: it starts that for every step (--processes)")
     file = Path(args.study).expanduser()
     study = _named(file.stem, lambda: load_study(file, args.set))
-    rows = _named(
-        file.stem, lambda: resolve(study, PARSERS, Changes(tuple(args.tokenizer_set), tuple(args.generator_set)))
-    )
+    asked = _asked(args)
+    rows = _named(file.stem, lambda: resolve(study, PARSERS, asked.changes))
     chosen = {row.name for row in _named(file.stem, lambda: study.chosen(args.row))}
     folder = Path(args.out).expanduser() if args.out else Path("studies") / "-".join(file.with_suffix("").parts[-2:])
     try:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror}") from None
     data = open_data(args.data or study.data, folder)
-    plan = Plan(study, rows, data, folder)
+    plan = _named(file.stem, lambda: Plan(study, rows, data, folder, asked))
     write_configs(plan)
     if not args.page_only:
         runner = Runner(plan, args.processes or max(1, torch.cuda.device_count()), _say)
@@ -85,6 +85,14 @@ def run(args: argparse.Namespace) -> None:
         except VFMTokError as error:
             raise type(error)(f"{file.stem}: {error}") from None
     _finish(plan)
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    command = ["vfmtok", "study", args.study, *(["--data", args.data] if args.data else [])]
+    for flag, said in (("set", args.set), ("tokenizer-set", args.tokenizer_set), ("generator-set", args.generator_set)):
+        command += [word for text in said for word in (f"--{flag}", text)]
+    changes = Changes(tuple(args.tokenizer_set), tuple(args.generator_set))
+    return Asked(shlex.join(command), tuple(args.set), changes)
 
 
 def open_data(path: str, folder: Path) -> Data:
@@ -142,7 +150,7 @@ def _announce(name: str, steps: list[Step], runner: Runner) -> None:
     images = f"{data.train:,} + {data.val:,} images of {data.path}"
     print(f"study {name}: {len(runner.plan.rows)} rows, seeds {seeds}, {images}")
     print(f"{len(steps) - len(left)} of {len(steps)} steps are done", flush=True)
-    times = {step.key: estimate(step, speed, data) for step in left}
+    times = {step.key: estimate(step, speed, data, PARSERS) for step in left}
     width = max(len(step.folder.name) for step in steps)
     for step in steps:
         state = "done" if step.done else f"about {as_time(times[step.key])}"
@@ -180,11 +188,11 @@ def _say(text: str) -> None:
 
 
 def _named(name: str, make: Callable):
-    """What ``make`` makes. Raises ConfigError naming the study."""
+    """What ``make`` makes. Its ConfigError or WeightsError names the study."""
     try:
         return make()
-    except ConfigError as error:
-        raise ConfigError(f"study {name}: {error}") from None
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"study {name}: {error}") from None
 
 
 def _command(module: ModuleType) -> Callable[[], argparse.ArgumentParser]:

@@ -44,6 +44,8 @@ def random_views(count: int) -> list[View]:
     return [View(f"random {i}", i, False) for i in range(count)]
 
 
+RANDOM_VIEWS = 10  # of "random", unless another number is asked for
+
 # What `--views` says -> views of (size, number of random views, seed): the transform that makes an image's crops, and
 # the views made of them, of which the first is never mirrored.
 VIEWS: dict[str, Callable[[int, int, int], tuple[Callable, list[View]]]] = {
@@ -53,3 +55,9 @@ VIEWS: dict[str, Callable[[int, int, int], tuple[Callable, list[View]]]] = {
     "ten-crop": lambda size, count, seed: (TenCrop(size), ten_crop_views(TEN_CROP_RANGES)),
     "random": lambda size, count, seed: (RandomCrops(size, count, seed), random_views(count)),
 }
+
+
+def count_views(kind: str, num_random: int | None) -> int:
+    """V of a kind of views; ``num_random`` as `--num-random-views` says it."""
+    _, views = VIEWS[kind](1, RANDOM_VIEWS if num_random is None else num_random, 0)
+    return len(views)

@@ -21,17 +21,17 @@ from vfmtok.code import Ids, Segment
 from vfmtok.config import config_from_dict
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.evaluation import completions
 from vfmtok.evaluation.reconstruction import round_trip
 from vfmtok.evaluation.sampling_points import picture_of_points
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.drawing import generate
-from vfmtok.generators.inpainting import inpaint
 from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.sampling_points import COLOURS
 from vfmtok.pictures.style import FRAME, INK, enlarged_side
 from vfmtok.sources.listing import SAMPLE
-from vfmtok.tokenizers.contract import Tokenizer, to_pixels
-from vfmtok.tokenizers.editing import grid_of, kept_tokens, region, without_region
+from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.editing import grid_of, region
 
 VIEW = 512  # side of the pictures of a grid; images smaller than a quarter of it are enlarged unsmoothed
 MAX_CHOSEN = len(COLOURS)  # tokens whose sampling points are drawn
@@ -286,16 +286,12 @@ def complete(
     """
     start = time.perf_counter()
     sampling = config_from_dict(settings, studio.generator.sampling, "settings")
-    code, device = studio.tokenizer.code, studio.device
-    redrawn = torch.from_numpy(region(part, grid_of(code), float(share)))  # (h,w)
-    pixels = torch.from_numpy(image.crop).permute(2, 0, 1)[None].to(device)  # (1,3,S,S)
-    given = without_region(to_unit_range(pixels), redrawn)
+    redrawn = torch.from_numpy(region(part, grid_of(studio.tokenizer.code), float(share)))  # (h,w)
+    pixels = torch.from_numpy(image.crop).permute(2, 0, 1)[None].to(studio.device)  # (1,3,S,S)
     label = studio.generator.null_class if label is None else int(label)
-    with full_float32(device.type), torch.no_grad():
-        ids = studio.tokenizer.encode(given).ids.expand(int(count), -1)  # (n,K)
-        labels, kept = torch.full((int(count),), label, device=device), kept_tokens(code, redrawn.to(device))
-        drawn = inpaint(studio.generator, ids, kept, labels, seed=int(seed), **asdict(sampling))
-    shown = [to_pixels(given, len(image.crop))[0].cpu().numpy(), *decode(studio, drawn)]
+    models, images = (studio.tokenizer, studio.generator), to_unit_range(pixels)
+    found = completions.complete(*models, images, redrawn, label, int(count), seed=int(seed), **asdict(sampling))
+    shown = [found.given[0].cpu().numpy(), *found.drawn[0].cpu().numpy()]
     seconds = time.perf_counter() - start
     about = f"left: what is given; {int(count)} completions, {sampling.guidance}, seed {int(seed)}: {seconds:.1f} s"
     return [enlarged(picture) for picture in shown], about

@@ -25,6 +25,7 @@ def inpaint(
         kept: (K,) bool. A GPT that draws row by row needs an image's first tokens, such as Hita's holistic ones and the
             upper rows; a RAR, or a GPT trained on permuted orders, takes any.
         labels: (B,) int64, the classes; ``generator.null_class`` for none.
+        seed: any integer in [0,2^64); with ``sample_indices`` (B,) among ``sampling`` as for ``generate``.
         sampling: settings of ``generator.sample``.
 
     Returns:

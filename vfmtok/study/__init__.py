@@ -3,6 +3,7 @@
 config   what a study is: a file of rows (recipe, changes, published numbers) and what is measured
 rows     the recipes of every row, checked before anything is trained
 steps    the steps of all rows, each a folder named by the hash of what it depends on; rows share what is equal
+identities  what that is: recipes, flags and files as plain values
 claims   who works at a step: several processes and machines may work in one folder
 running  the commands of the steps, one after the other
 speed    how long it will take, measured on a few steps of every training

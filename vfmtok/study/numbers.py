@@ -18,7 +18,7 @@ from vfmtok.errors import VFMTokError
 from vfmtok.files import read_json
 from vfmtok.pictures.curves import read_log
 from vfmtok.study.config import ColumnConfig, StudyConfig
-from vfmtok.study.steps import Plan, Step
+from vfmtok.study.steps import Asked, Plan, Step
 
 # Two-sided 95% of Student's t by degrees of freedom 1 ... 30; beyond, the normal's 1.96 is near enough.
 T95 = (
@@ -53,12 +53,14 @@ class Table:
         cells: row -> column -> cell.
         noise: column -> the standard deviation of a number over seeds, pooled over the rows; None with one seed each.
         compared: row -> the row that it is compared with, or None.
+        asked: the command line.
     """
 
     study: StudyConfig
     cells: dict[str, dict[str, Cell]]
     noise: dict[str, float | None]
     compared: dict[str, str | None]
+    asked: Asked
 
     def as_tree(self) -> dict[str, Any]:
         rows = {}
@@ -68,7 +70,14 @@ class Table:
                 by_seed = {str(seed): value for seed, value in cell.values.items()}
                 facts = {"mean": cell.mean, "spread": cell.spread, "by seed": by_seed, "published": cell.published}
                 rows[name]["numbers"][column] = {**facts, "beside": cell.beside, "protocol": cell.protocol}
-        return {"title": self.study.title, "seeds": list(self.study.seeds), "noise": self.noise, "rows": rows}
+        changes = self.asked.changes
+        return {
+            "title": self.study.title, "command": self.asked.command, "seeds": list(self.study.seeds),
+            "set": list(self.asked.overrides),
+            "tokenizer_set": [*self.study.tokenizer_set, *changes.tokenizer],
+            "generator_set": [*self.study.generator_set, *changes.generator],
+            "noise": self.noise, "rows": rows,
+        }  # fmt: skip
 
     def as_markdown(self) -> str:
         """A table of ours, mean ± spread, with the paper's numbers in brackets."""
@@ -118,7 +127,7 @@ def gather(plan: Plan) -> Table:
             cell = found[name, column.name]
             beside = "" if other is None else compare(cell, found[other, column.name], column, noise[column.name])
             cells[name][column.name] = Cell(cell.values, cell.published, cell.protocol, beside)
-    return Table(study, cells, {name: part and part[0] for name, part in noise.items()}, compared)
+    return Table(study, cells, {name: part and part[0] for name, part in noise.items()}, compared, plan.asked)
 
 
 def pooled_deviation(rows: list[dict[int, float]]) -> tuple[float, int] | None:

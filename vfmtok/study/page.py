@@ -145,7 +145,24 @@ def _rows(plan: Plan) -> str:
         said = "<br>".join(f"<code>{html.escape(text)}</code>" for text in (recipe, *changes))
         rows.append([html.escape(row.name), about, said, as_time(sum(spent)) if any(spent) else "-"])
     text = "What a row is, its recipe and changes of it, and the time of its steps (those it shares counted in each)."
-    return web_page.paragraph(text) + web_page.table(["row", "", "recipe and changes", "time"], rows, escaped=True)
+    return (
+        _asked(plan)
+        + web_page.paragraph(text)
+        + web_page.table(["row", "", "recipe and changes", "time"], rows, escaped=True)
+    )
+
+
+def _asked(plan: Plan) -> str:
+    """The command, and what all rows have in common."""
+    study, changes = plan.study, plan.asked.changes
+    said = {
+        "The command": (plan.asked.command,),
+        "Of the study": plan.asked.overrides,
+        "All tokenizers": (*study.tokenizer_set, *changes.tokenizer),
+        "All generators": (*study.generator_set, *changes.generator),
+    }
+    rows = [[name, " ".join(f"<code>{html.escape(text)}</code>" for text in said[name])] for name in said]
+    return web_page.table(["", "settings"], [row for row in rows if any(said[row[0]])], escaped=True)
 
 
 def _serves(step: Step, row: str) -> bool:

@@ -4,8 +4,8 @@ So a recipe that can't be trained here, for want of weights or memory, is found 
 is not a training is estimated from them: encoding takes a third of a training step, sampling an image about one.
 """
 
+import argparse
 import dataclasses
-import re
 import shutil
 import socket
 import tempfile
@@ -20,16 +20,18 @@ from vfmtok.config import dump_config
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCacheWriter
 from vfmtok.data.latent_cache import write_statistics
+from vfmtok.data.views import count_views
 from vfmtok.errors import VFMTokError
 from vfmtok.files import read_json, replace_file, write_json
 from vfmtok.pictures.curves import read_log
 from vfmtok.study.config import CHECKOUT
+from vfmtok.study.images import CLASSES
+from vfmtok.study.rows import Parsers
 from vfmtok.study.running import Runner, last_line, run_process
 from vfmtok.study.steps import Data, Plan, Step
 from vfmtok.training.recipe import Plan as TrainingPlan
 
 STEPS = 6  # of a measured training; what the last two take is what counts
-VIEWS = {"center": 1, "flip": 2, "shift": 18, "ten-crop": 20, "random": 10}  # of `vfmtok codes`
 MADE_UP = 64  # entries of the cache of random codes on which a generator is measured
 
 
@@ -117,7 +119,7 @@ def _write_made_up_codes(path: Path, code: Code, num_classes: int) -> None:
         {
             "tokenizer_hash": "0" * 64, "dataset": "made up", "dataset_fingerprint": "made up", "num_samples": MADE_UP,
             "classes": [str(label) for label in range(num_classes)], "views": ["made up"], "seed": None,
-            "image_size": 0, "code": code_to_dict(code), **facts, "precision": "fp32",
+            "image_size": 0, "code": code_to_dict(code), **facts, "precision": None,
         },
     )  # fmt: skip
     writer = CodeCacheWriter(path)
@@ -139,7 +141,7 @@ def steps_of(step: Step, data: Data) -> int:
     return TrainingPlan.of(step.recipe.optimizer, step.recipe.run, data.train, 1).steps
 
 
-def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data) -> float | None:
+def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data, parsers: Parsers) -> float | None:
     """Seconds from the beginning of the step to its end; None where nothing was measured that tells."""
     if step.is_training:
         speed = speeds(step)
@@ -148,43 +150,31 @@ def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data) -> float |
     if "tokenizer" not in before:
         return None
     tokenizer = speeds(before["tokenizer"])
-    encoded = {
-        "codes": data.train * _views(step),
-        "held-out codes": data.val * _views(step),
-        "reconstruction": 2 * data.val + (data.train if "--linear-probe" in step.flags else 0),
-    }.get(step.kind)
-    if encoded is not None:
-        return tokenizer.start + encoded / (3 * tokenizer.samples_per_second)
+    name = step.kind.replace("held-out codes", "held_out_codes")
+    flags = parsers[name]().parse_args(step.flags) if name in parsers else argparse.Namespace()
+    if step.kind in ENCODED:
+        return tokenizer.start + ENCODED[step.kind](flags, data) / (3 * tokenizer.samples_per_second)
     if "generator" not in before:
         return tokenizer.start
     generator = speeds(before["generator"])
-    return generator.start + _sampled(step, data) / generator.samples_per_second
+    return generator.start + SAMPLED[step.kind](flags, data) / generator.samples_per_second
+
+
+# Kind of a step -> images that its command encodes or samples, by the command's flags and the study's data.
+ENCODED: dict[str, Callable[[argparse.Namespace, Data], int]] = {
+    "codes": lambda flags, data: data.train * count_views(flags.views, flags.num_random_views),
+    "held-out codes": lambda flags, data: data.val * count_views(flags.views, flags.num_random_views),
+    "reconstruction": lambda flags, data: 2 * data.val + (data.train if flags.linear_probe else 0),
+}
+SAMPLED: dict[str, Callable[[argparse.Namespace, Data], int]] = {
+    "generation": lambda flags, data: flags.num_fid_samples * len((flags.cfg_scale or "1").split(",")),
+    "agreement": lambda flags, data: flags.per_class * data.num_classes * len(flags.cfg_scales),
+    "images": lambda flags, data: 2 * CLASSES,
+}
 
 
 def _ancestors(step: Step) -> list[Step]:
     return [*step.parents, *(found for parent in step.parents for found in _ancestors(parent))]
-
-
-def _views(step: Step) -> int:
-    flags = " ".join(step.flags)
-    found = re.search(r"--num-random-views[ =](\d+)", flags)
-    named = re.search(r"--views[ =]([a-z-]+)", flags)
-    return int(found[1]) if found else VIEWS[named[1] if named else "flip"]
-
-
-def _sampled(step: Step, data: Data) -> int:
-    """Images that a step samples, by the flags of its command."""
-    flags = " ".join(step.flags)
-
-    def number(flag: str, default: int) -> int:
-        found = re.search(rf"{flag}[ =](\d+)", flags)
-        return int(found[1]) if found else default
-
-    scales = re.search(r"--cfg-scales?[ =]((?:[\d.]+[ ,]?)+)", flags)
-    several = len(re.split(r"[ ,]", scales[1].strip())) if scales else 1
-    if step.kind == "generation":
-        return number("--num-fid-samples", 50_000) * several
-    return number("--per-class", 60) * data.num_classes * several if step.kind == "agreement" else 12
 
 
 def as_time(seconds: float | None) -> str:

@@ -1,26 +1,21 @@
 """The steps of a study: what each row needs, shared wherever rows need the same.
 
-A step's identity is a hash of all it depends on: its recipe or flags, the data's fingerprints, the seed, and the
-identities of the steps before it. Steps with one identity are one step, in one folder, whoever needs it. Settings that
-change nothing that is learned (how often a log is written, say) are no part of it, nor is what a recipe leaves at its
-default: a later version's new field makes no step another one.
+A step's identity is a hash of all it depends on (``identities.py``): its recipe or flags, the data's fingerprints, the
+seed, and the identities of the steps before it. Steps with one identity are one step, in one folder, whoever needs it.
 """
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfmtok.config import config_to_dict
+from vfmtok.errors import WeightsError
 from vfmtok.files import read_json
 from vfmtok.study.config import CHECKOUT, StudyConfig
-from vfmtok.study.rows import Row, split
+from vfmtok.study.identities import Contents, identity, said, without_seed
+from vfmtok.study.rows import Changes, Row, split
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
-
-NOT_LEARNED = ("results_dir", "log_every", "save_every", "keep", "tensorboard", "wandb", "new_data")  # of ``run``
 
 
 @dataclass
@@ -77,6 +72,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The command line of a study, kept with its numbers.
+
+    Attributes:
+        command: what does the whole study again, without its place and what was asked of one call.
+        overrides: ``--set``, of the study.
+        changes: ``--tokenizer-set`` and ``--generator-set``, of all rows.
+    """
+
+    command: str
+    overrides: tuple[str, ...]
+    changes: Changes
+
+
+@dataclass(frozen=True)
 class Data:
     """The images of a study."""
 
@@ -93,15 +103,22 @@ class Plan:
     Attributes:
         steps: each once.
         by_row: (row, seed) -> kind -> step.
+
+    Raises:
+        WeightsError: weights that a row names can't be read.
     """
 
-    def __init__(self, study: StudyConfig, rows: list[Row], data: Data, folder: Path):
-        self.study, self.rows, self.data, self.folder = study, rows, data, folder
+    def __init__(self, study: StudyConfig, rows: list[Row], data: Data, folder: Path, asked: Asked):
+        self.study, self.rows, self.data, self.folder, self.asked = study, rows, data, folder, asked
         self._by_key: dict[str, Step] = {}
+        self._contents = Contents()
         self.by_row: dict[tuple[str, int], dict[str, Step]] = {}
         for seed in study.seeds:
             for row in rows:
-                self._plan(row, seed)
+                try:
+                    self._plan(row, seed)
+                except WeightsError as error:
+                    raise WeightsError(f"row '{row.name}': {error}") from None
 
     @property
     def steps(self) -> list[Step]:
@@ -116,28 +133,28 @@ class Plan:
         before: tuple[Step, ...] = ()
         if row.recipe is None:
             model = ["--vq-ckpt", row.config.weights, *self.weights_config(row)]
-            facts = {"weights": row.config.weights, "tokenizer": said(row.tokenizer)}
+            weights = self._contents.of_weights(row.config.weights)
+            facts = {"weights": weights, "tokenizer": self._contents.of_config(row.tokenizer)}
         else:
             run = dataclasses.replace(row.recipe.run, seed=seed)
             images = dataclasses.replace(row.recipe.data, path=data)
             recipe = dataclasses.replace(row.recipe, run=run, data=images)
-            facts = {"recipe": learned(recipe), "data": self.data.fingerprints}
+            facts = {"recipe": self._contents.of_recipe(recipe), "data": self.data.fingerprints}
             before = (self._add("tokenizer", facts, "vq_train.py", [], recipe=recipe),)
             model, facts = ["--vq-ckpt", str(before[0].out)], {}
-        words = split(study.reconstruction, {"data": data})
         facts = {**facts, "data": self.data.fingerprints}
-        self._add(
-            "reconstruction", {**facts, "flags": words}, "vqgan_test.py", [*model, "--anno-file", data, *words], before
-        )
+        words, hashed = self._flags(study.reconstruction)
+        flags = [*model, "--anno-file", data, *words]
+        self._add("reconstruction", {**facts, "flags": hashed}, "vqgan_test.py", flags, before)
         codes = []
         if row.generator is not None:
             for kind, split_name, flags in (
                 ("codes", "train", study.codes),
                 ("held-out codes", "val", study.held_out_codes),
             ):
-                words = [*model, *split(flags, {"data": data})]
-                codes.append(self._add(kind, {**facts, "flags": words[len(model) :]}, "codes", words, before))
-                codes[-1].flags = [f"{data}/{split_name}_lmdb", str(codes[-1].out), *words]
+                words, hashed = self._flags(flags)
+                codes.append(self._add(kind, {**facts, "flags": hashed}, "codes", [], before))
+                codes[-1].flags = [f"{data}/{split_name}_lmdb", str(codes[-1].out), *model, *words]
             before = (*before, *codes, self._generator(row, seed, codes, model))
             self._samples(row, codes[0], before, model)
         self._add("images", facts, "", model, before)
@@ -152,24 +169,28 @@ class Plan:
             run=dataclasses.replace(row.generator.run, seed=seed),
             data=dataclasses.replace(row.generator.data, **paths),
         )
-        facts = {"recipe": learned(recipe, data={})}
+        facts = {"recipe": self._contents.of_recipe(recipe, data={})}
         return self._add("generator", facts, "train_c2i.py", [], tuple(codes), recipe)
 
     def _samples(self, row: Row, codes: Step, before: tuple[Step, ...], model: list[str]) -> None:
         data, generator = str(self.data.path), before[-1]
         facts, seed = {"data": self.data.fingerprints}, ["--seed", str(self._place[1])]
         if self.study.agreement is not None:
-            words = split(self.study.agreement, {"data": data})
+            words, hashed = self._flags(self.study.agreement)
             flags = ["--gpt", str(generator.out), *model, "--data", data, "--code-path", str(codes.out), *seed, *words]
-            self._add("agreement", {**facts, "flags": words}, "agreement", flags, before)
+            self._add("agreement", {**facts, "flags": hashed}, "agreement", flags, before)
         if row.generation is not None:
-            words = split(row.generation, {"data": data})
+            words, hashed = self._flags(row.generation)
             flags = ["--gpt-ckpt", str(generator.out), *model, *seed, *words]
-            self._add("generation", {**facts, "flags": words}, "test_net.py", flags, before)
+            self._add("generation", {**facts, "flags": hashed}, "test_net.py", flags, before)
+
+    def _flags(self, text: str) -> tuple[list[str], list[str]]:
+        """Of a measuring step: as its command takes them, and as they are hashed, whatever the images' place."""
+        return split(text, {"data": str(self.data.path)}), self._contents.of_flags(split(text, {}))
 
     def weights_config(self, row: Row) -> list[str]:
         """The configuration of given weights, kept in a file of its own: the row may have changed it."""
-        return ["--transformer-config-file", str(self.folder / "configs" / f"{_hash(said(row.tokenizer))}.yaml")]
+        return ["--transformer-config-file", str(self.folder / "configs" / f"{identity(said(row.tokenizer))}.yaml")]
 
     def _add(
         self,
@@ -181,12 +202,12 @@ class Plan:
         recipe: Any = None,
     ) -> Step:
         """The step of these facts, for the row at hand too."""
-        paced = {"kind": kind, **_without_seed(facts)}  # a training's, which does not depend on how others went
-        key = _hash({"kind": kind, **facts, "parents": [parent.key for parent in parents]})
+        paced = {"kind": kind, **without_seed(facts)}  # a training's, which does not depend on how others went
+        key = identity({"kind": kind, **facts, "parents": [parent.key for parent in parents]})
         if key not in self._by_key:
             folder = self.folder / "steps" / f"{kind.replace(' ', '-')}-{key}"
             seed = self._place[1]
-            self._by_key[key] = Step(kind, key, _hash(paced), folder, script, flags, recipe, parents, seed)
+            self._by_key[key] = Step(kind, key, identity(paced), folder, script, flags, recipe, parents, seed)
             place_of_output(self._by_key[key])
         step = self._by_key[key]
         step.needed_by.append(self._place)
@@ -211,50 +232,3 @@ def command_of(step: Step) -> list[str]:
     if step.script.endswith(".py"):
         return [str(CHECKOUT / step.script), *step.flags]
     return ["-m", "vfmtok", step.script, *step.flags]
-
-
-# --------------------------------------------------------------------------------------
-# Identities
-# --------------------------------------------------------------------------------------
-
-
-def learned(recipe: Any, **instead: Any) -> dict[str, Any]:
-    """What a training recipe says, without what changes nothing that is learned; sections ``instead`` of its own."""
-    found = said(recipe)
-    run = {key: value for key, value in found.get("run", {}).items() if key not in NOT_LEARNED}
-    data = {k: v for k, v in found.get("data", {}).items() if k not in ("path", "val_path", "num_workers")}
-    return {**found, "run": run, "data": data, **instead}
-
-
-def said(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their defaults, sections likewise."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            inner = said(value)
-            if inner or item.default is None:
-                found[item.name] = inner
-        elif item.name == "kind" or value != _default(item):
-            found[item.name] = value
-    return config_to_dict_of(found)
-
-
-def config_to_dict_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: tuples become lists, and sections in them dicts."""
-    return json.loads(json.dumps(tree, default=config_to_dict))
-
-
-def _default(item: dataclasses.Field) -> Any:
-    return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-
-
-def _without_seed(facts: dict[str, Any]) -> dict[str, Any]:
-    recipe = facts.get("recipe")
-    if recipe is None:
-        return facts
-    return {**facts, "recipe": {**recipe, "run": {k: v for k, v in recipe["run"].items() if k != "seed"}}}
-
-
-def _hash(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -138,11 +138,6 @@ class CheckpointFolder:
             )
         return None
 
-    def load_newest(self) -> Checkpoint | None:
-        """``open_newest``, read whole."""
-        saved = self.open_newest()
-        return None if saved is None else saved.read()
-
     def newest(self) -> Path | None:
         """The folder of the newest complete-looking checkpoint, or None."""
         steps = self.steps()

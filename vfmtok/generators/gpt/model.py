@@ -198,8 +198,12 @@ class GPT(nn.Module):
 
         With ``permuted`` the k-th of all these tokens is the one at position ``order[:, k]``, order (B,K) int64;
         without one, row by row.
+
+        Raises:
+            ValueError: too many ids, or an order for a model that knows only one.
         """
         tokens = self.code.num_tokens
+        self._check_order(order)
         if ids.shape[1] >= tokens:
             raise ValueError(f"ids must be (B,{tokens - 1}) or shorter, got {tuple(ids.shape)}")
         if self.training and self.config.label_dropout_p > 0:
@@ -240,8 +244,12 @@ class GPT(nn.Module):
         Args:
             published_boundary: embed the last holistic token by the table of the patches, as Hita's published sampler
                 does, though training does not.
+
+        Raises:
+            ValueError: an order for a model that knows only one.
         """
         weight, config = self.output.weight, self.config
+        self._check_order(order)
         like = torch.empty(0, dtype=computing_dtype(weight), device=weight.device)
         size = (config.n_layer, len(labels), config.n_head, 1 + self.code.num_tokens, config.head_dim, like)
         holistic = config.num_holistic
@@ -276,6 +284,10 @@ class GPT(nn.Module):
         else:
             tokens = [self.token_embedding(ids)]
         return torch.cat([classes, *tokens], dim=1)
+
+    def _check_order(self, order: Tensor | None) -> None:
+        if order is not None and not self.config.permuted:
+            raise ValueError("this GPT knows the raster order only: an order needs a model with permuted: true")
 
     def _targets(self, slots: Tensor, order: Tensor) -> Tensor:
         """slots (T,), order (B,K) -> (B,T,D): which position each slot's state predicts."""

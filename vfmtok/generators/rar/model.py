@@ -206,8 +206,7 @@ class RAR(nn.Module):
     def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None = None) -> tuple[DecodeState, Tensor]:
         """labels (B,), first tokens of the order (B,P), order (B,K) -> the state, logits (B,V) of the next token."""
         config, batch = self.config, len(labels)
-        if order is None:
-            order = torch.arange(config.num_tokens, device=labels.device).expand(batch, -1)
+        order = raster(prefix.new_empty(batch, config.num_tokens)) if order is None else order  # (B,K)
         like = torch.empty(0, dtype=computing_dtype(self.output.weight), device=labels.device)
         cache = KVCache(config.n_layer, batch, config.n_head, 1 + config.num_tokens, config.head_dim, like)
         state = DecodeState(cache, [[] for _ in range(config.n_layer + 1)], order)
