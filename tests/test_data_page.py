@@ -12,7 +12,7 @@ from image_makers import encoded, write_tree
 from test_listing import as_shard, make_tar, make_zip
 
 from vfmtok.cli import main
-from vfmtok.commands import generator_flags, tokenizer_flags
+from vfmtok.commands import codes, decode, export_codes, generator_flags, import_codes, tokenizer_flags
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.commands.prepare import add_arguments
 from vfmtok.data.records import RecordDataset
@@ -91,5 +91,9 @@ def test_flags_of_the_page_exist():
         for table in (tokenizer_flags.TOKENIZER_FLAGS, tokenizer_flags.MODEL_FLAGS, generator_flags.GENERATOR_FLAGS)
         for flag, *_ in table
     }
+    for command in (codes, import_codes, export_codes, decode):
+        other = OneLineParser()
+        command.add_arguments(other)
+        training |= set(other._option_string_actions)
     flags = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--ref-batch"}
-    assert len(flags) > 6 and flags <= set(parser._option_string_actions) | training
+    assert len(flags) > 10 and flags <= set(parser._option_string_actions) | training
