@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from fake_cuda import FakeCuda
 from photographs import jpeg, photographs
 from small_caches import CLASSES, small_recipe, write_cache
 
 import vfmtok
 from vfmtok import cli, distributed
+from vfmtok.commands.codes import Kept, encode_views
 from vfmtok.commands.generator_flags import generator_parser, generator_recipe
 from vfmtok.data.latent_cache import LatentCache
 from vfmtok.data.records import Record, write_records
+from vfmtok.data.views import View
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.generators.counter_random import Draws
 from vfmtok.training.chosen_codes import chosen_codes, measured_statistics
-from vfmtok.training.code_source import open_codes, training_codes
+from vfmtok.training.code_source import drawn, open_codes, training_codes
 from vfmtok.training.generator_run import GeneratorRun
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -90,6 +94,24 @@ def test_two_processes_draw_what_one_draws(place):
     by_position = {int(p): code for part in found for p, code in zip(part.positions, part.code, strict=True)}
     assert len(by_position) == 8
     assert all(torch.equal(by_position[int(p)], code) for p, code in zip(whole.positions, whole.code, strict=True))
+
+
+def test_moments_are_drawn_on_the_device():
+    with FakeCuda():
+        stored, code = torch.zeros(3, 2, 4, 4, 4), continuous_family.tokenizer(True).code
+        found = drawn(stored, code, Draws(0, torch.arange(3, device="cuda")))
+    assert found.device.type == "cuda" and found.shape == (3, 4, 4, 4)
+
+
+@pytest.mark.parametrize("kept", [Kept(posterior="sample"), Kept(posterior="moments"), Kept(posterior="mean")])
+def test_views_are_encoded_on_the_device(kept):
+    tokenizer = continuous_family.tokenizer(True)
+    views = [View("centre", 0, False), View("centre flipped", 0, True)]
+    with FakeCuda(bf16=True) as cuda:
+        crops = torch.zeros(3, 1, 3, 16, 16, dtype=torch.uint8, device="cuda")
+        found = encode_views.__wrapped__(cuda.put(tokenizer), crops, views, "bf16", kept, torch.arange(3))
+    parts = 2 if kept.posterior == "moments" else 1
+    assert found.device.type == "cuda" and found.dtype == torch.float32 and found.shape == (3, 2, parts, 4, 4, 4)
 
 
 def test_held_out_latents_are_the_same_of_images_and_of_moments(place):

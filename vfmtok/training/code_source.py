@@ -167,12 +167,18 @@ def check_rows(code: Tensor | None, labels: Tensor, config: Any, path: Path) -> 
 
 
 class CachedCodes:
-    """Endless batches from a cache. Like ``EncodedCodes`` it knows how long the training waited for it."""
+    """Endless batches from a cache. Like ``EncodedCodes`` it knows how long the training waited for it.
+
+    Args:
+        device: where latents are drawn, if the cache has their mean and standard deviation.
+    """
 
     bad_records: tuple = ()  # `vfmtok codes` has dealt with them
 
-    def __init__(self, cache: Cache, order: SampleOrder, samples_seen: int, config: Any):
-        self.cache, self.order, self.config = cache, order, config
+    def __init__(
+        self, cache: Cache, order: SampleOrder, samples_seen: int, config: Any, device: torch.device | str = "cpu"
+    ):
+        self.cache, self.order, self.config, self.device = cache, order, config, device
         self._steps = order.batches(samples_seen)
         self.reset_timing()
 
@@ -182,7 +188,8 @@ class CachedCodes:
         stored, labels = self.cache.batch(step.indices, self.order.seed, step.epochs)
         check_rows(stored, labels, self.config, self.cache.path)
         positions = _positions(self.order, step.samples_seen)
-        code = drawn(stored, self.cache.code, Draws(self.order.seed % 2**64, positions))
+        draws = Draws(self.order.seed % 2**64, positions.to(self.device))
+        code = drawn(stored, self.cache.code, draws)
         self._waited += time.perf_counter() - start
         return CodeBatch(code, labels, positions, step.samples_seen)
 
@@ -236,10 +243,10 @@ class EncodedCodes:
 
 def drawn(stored: Tensor, code: Code, draws: Draws) -> Tensor:
     """What a cache gives (B,...) -> the code: where it is mean and standard deviation (B,2,C,h,w), latents (B,C,h,w)
-    drawn from them, others in every epoch."""
+    drawn from them on the device of ``draws``, others in every epoch."""
     if stored.shape[1:] == tuple(code.shape):
         return stored
-    mean, std = stored.unbind(1)
+    mean, std = stored.to(draws.samples.device).unbind(1)
     return mean + std * draws.normal("posterior", mean[0].numel()).view_as(mean)
 
 
@@ -261,7 +268,7 @@ def training_codes(
         shard_sizes=None if data.records is None else data.records.shard_sizes,
     )
     if data.cache is not None:
-        return CachedCodes(data.cache, order, samples_seen, recipe.generator)
+        return CachedCodes(data.cache, order, samples_seen, recipe.generator, world.device)
     crop = training_crop(recipe.data.crop, data.tokenizer.config.image_size, run.seed, recipe.data.flip)
     loader = ImageLoader(data.records, crop, order, samples_seen=samples_seen, num_workers=recipe.data.num_workers)
     return EncodedCodes(
