@@ -15,14 +15,17 @@ import tiny_vfmae
 import torch
 from photographs import jpeg, photographs
 from PIL import Image
+from tokenizers.vfm_vae import tiny as tiny_vfm_vae
 
 import vfmtok
 from vfmtok import cli
+from vfmtok.commands import codes
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.data.latent_cache import LatentCache, open_cache
 from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.data.views import View
 from vfmtok.errors import DataError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.weights.hashing import tokenizer_hash
@@ -236,6 +239,21 @@ def test_latents_of_a_vfmae(place, tmp_path):
         latents = vfmae.encode(to_unit_range(crop[None])).latents
     assert cache.code == vfmae.code and cache.metadata["posterior"] is None
     torch.testing.assert_close(cache[5, 0][0][None], latents, rtol=2e-3, atol=1e-3)
+
+
+def test_latents_of_a_vfm_vae(place):
+    """Its moments, and a sample of them by its own encoder."""
+    vae, views = tiny_vfm_vae.tiny(), [View("centre", 0, False), View("centre flipped", 0, True)]
+    crops = torch.stack([EvaluationCrop(64)(RecordDataset(place.data)[row].image) for row in (5, 9)])[:, None]
+    rows = torch.tensor([5, 9])
+    moments = codes.encode_views(vae, crops, views, "fp32", codes.Kept(posterior="moments"))
+    sample = codes.encode_views(vae, crops, views, "fp32", codes.Kept(posterior="sample", seed=7), rows)
+    assert moments.shape == (2, 2, 2, *vae.code.shape) and sample.shape == (2, 2, 1, *vae.code.shape)
+    for view in (0, 1):
+        noise = Draws(7, rows * 2 + view).normal("posterior", sample[0, 0].numel()).view(2, *vae.code.shape)
+        expected = moments[:, view, 0] + moments[:, view, 1] * noise
+        torch.testing.assert_close(sample[:, view, 0], expected, rtol=1e-4, atol=1e-5)
+    assert (moments[:, :, 1] > 0).all()
 
 
 @pytest.mark.parametrize(
