@@ -76,6 +76,12 @@ def test_the_scripts_take_what_a_dry_run_tells(name, capsys):
     assert all(f"{number.name} {number.value:g} ± {number.band:g}" in told for number in manifest.expected)
 
 
+@pytest.mark.parametrize(("num", "whole"), [([], True), (["--num", "50000"], True), (["--num", "100"], False)])
+def test_a_trial_does_not_measure_a_whole_dataset(num, whole, capsys):
+    assert cli.main(["reproduce", "llamagen-tokenizer-vq16-256", "--data", "imagenet", "--dry-run", *num]) == 0
+    assert ("--reference imagenet" in capsys.readouterr().out) == whole
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

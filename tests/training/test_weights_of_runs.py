@@ -56,9 +56,9 @@ def test_released_files(run, root, tmp_path):
         assert torch.equal(full[part]["pre_slots_quant.weight"], saved.parts[part]["to_latents.weight"])
     from vfmtok.discriminators.patchgan import PatchGAN
 
-    judge = PatchGAN(32)
-    load_released(judge, full["discriminator"])
-    assert all(torch.equal(t, saved.parts["discriminator"][n]) for n, t in judge.state_dict().items())
+    discriminator = PatchGAN(32)
+    load_released(discriminator, full["discriminator"])
+    assert all(torch.equal(t, saved.parts["discriminator"][n]) for n, t in discriminator.state_dict().items())
 
 
 def test_a_run_as_a_pretrained_model(run, tmp_path):
@@ -70,6 +70,20 @@ def test_a_run_as_a_pretrained_model(run, tmp_path):
     ours, theirs = pretrained.load_tokenizer(run), vfmtok.from_pretrained(tmp_path / "model")
     assert torch.equal(decoded(ours), decoded(theirs))
     assert "| PSNR | 20.500 | dB at 32 px |" in (tmp_path / "model/README.md").read_text()
+
+
+def test_a_run_that_trains_its_encoder_is_exported_whole_or_not_at_all(tiny_recipe, train, tmp_path, capsys):
+    folder = train(tiny_recipe("tokenizer.encoder.frozen=false", "loss.perceptual=none", "optimizer.steps=2"))
+    capsys.readouterr()
+    for kind in ("inference", "full"):
+        assert cli.main(["export", str(folder), str(tmp_path / "out.pt"), "--kind", kind]) == 2
+        error = capsys.readouterr().err
+        assert "does not hold the encoder of a VFMTok" in error and "--kind pretrained" in error
+        assert error.count("\n") == 1 and not (tmp_path / "out.pt").exists()
+    assert cli.main(["export", str(folder), str(tmp_path / "model"), "--kind", "pretrained"]) == 0
+    found = vfmtok.from_pretrained(tmp_path / "model").encoder.state_dict()
+    average = checkpoint.load(folder / "checkpoints/step_0000002").parts["ema"]
+    assert found and all(torch.equal(tensor, average[f"encoder.{name}"]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -97,7 +111,7 @@ def test_finetuning_says_what_is_new(run, released, tiny_recipe, train, capsys, 
 
 def test_continuing_another_runs_checkpoint(run, tiny_recipe, train, capsys, tmp_path):
     settings = ("adversarial.discriminator=patchgan", "adversarial.start=1")
-    train(tiny_recipe("optimizer.steps=6", *settings))  # the run itself goes on
+    train(tiny_recipe("optimizer.steps=6", *settings))  # the run itself continues
     newer = tiny_recipe("optimizer.steps=6", *settings, name="other")
     train(begun_at(newer, tmp_path / "run/checkpoints/step_0000006", finetune=False))
     assert "step 6 of 6" in capsys.readouterr().out

@@ -12,9 +12,9 @@ from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
 from vfmtok.generators import AnyGeneratorConfig, build_generator, generator_tree
 from vfmtok.pretrained.saving import save_run
-from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer
+from vfmtok.tokenizers import AnyTokenizerConfig, build_to_fill
 from vfmtok.weights import checkpoint
-from vfmtok.weights.name_maps import copy_strictly, published_tensors, to_released
+from vfmtok.weights.name_maps import copy_strictly, to_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     saved = checkpoint.load(folder)
     model = _model(saved)
     try:
-        published_tensors(model)
+        to_released(model)
     except WeightsError as error:
         raise WeightsError(f"{error}. --kind pretrained takes any model: a folder that from_pretrained opens") from None
 
@@ -83,7 +83,7 @@ def _model(saved: checkpoint.Checkpoint) -> nn.Module:
     """What the run trained, with weights to be replaced."""
     recipe, source = saved.numbers["recipe"], str(saved.path)
     if "tokenizer" in recipe:
-        return build_tokenizer(config_from_dict(recipe["tokenizer"], AnyTokenizerConfig, source, saved=True))
+        return build_to_fill(config_from_dict(recipe["tokenizer"], AnyTokenizerConfig, source, saved=True))
     return build_generator(config_from_dict(generator_tree(recipe), AnyGeneratorConfig, source, saved=True))
 
 

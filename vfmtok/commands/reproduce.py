@@ -120,7 +120,9 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
     common += ["--prefer", manifest.prefer]
     if manifest.task == "reconstruction":
         own = ["--anno-file", args.data or "DATA", "--output_dir", folder, "--batch-size", str(args.batch_size)]
-        own += ["--reference", args.data or "DATA"] if manifest.rfid_against == "dataset" else []
+        # A trial is compared with its own originals: measuring the whole dataset takes longer than the trial.
+        is_whole = args.num in (None, manifest.count)
+        own += ["--reference", args.data or "DATA"] if is_whole and manifest.rfid_against == "dataset" else []
         own += ["--resize", manifest.resize] if manifest.resize != "bicubic" else []
         lpips = any(number.name == "LPIPS" for number in manifest.expected)
         return "vqgan_test.py", [*common, *own, *([] if lpips else ["--no-lpips"])]

@@ -19,7 +19,7 @@ from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import AnyGeneratorConfig, build_generator, family_of_size, generator_tree
 from vfmtok.generators import generator_config as sized_config
 from vfmtok.pretrained.published import PublishedFile, Section, published_file, split_name
-from vfmtok.tokenizers import AnyTokenizerConfig, build_tokenizer, load_config, tokenizer_tree
+from vfmtok.tokenizers import AnyTokenizerConfig, build_to_fill, build_tokenizer, load_config, tokenizer_tree
 from vfmtok.weights import download, reading, saved
 from vfmtok.weights.checkpoint import newest_checkpoint
 from vfmtok.weights.hashing import tokenizer_hash
@@ -151,7 +151,8 @@ def build(weights: Weights, config: Any = None, overrides: Iterable[str] = ()) -
         flag = "--transformer-config-file" if weights.section == "tokenizer" else "--gpt-model"
         raise ConfigError(f"{weights.source} does not bring its configuration: name it ({flag})")
     config = with_overrides(config, overrides)
-    model = build_tokenizer(config) if weights.section == "tokenizer" else build_generator(config)
+    build_empty = build_tokenizer if weights.config is None else build_to_fill
+    model = build_generator(config) if weights.section == "generator" else build_empty(config)
     if weights.config is not None:
         copy_strictly(model, weights.tensors, weights.source)
     else:

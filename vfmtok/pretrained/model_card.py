@@ -90,7 +90,6 @@ def _cell(text: str) -> str:
 
 _TAGS = {"tokenizer": "image-tokenizer", "generator": "class-conditional-image-generation"}
 _ABOUT = {
-    "tokenizer": "An image tokenizer on a frozen vision foundation model. The frozen encoder's weights are not part of "
-    "it: they come from their publisher.",
+    "tokenizer": "An image tokenizer.",
     "generator": "A class-conditional generator of the code of an image tokenizer.",
 }

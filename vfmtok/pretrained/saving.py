@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 
 from vfmtok.config import dump_config
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.files import replacing
 from vfmtok.pretrained.loading import build, read_weights
@@ -149,18 +150,20 @@ def _section(model: nn.Module) -> Section:
 
 def _shareable(config: Any) -> Any:
     """The resolved configuration, with no path of this machine in it."""
-    encoder = getattr(config, "encoder", None)
-    if not hasattr(encoder, "weights"):  # it has none, or one that is trained and saved with the rest
-        return config
-    if encoder.frozen and encoder.weights in ("none", "random"):
-        warnings.warn(
-            "the frozen encoder is not saved, and its configuration does not say where its weights come from: who "
-            "opens this model must set encoder.weights",
-            stacklevel=3,
-        )
-    if encoder.weights in _SOURCES:
-        return config
-    return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights="auto"))
+    changes = {}
+    for name in (field.name for field in dataclasses.fields(config)):
+        encoder = getattr(config, name)
+        if not isinstance(encoder, EncoderConfig):  # one of another kind is trained, and saved with the rest
+            continue
+        if encoder.frozen and encoder.starts_random:
+            warnings.warn(
+                f"the frozen {name} is not saved, and its configuration does not say where its weights come from: who "
+                f"opens this model must set {name}.weights",
+                stacklevel=3,
+            )
+        if encoder.weights not in _SOURCES:
+            changes[name] = dataclasses.replace(encoder, weights="auto")
+    return dataclasses.replace(config, **changes)
 
 
 def _config_text(section: Section, config: Any, facts: dict[str, Any]) -> str:
@@ -179,7 +182,9 @@ def _facts(model: nn.Module, section: Section, config: Any, facts: dict[str, Any
         if hasattr(encoder, "weights"):
             levels = list(encoder.levels or ())
             said["encoder"] = f"{encoder.name} at {encoder.image_size} px, levels {levels}"
-            said["encoder's weights"] = f"{encoder.weights}, SHA-256 {encoder.weights_sha256 or 'not recorded'}"
+            source = f"{encoder.weights}, SHA-256 {encoder.weights_sha256 or 'not recorded'}"
+            where = "not here; from their publisher: " if encoder.frozen else "here; trained, from "
+            said["encoder's weights"] = where + source
         said["image"] = f"{config.image_size} px"
         said["code"] = str(model.code)
     else:

@@ -10,12 +10,14 @@ vfmae/          continuous region latents on a frozen vision foundation model (a
 vqgan/          LlamaGen's VQGAN, and VQGANs on frozen vision models
 """
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from vfmtok import config as configuration
 from vfmtok.config import Kinds, config_from_dict, read_tree
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
 from vfmtok.tokenizers.contract import Tokenizer
@@ -39,6 +41,19 @@ AnyTokenizerConfig = Annotated[Any, Kinds(lambda: [family.config for family in T
 def build_tokenizer(config: Any) -> Tokenizer:
     """The tokenizer of a configuration, of whatever kind. Raises ConfigError or WeightsError."""
     return TOKENIZERS[config.kind].model(config)
+
+
+def build_to_fill(config: Any) -> Tokenizer:
+    """The same, of which all weights but a frozen encoder's are about to be replaced: those that a trained encoder
+    began with are not looked for. Raises ConfigError or WeightsError."""
+    encoder = getattr(config, "encoder", None)
+    if not isinstance(encoder, EncoderConfig) or encoder.frozen:
+        return build_tokenizer(config)
+    bare = dataclasses.replace(encoder, weights="random", weights_sha256=None)
+    tokenizer = build_tokenizer(dataclasses.replace(config, encoder=bare))
+    began = {"weights": encoder.weights, "weights_sha256": encoder.weights_sha256}
+    tokenizer.encoder.config = dataclasses.replace(tokenizer.encoder.config, **began)
+    return tokenizer
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), kind: Any = None) -> Any:

@@ -134,11 +134,26 @@ def to_released(model: nn.Module) -> dict[str, Tensor]:
     """The published names and tensors of ``model``: the exact inverse of ``load_released``.
 
     Like ``state_dict``, the tensors share the model's memory. Parts that the release leaves out (a frozen encoder) are
-    left out here. Raises WeightsError if a part of the model has no published name.
+    left out here.
+
+    Raises:
+        WeightsError: a part of the model has no published name, or is one that the release leaves out and was trained.
     """
+    _check_left_out(model)
     names, carried = name_map(model), getattr(model, "carried", {})
     buffers = {name: carried.get(name, torch.zeros(shape)) for name, shape in names.buffers.items()}
     return published_tensors(model) | buffers | {name: table.build(table.shape) for name, table in names.fixed.items()}
+
+
+def _check_left_out(model: nn.Module) -> None:
+    """Raise WeightsError where a part that the file does not hold is not frozen: its weights would be lost."""
+    for part in name_map(model).left_out:
+        known_elsewhere = part in getattr(model, "frozen_parts", (part,))
+        if not known_elsewhere and any(name.startswith(f"{part}.") for name, _ in model.named_parameters()):
+            raise WeightsError(
+                f"the released format does not hold the {part} of a {type(model).__name__}, and this one is trained "
+                f"({part}.frozen false): save_pretrained keeps it"
+            )
 
 
 def name_map(model: nn.Module) -> NameMap:
