@@ -30,6 +30,11 @@ ROW = {"name": "x"}
             [],
             "row 'x': generator {generator}: the generator makes 64 tokens of 64 codes, the tokenizer has 16 tokens",
         ),
+        (
+            {"rows": [{**ROW, "tokenizer": "configs/vfmae/emoji64.yaml", "tokenizer_set": []}], "tokenizer_set": []},
+            [],
+            "row 'x': generator {generator}: generator.kind gpt learns ids, got latents of",
+        ),
         ({"rows": [{**ROW, "published": {"gFID": 1}}]}, [], "row 'x': published.gFID: there is no such column"),
         ({"rows": [{**ROW, "published": {"rFID": "low"}}]}, [], "rows[0].published.rFID must be a number, got 'low'"),
         ({"reconstruction": "--no-lpip"}, [], "reconstruction: unknown flag --no-lpip (closest match: --"),

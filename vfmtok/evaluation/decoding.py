@@ -48,7 +48,7 @@ class CachedView:
         self.labels = cache.labels.numpy()
         kept = ("dataset_fingerprint", "num_samples", "posterior", "latent_dtype", "precision", "seed")
         facts = {name: cache.metadata.get(name) for name in kept}
-        self.about = {"codes": str(cache), "view": names[self._view], **facts}
+        self.about = {"codes": str(cache.path.resolve()), "view": names[self._view], **facts}
 
     def read(self, rows: np.ndarray) -> Tensor:
         return as_code(self._cache.rows(rows)[:, self._view], self._cache.code)
@@ -62,7 +62,7 @@ class StoredShards:
         self._shards = LightningDiTLatents(path, tokenizer.code)
         self.labels = self._shards.labels
         files = sorted(path.glob("*.safetensors"))
-        self.about = {"codes": str(path), "files": [[file.name, file.stat().st_size] for file in files]}
+        self.about = {"codes": str(path.resolve()), "files": [[file.name, file.stat().st_size] for file in files]}
 
     def read(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self._shards.read(rows)[:, 0, 0])

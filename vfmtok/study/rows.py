@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vfmtok.code import Code, Latents, check_fits
+from vfmtok.code import Code, check_fits
 from vfmtok.config import config_from_dict, override_tree, read_tree, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.study.config import RowConfig, StudyConfig, found_file
@@ -80,8 +80,6 @@ def _row(study: StudyConfig, row: RowConfig, parsers: Parsers, changes: Changes)
 
 def _generator(file: str, said: tuple[str, ...], code: Code) -> GeneratorRecipe:
     """The recipe of a generator of this code. Raises ConfigError where it says itself that it is one of another."""
-    if isinstance(code, Latents):
-        raise ConfigError(f"a study's generators learn from token caches, and this tokenizer makes {code}")
     tree = GeneratorRecipe.upgraded(override_tree(read_tree(found_file(file)), said))
     family = type(config_from_dict(tree, GeneratorRecipe, file).generator)
     tree["generator"] = {**family.fields_of_code(code), **tree.get("generator", {})}
