@@ -48,11 +48,15 @@ TOKENIZER_CASES = {
     ),
 }  # fmt: skip
 TINY_RAR = {"dim": 32, "n_layer": 2, "n_head": 2, "ffn_hidden": 64, "vocab_size": 24, "num_tokens": 9}
+TINY_DIT = {"in_channels": 4, "size": 4, "width": 32, "depth": 2, "heads": 2, "num_classes": 4}
 GENERATOR_CASES = {
     "gpt": tiny_gpt(),
     "gpt, holistic tokens": tiny_gpt(num_holistic=6),
     "gpt, permuted": tiny_gpt(permuted=True),
     "rar": vfmtok.rar_config("RAR-B", num_classes=4, **TINY_RAR),
+    "diffusion": vfmtok.dit_config("LightningDiT-B/1", qk_norm=True, **TINY_DIT),
+    "diffusion, wide head": vfmtok.dit_config("DiTDH-S", head_width=48, head_depth=1, head_heads=2, **TINY_DIT),
+    "diffusion, as SiT": vfmtok.dit_config("LightningDiT-B/1", norm="layer", mlp="gelu", rope=False, **TINY_DIT),
 }
 
 
@@ -259,6 +263,23 @@ def test_sampling_waits_at_its_ends_alone(family, settings, host, bf16):
         assert all(wait.startswith("generators/autoregressive.py") for wait in cuda.waits), cuda.waits
         counts.append(len(cuda.waits))
     assert counts[0] == counts[1] <= 3  # of a range two numbers are read, one by one here and at once on a GPU
+
+
+@pytest.mark.parametrize("host", [True, False], ids=["labels on the host", "labels on the GPU"])
+@pytest.mark.parametrize("method", ["euler", "heun", "sde"])
+def test_sampling_of_latents_waits_at_its_ends_alone(method, host, bf16):
+    counts = []
+    for steps in (3, 8):
+        model = build_generator(vfmtok.dit_config("LightningDiT-B/1", **TINY_DIT))
+        with FakeCuda(bf16) as cuda:
+            cuda.put(model)
+            labels = torch.zeros(3, dtype=torch.int64, device="cpu" if host else "cuda")
+            latents = vfmtok.generate(model, labels, method=method, steps=steps, cfg_scale=2.0, cfg_high=0.8)
+            assert latents.shape == (3, *model.code.shape) and latents.dtype == torch.float32
+            assert_on_cuda(latents)
+        assert all(wait.startswith("generators/diffusion/sampling.py") for wait in cuda.waits), cuda.waits
+        counts.append(len(cuda.waits))
+    assert counts[0] == counts[1] <= 3
 
 
 def test_random_numbers_by_counter():

@@ -94,6 +94,10 @@ def test_learning_rates():
     cosine = OptimizerConfig(decay="cosine", final_lr=1e-5)
     assert learning_rate(cosine, 7, 4, 10) == pytest.approx((1e-4 + 1e-5) / 2)
     assert learning_rate(cosine, 10, 4, 10) == pytest.approx(1e-5)
+    linear = OptimizerConfig(decay="linear", lr=2e-4, final_lr=2e-5, decay_from=0.05)  # DiT-DH's, 40 epochs of 800
+    assert [learning_rate(linear, step, 0, 800) for step in (0, 40, 420, 800)] == pytest.approx(
+        [2e-4, 2e-4, 1.1e-4, 2e-5]
+    )
     assert learning_rate(config, 0, 0, 10) == 1e-4
 
 

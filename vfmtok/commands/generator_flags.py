@@ -36,6 +36,10 @@ GENERATOR_FLAGS: Flags = (
     ("--dropout-p", "generator.dropout_p", float, "after the blocks' output projections"),
     ("--token-dropout-p", "generator.token_dropout_p", float, "on the input embeddings"),
     ("--drop-path-rate", "generator.drop_path_rate", float, "stochastic depth"),
+    ("--vae-latent-dim", "generator.in_channels", int, "channels of latents; default: as the cache or tokenizer says"),
+    ("--proj-coeff", "generator.align_weight", float, "of the alignment with an encoder, in the loss"),
+    ("--cls", "generator.token_weight", float, "of the class token's velocity, in the loss"),
+    ("--encoder-depth", "generator.align_depth", int, "the block whose state is aligned, counted from 1"),
     ("--checkpoint-activations", "run.checkpoint_activations", bool, "recompute layers in the backward pass"),
     (
         "--parallel",
@@ -67,9 +71,10 @@ def generator_parser() -> argparse.ArgumentParser:
     )
     flags.add_recipe(parser, "configs/vfmtok/gpt_b.yaml")
     flags.add_size(parser, "a named size [generator.kind and its fields]; optimizer: without a recipe as published")
+    parser.add_argument("--path-type", choices=("linear",), help="of latents: the straight path is what there is")
     parser.add_argument("--gpt-type", choices=("c2i",), help="class-conditional is what there is")
     flags.add_weights_to_start_from(parser, "--gpt-ckpt")
-    parser.add_argument("--latent-size", type=int, help="side of the token grid [generator.num_tokens, its square]")
+    parser.add_argument("--latent-size", type=int, help="side of the grid of tokens or latents")
     parser.add_argument("--image-size", type=int, help="of the tokenizer; checked against the cache or the tokenizer")
     parser.add_argument(
         "--downsample-size", type=int, help="the tokenizer's pixels per decoder cell; checked against it"
@@ -98,13 +103,15 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         values |= {f"generator.{key}": value for key, value in family.sizes[args.gpt_model].items()}
         if not args.recipe:
             values |= published_optimizer(args.gpt_model, family.config.kind)
-    if args.latent_size is not None:
-        values["generator.num_tokens"] = args.latent_size**2
     values |= flags.given(args, GENERATOR_FLAGS)
     values |= flags.given_betas(args, recipe.optimizer.betas)
     settings = [flags.modern(setting) for setting in args.set]
     kind = recipe.generator.kind
     recipe = with_overrides(recipe, settings, values)
+    if args.latent_size is not None:
+        sides = getattr(type(recipe.generator), "fields_of_side", lambda side: {"num_tokens": side**2})
+        values |= {f"generator.{name}": value for name, value in sides(args.latent_size).items()}
+        recipe = with_overrides(recipe, settings, values)
     if args.finetune and not args.gpt_ckpt:
         raise ConfigError("--finetune needs --gpt-ckpt, the weights to begin with")
     if not (recipe.data.code_path or recipe.data.path):
@@ -123,7 +130,7 @@ def published_optimizer(size: str, kind: str) -> dict[str, Any]:
 
     A size without a published run gets the recipe's defaults. Either is printed.
     """
-    name = f"{size.lower().replace('-', '_')}.yaml"
+    name = f"{size.lower().replace('-', '_').replace('/', '_')}.yaml"
     files = [CONFIGS / system / name for system in dict.fromkeys(("vfmtok", kind))]
     file = next((file for file in files if file.is_file()), None)
     if file is None:

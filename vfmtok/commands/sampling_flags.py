@@ -19,6 +19,23 @@ FLAGS = (
     ("--temperature", float, "default 1"),
     ("--top-k", int, "0: all (default)"),
     ("--top-p", float, "default 1"),
+    ("--method", str, "of latents: euler, heun or sde (default: as the generator was published)"),
+    ("--steps", int, "of latents: from noise to data"),
+    ("--shift", float, "of latents: above 1, more steps near noise (LightningDiT's timestep_shift b is 1/b)"),
+    ("--last", float, "of latents: the noise level at which to stop"),
+    ("--cfg-low", float, "of latents: guide from this noise level on"),
+    ("--cfg-high", float, "of latents: guide up to this noise level"),
+    ("--cfg-channels", int, "of latents: guide the first so many channels"),
+    ("--cfg-token-scale", float, "guidance of a class token that is drawn along; 0 is without"),
+)
+# What published scripts call some of them.
+OTHER_NAMES = (
+    ("--num-steps", "steps", int),
+    ("--mode", "method", str),
+    ("--guidance-low", "cfg_low", float),
+    ("--guidance-high", "cfg_high", float),
+    ("--cls-cfg-scale", "cfg_token_scale", float),
+    ("--guidance-scale-pow", "cfg_power", float),
 )
 
 
@@ -29,8 +46,10 @@ def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ())
             parser.add_argument(flag, type=takes, metavar=takes.__name__.upper(), help=text)
     if "--cfg-scale" not in leave_out:
         add_guidance_scale(parser, guidance_scale)
-    power = "--cfg-power, as RAR's scripts call it"
-    parser.add_argument("--guidance-scale-pow", dest="cfg_power", type=float, metavar="FLOAT", help=power)
+    for flag, name, takes in OTHER_NAMES:
+        text = f"--{name.replace('_', '-')}, as published scripts call it"
+        parser.add_argument(flag, dest=name, type=takes, metavar=takes.__name__.upper(), help=text)
+    parser.add_argument("--path-type", choices=("linear",), help="of latents: the straight path is what there is")
     parser.add_argument("--greedy", action="store_true", default=None, help="the likeliest token every time")
     parser.add_argument(
         "--sampling",

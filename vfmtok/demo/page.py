@@ -112,6 +112,7 @@ def _sampling_tab(studio: Studio) -> None:
 def _control(field: dataclasses.Field, studio: Studio, value: Any = None) -> gr.components.Component:
     """What sets a field of the generator's ``sampling``, by its type and metadata (generators/contract.py)."""
     about, kind = field.metadata, typing.get_type_hints(studio.generator.sampling)[field.name]
+    kind = next((part for part in typing.get_args(kind) if part in (int, float)), kind)  # int | None -> int
     value = field.default if value is None else value
     label = about.get("label", field.name.replace("_", " ").capitalize())
     said = {"label": label, "info": about.get("help")}

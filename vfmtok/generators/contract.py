@@ -65,6 +65,9 @@ class Generator(Protocol):
         step: settable: the number of the training step, from 0, where ``loss`` depends on it.
         begin_run: a method (steps), called before a training of so many steps in all; raises ConfigError where what the
             generator changes over the steps does not fit them.
+        normalised, use_statistics: of latents: per what ("channel" or "position") it wants their statistics, and a
+            method (mean, std) that takes those of the training data, in the tokenizer's units, before the first step.
+        observed: a method () -> {name: scalar} of what else ``loss`` saw of its last batch, for log and alarms.
         fastest_attention: a method (device, dtype, batch) -> the name of an attention kernel, which ``use_attention``
             takes.
     """

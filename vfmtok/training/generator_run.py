@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vfmtok import distributed
 from vfmtok.code import Ids
 from vfmtok.config import config_from_dict
+from vfmtok.data.latent_cache import shown
 from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import DataError, VFMTokError
 from vfmtok.generators import build_generator
@@ -22,7 +23,7 @@ from vfmtok.layers.precision import DTYPES, autocast
 from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import construction, passes, run_folder, sharding
-from vfmtok.training.chosen_codes import UNIGRAM_RECORDS, chosen_codes
+from vfmtok.training.chosen_codes import UNIGRAM_RECORDS, chosen_codes, measured_statistics
 from vfmtok.training.code_source import CachedCodes, CodeData, EncodedCodes, open_codes, training_codes
 from vfmtok.training.code_validation import CodeAlarms, HeldOutCodes, baselines
 from vfmtok.training.generator_recipe import GeneratorRecipe
@@ -69,6 +70,7 @@ class GeneratorRun:
             self.notes += construction.start_weights(
                 self.generator, run, self.checkpoints, lambda path: pretrained.read_weights(path, "generator", size)
             )
+        self.notes += self._normalise()
         train_mode(self.generator, recipe.train)
         self.parameters = sum(parameter.numel() for parameter in self.generator.parameters())
         self.notes.append("; ".join([*self._choose_attention(), self._parallel()]))
@@ -100,6 +102,15 @@ class GeneratorRun:
         else:
             train_ids = code
         return held_out, baselines(train_ids, code, own)
+
+    def _normalise(self) -> list[str]:
+        """Give a generator of latents the statistics of the training data; a run that continues has them."""
+        if not hasattr(self.generator, "use_statistics") or self.checkpoints.steps():
+            return []
+        statistics = measured_statistics(self.data, self.recipe, self.world, per=self.generator.normalised)
+        device = self.world.device
+        self.generator.use_statistics(statistics.mean.to(device), statistics.std.to(device))
+        return [f"latents of {shown(statistics)}, of {statistics.count:,}"]
 
     def _choose_attention(self) -> list[str]:
         """The faster kernel, as the first process measures it: all must round alike."""
@@ -165,6 +176,10 @@ class GeneratorRun:
 
     def codes(self) -> CachedCodes | EncodedCodes:
         return training_codes(self.data, self.recipe, self.world, self.state.samples_seen, self.plan.micro_batch)
+
+    def observed(self) -> dict[str, Tensor]:
+        """Scalars besides the losses, of the last pass."""
+        return self.generator.observed() if hasattr(self.generator, "observed") else {}
 
     def note_step(self, step: int) -> None:
         """For a generator whose loss depends on the step."""

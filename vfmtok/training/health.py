@@ -209,6 +209,11 @@ class Alarms:
                 f"the discriminator's loss is {disc:.3f}: it wins outright and teaches nothing (a later start, "
                 "a smaller adversarial.weight or adversarial.lecam_weight may help)"
             )
+        if values.get("latents/outside"):
+            found["latents"] = (
+                f"normalised latents have standard deviation {values['latents/std']:.3g} on average, some batches none "
+                "in 0.5 to 2: the statistics are of other latents, or the latents were normalised before"
+            )
         wait = values.get("data_wait")
         self._reports += 1
         if wait is not None and wait > self.max_data_wait and self._reports > 1:  # the first one waits for the workers

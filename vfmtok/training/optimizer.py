@@ -21,11 +21,16 @@ def build_optimizer(config: OptimizerConfig, groups: Iterable[nn.Parameter] | li
 
 
 def learning_rate(config: OptimizerConfig, step: int, warmup_steps: int, total_steps: int) -> float:
-    """The rate of step 0, 1, ...: linear from ``warmup_lr`` to ``lr``, then constant or half a cosine."""
+    """The rate of step 0, 1, ...: linear from ``warmup_lr`` to ``lr``, then constant, half a cosine, or
+    constant up to a share of the run and a line after it."""
     if step < warmup_steps:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup_steps
     if config.decay == "constant":
         return config.lr
+    if config.decay == "linear":
+        begin = max(warmup_steps, config.decay_from * total_steps)
+        share = min(1.0, max(0.0, (step - begin) / max(1, total_steps - begin)))
+        return config.lr + (config.final_lr - config.lr) * share
     share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
 

@@ -78,8 +78,9 @@ class OptimizerConfig:
     warmup_epochs: float = 4
     warmup_steps: int | None = None  # instead of ``warmup_epochs``
     warmup_lr: float = 1e-7  # the rate the linear warm-up begins at
-    decay: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at ``final_lr``
+    decay: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up, down to ``final_lr``
     final_lr: float = 0.0
+    decay_from: float = 0.0  # share of the run, from 0 to 1, at whose end linear begins to fall
 
     def __post_init__(self):
         require_positive(self, "optimizer", "epochs")
@@ -89,6 +90,9 @@ class OptimizerConfig:
         require(self.steps is None or self.steps > 0, "optimizer.steps", "must be positive", self.steps)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(fits, "optimizer.betas", "must be two numbers in [0,1)", self.betas)
+        require(0 <= self.decay_from < 1, "optimizer.decay_from", "must be in [0,1)", self.decay_from)
+        used = self.decay == "linear" or not self.decay_from
+        require(used, "optimizer.decay_from", "belongs to optimizer.decay linear", self.decay_from)
 
 
 @dataclass(frozen=True)

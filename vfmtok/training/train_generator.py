@@ -70,7 +70,7 @@ def _train(run: GeneratorRun, log: RunLog, codes: CachedCodes | EncodedCodes, st
                     loss = sum(terms.values())
                 stepper.backward(loss / recipe.run.accumulation)
             losses = {**terms, "total": loss}
-            progress.meter.add({f"loss/{name}": term for name, term in losses.items()})
+            progress.meter.add({f"loss/{name}": term for name, term in losses.items()} | run.observed())
 
         norm = stepper.step(lr)
         if state.ema is not None:

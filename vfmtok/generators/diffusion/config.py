@@ -1,7 +1,7 @@
 """What can be set in a DiT, how latents are drawn from it, and the named sizes of three publications."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vfmtok.code import Code, Latents
@@ -50,10 +50,12 @@ class DiTConfig:
     cosine_weight: float = 1.0  # of 1 - cosine similarity of velocities over the channels, in the loss
     token_weight: float = 0.03  # of the class token's velocity
     align_weight: float = 0.5  # of the alignment
+    normalised: Literal["channel", "position"] = "channel"  # by statistics per channel, or per channel and place
+    multiplier: float = 1.0  # the network sees multiplier * (latent - mean) / standard deviation
 
     def __post_init__(self):
         sizes = ("in_channels", "size", "patch", "width", "depth", "heads", "mlp_ratio", "num_classes")
-        require_positive(self, "", *sizes, "align_hidden", "head_depth", "head_heads", "time_shift")
+        require_positive(self, "", *sizes, "align_hidden", "head_depth", "head_heads", "time_shift", "multiplier")
         require_not_negative(self, "", "cosine_weight", "token_weight", "align_weight")
         require(self.size % self.patch == 0, "size", f"must be a multiple of patch = {self.patch}", self.size)
         stacks = [("width", self.width, "heads", self.heads)]
@@ -85,6 +87,11 @@ class DiTConfig:
         require(square, "generator.kind diffusion", "learns latents on a square grid", code)
         return {"in_channels": code.shape[0], "size": code.shape[1]}
 
+    @classmethod
+    def fields_of_side(cls, side: int) -> dict[str, int]:
+        """What --latent-size sets."""
+        return {"size": side}
+
     @property
     def code(self) -> Latents:
         """What it learns and samples."""
@@ -113,15 +120,15 @@ class FlowSampling:
     How each setting works is told in ``generate_latents`` and ``FlowGuidance``.
     """
 
+    cfg_scale: float = field(default=1.0, metadata={"label": "Guidance", "help": "1 is none", "range": (1, 10, 0.1)})
     method: Literal["euler", "heun", "sde"] = "euler"
-    steps: int = 249
-    shift: float | None = 1 / 0.3  # None: that of the training times
-    last: float = 0.0
-    cfg_scale: float = 1.0
-    cfg_low: float = 0.0
-    cfg_high: float = 1.0
-    cfg_channels: int | None = None
-    cfg_token_scale: float | None = None
+    steps: int = field(default=249, metadata={"help": "evaluations of the network; heun: half of them"})
+    shift: float | None = field(default=1 / 0.3, metadata={"help": "above 1: more steps near noise; none: as trained"})
+    last: float = field(default=0.0, metadata={"help": "noise level at which to stop"})
+    cfg_low: float = field(default=0.0, metadata={"help": "guide from this noise level on"})
+    cfg_high: float = field(default=1.0, metadata={"help": "guide up to this noise level"})
+    cfg_channels: int | None = field(default=None, metadata={"help": "guide the first so many channels; none: all"})
+    cfg_token_scale: float | None = field(default=None, metadata={"help": "of the class token; none: as the guidance"})
 
     def __post_init__(self):
         require(self.method in ("euler", "heun", "sde"), "method", "must be euler, heun or sde", self.method)
@@ -195,7 +202,7 @@ def _wide_head(width: int, depth: int, heads: int) -> dict[str, Any]:
     shape = {"width": width, "depth": depth, "heads": heads, "head_width": 2048, "head_depth": 2, "head_heads": 16}
     network = {"time_runs": "to_noise", "qk_norm": False, "time_embedding": "fourier", "condition_silu": True}
     times = {"times": "uniform", "times_end": 0.999, "time_shift": 4.0}
-    return {**shape, **network, "init": "torch", **times, "cosine_weight": 0.0}
+    return {**shape, **network, "init": "torch", **times, "cosine_weight": 0.0, "normalised": "position"}
 
 
 DIT_SIZES = {  # parameters at 32 x 16 x 16 latents and 1000 classes, with the fixed tables

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, S side of a latent, Z width of the class token.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,20 +44,27 @@ class FlowGuidance:
 
 @torch.no_grad()
 def guided_velocity(
-    dit: Network, x: Tensor, t: float, labels: Tensor, guidance: FlowGuidance, token: Tensor | None = None
+    dit: Network,
+    x: Tensor,
+    t: float,
+    labels: Tensor,
+    guidance: FlowGuidance,
+    token: Tensor | None = None,
+    forward: Callable | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """x (B,C,S,S) at noise level t, labels (B,), with a class token (B,Z) -> velocities (B,C,S,S) and (B,Z) or None.
 
-    The network computes in its own dtype; what goes in and comes out has that of x.
+    The network computes in its own dtype; what goes in and comes out has that of x. ``forward(dit, ...)`` is called in
+    the place of ``dit(...)``.
     """
     if not guidance.is_on(t):
-        return _velocities(dit, x, t, labels, token)
+        return _velocities(dit, x, t, labels, token, forward)
     if guidance.weaker is not None:
-        c, c_token = _velocities(dit, x, t, labels, token)
-        u, u_token = _velocities(guidance.weaker, x, t, labels, token)
+        c, c_token = _velocities(dit, x, t, labels, token, forward)
+        u, u_token = _velocities(guidance.weaker, x, t, labels, token, forward)
     else:
         both = torch.cat([labels, torch.full_like(labels, dit.null_class)])  # (2B,)
-        v, v_token = _velocities(dit, _doubled(x), t, both, _doubled(token))
+        v, v_token = _velocities(dit, _doubled(x), t, both, _doubled(token), forward)
         (c, u), (c_token, u_token) = v.chunk(2), (None, None) if token is None else v_token.chunk(2)
     channels = x.shape[1] if guidance.channels is None else guidance.channels
     guided = u[:, :channels] + guidance.scale * (c[:, :channels] - u[:, :channels])  # (B,channels,S,S)
@@ -67,11 +75,12 @@ def guided_velocity(
 
 
 def _velocities(
-    dit: Network, x: Tensor, t: float, labels: Tensor, token: Tensor | None
+    dit: Network, x: Tensor, t: float, labels: Tensor, token: Tensor | None, forward: Callable | None
 ) -> tuple[Tensor, Tensor | None]:
     dtype = at_least_float32(torch.empty(0, dtype=dit.patches.weight.dtype)).dtype
     times = torch.full((len(x),), t, dtype=dtype, device=x.device)  # (B,)
-    out = dit(x.to(dtype), times, labels, None if token is None else token.to(dtype))
+    given = x.to(dtype), times, labels, None if token is None else token.to(dtype)
+    out = dit(*given) if forward is None else forward(dit, *given)
     return out.velocity.to(x.dtype), None if token is None else out.token_velocity.to(x.dtype)
 
 

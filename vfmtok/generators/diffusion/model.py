@@ -14,6 +14,7 @@ from vfmtok.generators.diffusion.released import fields_of_released
 from vfmtok.generators.diffusion.sampling import generate_latents
 
 GOLDEN_RATIO = 0.6180339887498949
+SPREAD = (0.5, 2.0)  # where the standard deviation of a batch of normalised latents is
 
 
 class DiT(Network):
@@ -24,6 +25,7 @@ class DiT(Network):
 
     fields_of_released = staticmethod(fields_of_released)
     step = 0
+    spread: Tensor | None = None  # of the last batch, see ``observed``
 
     @property
     def sampling(self) -> type[FlowSampling]:
@@ -32,13 +34,38 @@ class DiT(Network):
             return TokenFlowSampling
         return FlowSampling if self.config.head_width is None else WideHeadSampling
 
+    @property
+    def normalised(self) -> str:
+        """By which statistics of the training data's latents: per "channel", or per "position"."""
+        return self.config.normalised
+
+    @torch.no_grad()
+    def use_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise by these, (C,1,1) or (C,S,S), in the tokenizer's own units. Checkpoints carry them."""
+        self.statistics.mean.copy_(mean.expand(self.code.shape))
+        self.statistics.std.copy_(std.expand(self.code.shape))
+
+    def observed(self) -> dict[str, Tensor]:
+        """Of the last batch: "latents/std", the standard deviation of the normalised latents, and "latents/outside", 1
+        where it is not in [0.5,2]: normalised by statistics of other latents, or not once."""
+        if self.spread is None:
+            return {}
+        outside = ((self.spread < SPREAD[0]) | (self.spread > SPREAD[1])).float()
+        return {"latents/std": self.spread, "latents/outside": outside}
+
+    def decayed(self) -> set[str]:
+        """Names of the parameters that weight decay applies to: those of linear layers and convolutions."""
+        kinds = torch.nn.Linear | torch.nn.Conv2d
+        return {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, kinds)}
+
     def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """Raw latents (B,C,S,S), labels (B,) int64 -> the weighted means of ``flow_loss``'s terms over the batch.
 
         In training mode ``label_dropout_p`` of the labels are dropped. Times, noise and that by ``draws``, or by
         PyTorch's generator without them; in eval mode, by ``draws``, the times of samples 0, 1, ... are evenly spread.
         """
-        latents, noise = self.statistics.normalise(code), None  # (B,C,S,S)
+        latents = self.statistics.normalise(code)  # (B,C,S,S)
+        self.spread = latents.detach().std()
         if draws is None:
             chance = torch.rand(len(code), 2, device=code.device)  # (B,2)
             noise = torch.randn_like(latents)
@@ -68,5 +95,7 @@ class DiT(Network):
             chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale
         )
         shift = self.config.time_shift if chosen.shift is None else chosen.shift
-        steps = {"method": chosen.method, "steps": chosen.steps, "shift": shift, "last": chosen.last}
-        return generate_latents(self, labels, **steps, guidance=guidance, seed=seed, sample_indices=sample_indices)
+        return generate_latents(
+            self, labels, chosen.method, chosen.steps, shift, chosen.last, guidance,
+            seed=seed, sample_indices=sample_indices, compile=compile,
+        )  # fmt: skip

@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.alignment = nn.ModuleList(_alignment_head(width, config.align_hidden, dim) for dim in config.align_dims)
         self.head = None if config.head_width is None else WideHead(config)
         self.output = Output(config, config.head_width or width)
-        self.statistics = Statistics(config.code.shape)
+        self.statistics = Statistics(config.code.shape, config.multiplier)
         self.rotary = self._rotary_tables("cpu")
         self.reset_parameters()
 
@@ -171,11 +171,11 @@ class Statistics(nn.Module):
     Per element; per channel they are the same in every cell. They travel in checkpoints, with no published names.
     """
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], multiplier: float):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
-        self.register_buffer("multiplier", torch.ones(()))
+        self.register_buffer("multiplier", torch.full((), multiplier))
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (B,C,S,S) -> what the network sees, float32."""

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, S side of a latent, Z width of the class token, K s
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -86,10 +87,17 @@ def integrate(
 ) -> State:
     """labels (B,) -> the normalised latents and class token at the end of ``times``, from noise at their beginning."""
 
+    forward = _compiled(type(dit)) if compile else None
+
     def velocity(state: State, t: float) -> State:
-        return guided_velocity(dit, state[0], t, labels, guidance, state[1])
+        return guided_velocity(dit, state[0], t, labels, guidance, state[1], forward)
 
     return METHODS[method](noises(0), times, velocity, noises)
+
+
+@cache
+def _compiled(kind: type) -> Callable:
+    return torch.compile(kind.forward)
 
 
 def counted_noises(dit: Network, seed: int, samples: Tensor) -> Noises:
@@ -135,6 +143,7 @@ def generate_latents(
     seed: int = 0,
     sample_indices: Tensor | None = None,
     noises: Any = None,
+    compile: bool = False,
 ) -> Tensor:
     """Latents (B,C,S,S) float32 of new images of the classes ``labels`` (B,) int64, in the tokenizer's own units.
 
@@ -148,6 +157,7 @@ def generate_latents(
             any batch or number of processes, up to rounding.
         noises: instead of the seed's: item k is the noise of step k, 0 being the start and "sde" needing those of steps
             1..K-1 too. (B,C,S,S), or with a class token a pair with (B,Z), or both flat (B,C*S*S+Z).
+        compile: run the network through ``torch.compile``, once for every batch size.
 
     Raises:
         ConfigError: a label, seed or setting is out of its range.
@@ -168,7 +178,7 @@ def generate_latents(
     training = dit.training
     dit.eval()
     try:
-        state, _ = integrate(dit, labels, method, time_grid(method, steps, shift, last), guidance, source)
+        state, _ = integrate(dit, labels, method, time_grid(method, steps, shift, last), guidance, source, compile)
     finally:
         dit.train(training)
     if not state.isfinite().all():
