@@ -1,9 +1,10 @@
 """Published flags of train_c2i.py: what each one sets, and what the data say where none does."""
 
 import shlex
+from dataclasses import fields
 
 import pytest
-from small_caches import write_cache
+from small_caches import write_cache, write_latent_cache
 
 from vfmtok.code import Ids, Latents, Segment
 from vfmtok.commands import generator_flags
@@ -82,7 +83,12 @@ ELSEWHERE = {"data.code_path", "data.path", "data.val_path", "data.vq_ckpt", "da
 def test_every_flag_reaches_its_field(flag, cache):
     """One by one, with a value that is not the default."""
     name, key, takes, _ = flag
-    default = value_of(parse(f"--code-path {cache}"), key)
+    command = f"--code-path {cache}"
+    if key.startswith("generator.") and key.split(".")[1] not in {field.name for field in fields(GPTConfig)}:
+        latents = write_latent_cache(cache.parent / "latents")
+        command = f"--code-path {latents} --set generator.kind=diffusion --set generator.align_dims=[8]"
+        command += " --set generator.align_depth=1"
+    default = value_of(parse(command), key)
     if isinstance(takes, tuple):
         value = next(choice for choice in takes if choice != default)
     elif takes is bool:
@@ -90,7 +96,9 @@ def test_every_flag_reaches_its_field(flag, cache):
         name = f"--no-{name[2:]}" if default else name
     else:
         value = takes(VALUES[takes])
-    assert value_of(parse(f"--code-path {cache} {name} {'' if takes is bool else value}"), key) == value
+    if key == "generator.align_depth":
+        command = command.removesuffix(" --set generator.align_depth=1")
+    assert value_of(parse(f"{command} {name} {'' if takes is bool else value}"), key) == value
 
 
 @pytest.mark.parametrize(

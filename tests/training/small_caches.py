@@ -6,6 +6,7 @@ import numpy as np
 
 from vfmtok.config import config_from_dict, save_config
 from vfmtok.data import code_cache
+from vfmtok.data.latent_cache import write_statistics
 from vfmtok.training.generator_recipe import GeneratorRecipe
 
 CLASSES = ["cat", "dog", "Ωmega"]
@@ -27,6 +28,25 @@ def write_cache(
     writer = code_cache.CodeCacheWriter(path)
     writer.write(0, ids, labels, np.zeros(count, bool))
     writer.finish()
+    writer.close()
+    return path
+
+
+def write_latent_cache(path: Path, count: int = 40, seed: int = 0, per: str = "channel") -> Path:
+    """Latents (4,4,4): a bump where the class says, mean 3, two views."""
+    random = np.random.default_rng(seed)
+    metadata = {
+        "tokenizer_hash": "cd" * 32, "dataset": "drawn", "dataset_fingerprint": str(seed), "num_samples": count,
+        "classes": CLASSES, "views": ["centre", "centre flipped"], "seed": None, "image_size": 32, "precision": "fp32",
+        "code": {"latents": [4, 4, 4]}, "posterior": None, "latent_dtype": "float32",
+    }  # fmt: skip
+    code_cache.begin(path, metadata)
+    labels = np.arange(count) % len(CLASSES)
+    latents = 3 + random.normal(size=(count, 2, 1, 4, 4, 4))
+    latents[np.arange(count), :, :, labels] += 6
+    writer = code_cache.CodeCacheWriter(path)
+    writer.write(0, latents, labels, np.zeros(count, bool))
+    writer.finish(statistics=write_statistics(path, writer.written_rows(), per))
     writer.close()
     return path
 

@@ -46,7 +46,7 @@ def family_of_size(size: str) -> Family:
     return next(family for family in GENERATORS.values() if size in family.sizes)
 
 
-def generator_config(size: str, **fields: Any) -> Any:
+def generator_config(size: str, /, **fields: Any) -> Any:
     """The configuration of a named size of any family, with other fields of it. Raises ConfigError."""
     family = family_of_size(size)
     return config_of_size(family.config, family.sizes, size, fields)

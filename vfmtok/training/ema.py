@@ -31,7 +31,11 @@ class EMA:
         if decay is None:
             decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         floats = [name for name, tensor in self.live.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.average[n] for n in floats], [self.live[n].detach() for n in floats], 1 - decay)
+        for sharded in (False, True):  # a buffer is whole where weights are sharded: no kernel takes both
+            names = [name for name in floats if is_sharded(self.live[name]) is sharded]
+            if names:
+                live = [self.live[name].detach() for name in names]
+                torch._foreach_lerp_([self.average[name] for name in names], live, 1 - decay)
         for name, tensor in self.live.items():
             if not tensor.is_floating_point():
                 self.average[name].copy_(tensor)
