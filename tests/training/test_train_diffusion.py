@@ -115,7 +115,7 @@ def test_latents_of_other_statistics_raise_an_alarm(latents):
     type(statistics)(statistics.mean, statistics.std / 5, statistics.count).save(latents / "train/stats.safetensors")
     wrong = trained(latents, "wrong", optimizer={"steps": 3})
     alarms = [
-        [json.loads(line)["alarm"] for line in (folder / "log.jsonl").read_text().splitlines() if '"alarm"' in line]
+        [json.loads(line)["alarm"] for line in (folder / "log.jsonl").read_text().splitlines() if "normalised latents" in line]
         for folder in (fitting, wrong)
     ]
     assert alarms[0] == [] and len(alarms[1]) == 1 and "standard deviation 4" in alarms[1][0]
@@ -123,7 +123,7 @@ def test_latents_of_other_statistics_raise_an_alarm(latents):
 
 def test_statistics_per_position_are_asked_for(latents):
     generator = {**GENERATORS["DiT-DH"], "normalised": "position"}
-    with pytest.raises(ConfigError, match="not per position"):
+    with pytest.raises(ConfigError, match="wants them per position"):
         trained(latents, generator=generator)
     write_latent_cache(latents / "placed/train", per="position")
     data = {"code_path": str(latents / "placed/train")}

@@ -181,7 +181,7 @@ def generate_latents(
         state, _ = integrate(dit, labels, method, time_grid(method, steps, shift, last), guidance, source, compile)
     finally:
         dit.train(training)
-    if not state.isfinite().all():
+    if (~state.isfinite()).any():
         raise VFMTokError("the model's velocities are not finite: damaged weights, or float16 that overflows")
     return dit.statistics.restore(state).float()
 
