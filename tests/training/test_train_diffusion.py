@@ -114,10 +114,10 @@ def test_latents_of_other_statistics_raise_an_alarm(latents):
     statistics = LatentCache(latents / "other").statistics
     type(statistics)(statistics.mean, statistics.std / 5, statistics.count).save(latents / "train/stats.safetensors")
     wrong = trained(latents, "wrong", optimizer={"steps": 3})
-    alarms = [
-        [json.loads(line)["alarm"] for line in (folder / "log.jsonl").read_text().splitlines() if "normalised latents" in line]
-        for folder in (fitting, wrong)
-    ]
+    alarms = []
+    for folder in (fitting, wrong):
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        alarms.append([json.loads(line)["alarm"] for line in lines if "normalised latents" in line])
     assert alarms[0] == [] and len(alarms[1]) == 1 and "standard deviation 4" in alarms[1][0]
 
 

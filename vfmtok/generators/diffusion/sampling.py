@@ -168,7 +168,7 @@ def generate_latents(
     labels = _checked_labels(dit, labels).to(device)
     if noises is None:
         require(0 <= seed < 2**64, "seed", "must be in [0,2^64)", seed)
-        samples = torch.arange(len(labels)) if sample_indices is None else sample_indices
+        samples = torch.arange(len(labels), device=device) if sample_indices is None else sample_indices
         if samples.shape != labels.shape or samples.dtype != torch.int64:
             shape = tuple(samples.shape)
             raise ValueError(f"sample_indices must be ({len(labels)},) int64, got {shape} {samples.dtype}")
