@@ -115,7 +115,7 @@ for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
         --cfg-scale $scale --batch-size $batch --out "$out/samples/guidance-$scale.png"
 done
-# The judge needs two classes and training images of each; the page does without.
+# The class probe needs two classes and training images of each; the page does without.
 stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --data "$out/data" \
     --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement" || {
     status=$?

@@ -169,7 +169,10 @@ def test_a_prefix_of_holistic_ids_alone(models):
         inpaint(gpt, ids, kept.flip(0), labels)
 
 
-def test_style(models, shown, tmp_path, capsys):
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_style(models, shown, tmp_path, capsys, monkeypatch, at_once):
+    """One image of a pass, or all."""
+    monkeypatch.setattr("vfmtok.commands.style.AT_ONCE", at_once)
     folder, tokenizer, _ = models
     images = [str(folder / "images" / name) for name in ("a.png", "b.png")]
     command = ["style", "--content", *images, "--style", images[1], "--vq-ckpt", str(folder / "tok")]

@@ -4,8 +4,10 @@ Shapes: n content images, m style images, K tokens, S side.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.commands import flags
@@ -17,6 +19,8 @@ from vfmtok.layers.precision import full_float32
 from vfmtok.pictures.rows import draw_columns
 from vfmtok.tokenizers.contract import to_pixels
 from vfmtok.tokenizers.editing import styled_ids
+
+AT_ONCE = 16  # images of a pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +49,12 @@ def run(args: argparse.Namespace) -> None:
             to_unit_range(open_crops(paths, size, out)).to(world.device) for paths in (args.content, args.style)
         )  # (n,3,S,S), (m,3,S,S)
         with full_float32(world.device.type), torch.no_grad():
-            ids, style_ids = tokenizer.encode(content).ids, tokenizer.encode(style).ids
-            columns = {"content": content, "reconstruction": ids}
-            for number, row in enumerate(style_ids):
-                columns[f"style {number + 1}"] = styled_ids(code, ids, row.expand_as(ids))
-            for name, found in columns.items():
-                decoded = (
-                    to_pixels(found, size) if found.is_floating_point() else tokenizer.decode_to_uint8(found, size)
-                )
-                columns[name] = decoded.cpu()  # (n,S,S,3)
+            ids, style_ids = (_in_parts(lambda part: tokenizer.encode(part).ids, images) for images in (content, style))
+            made = {"reconstruction": ids}  # (n,K), (n,K), ...
+            made |= {f"style {n + 1}": styled_ids(code, ids, row.expand_as(ids)) for n, row in enumerate(style_ids)}
+            columns = {"content": to_pixels(content, size).cpu()}  # (n,S,S,3)
+            for name, found in made.items():
+                columns[name] = _in_parts(lambda part: tokenizer.decode_to_uint8(part, size), found).cpu()
         blank = torch.full((1, size, size, 3), 255, dtype=torch.uint8)
         top = torch.cat([blank, blank, to_pixels(style, size).cpu()])  # (2+m,S,S,3): above its column
         pictures = {
@@ -62,3 +63,8 @@ def run(args: argparse.Namespace) -> None:
         }
         save(draw_columns(pictures, "patch tokens of the left column, holistic tokens of the top row"), out)
         print(f"{out}: {len(content)} images in the style of {len(style)}")
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The function of all rows, so many at a time that they fit the memory."""
+    return torch.cat([function(part) for part in rows.split(AT_ONCE)])
