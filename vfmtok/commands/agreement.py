@@ -3,18 +3,20 @@
 import argparse
 import math
 import os
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 from vfmtok import distributed
-from vfmtok.code import Ids
+from vfmtok.code import check_fits
 from vfmtok.commands import flags
 from vfmtok.commands.models import add_models, open_models
 from vfmtok.commands.sampling_flags import add_sampling, sampling_of
-from vfmtok.data.code_cache import CodeCache, check_tokenizer
+from vfmtok.data.code_cache import Cache, CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_split
+from vfmtok.data.latent_cache import LatentCache, open_cache
 from vfmtok.data.order import evenly_spaced
 from vfmtok.encoders.config import EncoderConfig
 from vfmtok.errors import ConfigError, DataError
@@ -26,6 +28,7 @@ from vfmtok.evaluation.agreement import (
     positional_unigram,
     read_batches,
 )
+from vfmtok.evaluation.latent_agreement import largest_similarity, positional_latents
 from vfmtok.evaluation.results import Number, as_lines, as_tree
 from vfmtok.files import write_json
 from vfmtok.generators.contract import SamplingSettings, at_scale
@@ -38,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Generate images of every class and let a linear probe on the frozen encoder, trained on the real training "
         "images, say which class they show. Prints the share that agrees, beside what real images reach and beside "
-        "a floor (ids drawn position by position at the frequencies of the class), and the largest overlap of ids "
-        "with a training image. What the bounds leave out is chosen at equal distances, and said."
+        "a floor (ids or latents drawn position by position from images of the class), and the largest overlap of ids, "
+        "or similarity of latents, with a training image. What the bounds leave out is chosen at equal distances, and "
+        "said."
     )
     add_models(parser)
     parser.add_argument("--data", required=True, help="the folder of `vfmtok prepare`, with a validation split")
-    parser.add_argument("--code-path", required=True, metavar="CACHE", help="the token cache of its training images")
+    parser.add_argument("--code-path", required=True, metavar="CACHE", help="the cache of its training images")
     parser.add_argument(
         "--per-class", type=flags.positive, default=60, metavar="N", help="generated images (default 60)"
     )
@@ -63,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, count, text in (
         ("--probe-images", 50_000, "training images that the probe learns from"),
         ("--real-images", 10_000, "held-out images that are measured"),
-        ("--overlap-images", 10_000, "training images, with all their views, that ids are compared with"),
-        ("--overlap-samples", 1_000, "images of each kind whose ids are compared"),
+        ("--overlap-images", 10_000, "training images, with all their views, that codes are compared with"),
+        ("--overlap-samples", 1_000, "images of each kind whose codes are compared"),
     ):
         parser.add_argument(name, type=flags.positive, default=count, metavar="N", help=f"{text} (at most; {count})")
     workers = min(4, os.cpu_count() or 1)
@@ -76,9 +80,8 @@ def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
     world = distributed.World(0, 1, distributed.start().device)
     tokenizer, generator, _ = open_models(args, world.device)
-    if not isinstance(generator.code, Ids):
-        raise ConfigError("`vfmtok agreement` compares ids: this generator makes continuous latents")
-    train = CodeCache(Path(args.code_path).expanduser())
+    train = open_cache(Path(args.code_path).expanduser())
+    check_fits(generator.code, train.code, f"the {train}")
     check_tokenizer(train, tokenizer_hash(tokenizer))
     splits = {split: open_split(Path(args.data).expanduser(), split) for split in ("train", "val")}
     if splits["train"].fingerprint == splits["val"].fingerprint:
@@ -99,19 +102,21 @@ def run(args: argparse.Namespace) -> None:
     held_out = f"{about}; held-out images{some}" if some else about
     numbers = [
         _number("agreement of real held-out images", real.agreement, real.count, held_out),
-        _number("agreement of held-out images, decoded from ids", real.decoded_agreement, real.count, held_out),
+        _number(
+            f"agreement of held-out images, decoded from {overlap.codes}", real.decoded_agreement, real.count, held_out
+        ),
     ]
-    numbers += overlap.numbers(real.codes, {"mean": "mean token overlap of held-out images"})
+    numbers += overlap.numbers(real.codes, {"mean": f"mean {overlap.name} of held-out images"})
     labels = torch.arange(num_classes).repeat_interleave(args.per_class)  # (N,)
-    floor = probe.agreement_of_codes(positional_unigram(train, labels, args.seed), labels)
-    floored = "ids drawn position by position at the frequencies of the class; " + about
+    floor = probe.agreement_of_codes(overlap.floor(train, labels, args.seed), labels)
+    floored = f"{overlap.codes} drawn position by position at the frequencies of the class; {about}"
     numbers.append(_number("agreement of the floor", floor, len(labels), floored))
     for sampling in guided:
-        ids = draw_codes(generator, labels, args.batch_size, world, **asdict(sampling), seed=args.seed)
+        codes = draw_codes(generator, labels, args.batch_size, world, **asdict(sampling), seed=args.seed)
         name = sampling.guidance
-        numbers.append(_number(f"agreement, {name}", probe.agreement_of_codes(ids, labels), len(labels), about))
-        names = {"largest": f"largest token overlap, {name}", "mean": f"mean token overlap, {name}"}
-        numbers += overlap.numbers(ids, names)
+        numbers.append(_number(f"agreement, {name}", probe.agreement_of_codes(codes, labels), len(labels), about))
+        names = {which: f"{which} {overlap.name}, {name}" for which in ("largest", "mean")}
+        numbers += overlap.numbers(codes, names)
     notes = [f"{args.per_class} images a class, {_described(settings)}, seed {args.seed}"]
     results = {"numbers": as_tree(numbers), "warnings": [], "notes": notes}
     file = Path(args.out).expanduser() / "results.json"
@@ -133,21 +138,48 @@ def _other_encoder(args: argparse.Namespace, tokenizer: Tokenizer) -> EncoderCon
     return EncoderConfig(name=args.encoder, image_size=size, weights=args.encoder_weights or "auto")
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """How codes of a kind are compared with those of the training images."""
+
+    codes: str
+    name: str
+    measured: str
+    floor: Callable[..., torch.Tensor]
+    largest: Callable[..., torch.Tensor]
+
+
+COMPARISONS = {
+    CodeCache: _Comparison(
+        "ids", "token overlap", "equal ids with the most similar", positional_unigram, largest_overlap
+    ),
+    LatentCache: _Comparison(
+        "latents",
+        "latent similarity",
+        "cosine of normalised latents with the most similar",
+        positional_latents,
+        largest_similarity,
+    ),
+}
+
+
 class _Overlap:
-    """Overlap of ids with the training images, within the bounds of the flags."""
+    """Likeness of codes to those of the training images, within the bounds of the flags."""
 
-    def __init__(self, train: CodeCache, args: argparse.Namespace, device: torch.device):
+    def __init__(self, train: Cache, args: argparse.Namespace, device: torch.device):
         self.train, self.images, self.samples, self.device = train, args.overlap_images, args.overlap_samples, device
+        self.how = COMPARISONS[type(train)]
+        self.codes, self.name, self.floor = self.how.codes, self.how.name, self.how.floor
 
-    def numbers(self, ids: torch.Tensor, names: dict[str, str]) -> list[Number]:
+    def numbers(self, codes: torch.Tensor, names: dict[str, str]) -> list[Number]:
         """``names``: what "largest" and "mean" are called; what is not named is left out."""
-        chosen = torch.from_numpy(evenly_spaced(self.samples, len(ids)))
-        found = largest_overlap(ids[chosen], self.train, self.images, self.device)
+        chosen = torch.from_numpy(evenly_spaced(self.samples, len(codes)))
+        found = self.how.largest(codes[chosen], self.train, self.images, self.device)
         compared = min(self.images, len(self.train))
-        protocol = f"equal ids with the most similar of {compared:,} training images x {self.train.num_views} views"
+        protocol = f"{self.how.measured} of {compared:,} training images x {self.train.num_views} views"
         protocol += _of(len(self.train), compared)
-        if len(found) < len(ids):
-            protocol += f"; {len(found):,} of {len(ids):,} images compared, evenly spaced"
+        if len(found) < len(codes):
+            protocol += f"; {len(found):,} of {len(codes):,} images compared, evenly spaced"
         values = {"largest": found.max().item(), "mean": found.mean().item()}
         return [Number(names[which], values[which], protocol) for which in ("largest", "mean") if which in names]
 

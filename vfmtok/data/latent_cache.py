@@ -50,6 +50,11 @@ class LatentCache(Cache):
         rows, labels = self._drawn(indices, seed, epochs)
         return _whole(rows), labels
 
+    def cells(self, records: np.ndarray, views: np.ndarray, places: np.ndarray) -> Tensor:
+        """(n,C) float32: of records (n,), in views (n,), what lies at ``places`` (n,) in [0,h*w); means of moments."""
+        flat = self._rows.reshape(*self._rows.shape[:4], -1)  # (N,V,M,C,h*w), still mapped
+        return torch.from_numpy(flat[records, views, 0, :, places].astype(np.float32))
+
     def measure_again(self, per: Per) -> None:
         """Replace the statistics. Every process must call it. Raises DataError."""
         about = write_statistics(self.path, self._rows, per)
