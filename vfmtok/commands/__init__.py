@@ -5,7 +5,7 @@ data             prepare, stats, codes, import_codes with import_latents, export
 models           download, export, info, reproduce
 pictures         sample, reconstruct, inpaint, style, demo, curves, report;
                  pictures_of_images: what those of given images share
-numbers          measure, agreement
+numbers          measure, agreement, alignment
 all of them      study: every row of a table
 root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
                  (vqgan_test.py, test_net.py)

@@ -5,6 +5,7 @@ codes in files decoding (to images)
 a generator    generation, samples (which, checked), sweep; sample_metrics measures samples, whoever made them;
                agreement (do images look like their classes, are they new?), completions (in-painted images);
                latent_agreement (of latents)
+any model      alignment (how alike neighbourhoods are in features), alignment_conditions (the images it is measured on)
 networks       inception, inception_weights, lpips, encoder_distance (fd@...), model_size (parameters, FLOPs)
 their inputs   image_sources, given_images, resizing, reference (opened or measured), reference_file
 what is kept   results (numbers and their protocols), jobs (unfinished work)

@@ -6,6 +6,7 @@ rows            images of classes in rows, reconstructions in columns
 reconstruction  originals beside reconstructions, and errors
 sampling_points where tokens read the image
 curves          training runs over each other
+alignment       how alike models see images: bars and a matrix
 report          what the quickstart left, as one page
 web_page        pieces of HTML pages
 """
