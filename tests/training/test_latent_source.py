@@ -99,7 +99,7 @@ def test_two_processes_draw_what_one_draws(place):
 def test_moments_are_drawn_on_the_device():
     with FakeCuda():
         stored, code = torch.zeros(3, 2, 4, 4, 4), continuous_family.tokenizer(True).code
-        found = drawn(stored, code, Draws(0, torch.arange(3, device="cuda")))
+        found = drawn(stored, code, Draws(0, torch.arange(3)), "cuda")
     assert found.device.type == "cuda" and found.shape == (3, 4, 4, 4)
 
 

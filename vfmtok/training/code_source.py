@@ -188,8 +188,7 @@ class CachedCodes:
         stored, labels = self.cache.batch(step.indices, self.order.seed, step.epochs)
         check_rows(stored, labels, self.config, self.cache.path)
         positions = _positions(self.order, step.samples_seen)
-        draws = Draws(self.order.seed % 2**64, positions.to(self.device))
-        code = drawn(stored, self.cache.code, draws)
+        code = drawn(stored, self.cache.code, Draws(self.order.seed % 2**64, positions), self.device)
         self._waited += time.perf_counter() - start
         return CodeBatch(code, labels, positions, step.samples_seen)
 
@@ -241,12 +240,13 @@ class EncodedCodes:
         return self.loader.bad_records
 
 
-def drawn(stored: Tensor, code: Code, draws: Draws) -> Tensor:
+def drawn(stored: Tensor, code: Code, draws: Draws, device: torch.device | str = "cpu") -> Tensor:
     """What a cache gives (B,...) -> the code: where it is mean and standard deviation (B,2,C,h,w), latents (B,C,h,w)
-    drawn from them on the device of ``draws``, others in every epoch."""
+    drawn from them on ``device``, others in every epoch."""
     if stored.shape[1:] == tuple(code.shape):
         return stored
-    mean, std = stored.to(draws.samples.device).unbind(1)
+    mean, std = stored.to(device).unbind(1)
+    draws = Draws(draws.seed, draws.samples.to(device))
     return mean + std * draws.normal("posterior", mean[0].numel()).view_as(mean)
 
 
