@@ -243,7 +243,8 @@ def open_gpt(
         )
     path = path_of(args.gpt_ckpt)
     fields = models.generator_fields(args)
-    gpt, weights = load_generator(path, tokenizer, args.gpt_model, fields, DEFAULT_GPT, args.prefer)
+    gpt, weights = load_generator(path, tokenizer, args.gpt_model, fields, DEFAULT_GPT, args.prefer, args.latent_stats)
+    models.add_guide(args, gpt, tokenizer)
     name = args.gpt_model or _name_of(weights, path)
     return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
 

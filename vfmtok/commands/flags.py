@@ -130,9 +130,18 @@ def add_generator(parser: Parser, flag: str = "--gpt", required: bool = True) ->
 
 
 def add_generator_facts(parser: Parser) -> None:
-    """``args.gpt_model`` and ``args.num_classes``: what files of weights do not tell, or tell by their shapes."""
+    """``args.gpt_model``, ``args.num_classes`` and ``args.latent_stats``: what files of weights do not tell, or tell by
+    their shapes. And ``args.guidance_ckpt`` and ``args.guidance_model``, of a weaker generator that guides."""
+    from vfmtok.generators import GENERATORS
+
     add_size(parser, "the generator's size, of released weights; a run knows its own")
     parser.add_argument("--num-classes", type=positive, metavar="N", help="default: as many as the weights have")
+    text = "of released weights: mean and standard deviation of the latents that the generator learned"
+    parser.add_argument("--latent-stats", metavar="FILE", help=text)
+    text = "of latents: autoguidance by this weaker generator, in the place of CFG; --cfg-scale says how strongly"
+    parser.add_argument("--guidance-ckpt", metavar="PATH", help=text)
+    sizes = [name for family in GENERATORS.values() for name in family.sizes]
+    parser.add_argument("--guidance-model", choices=sizes, metavar="SIZE", help="its size, of released weights")
 
 
 def add_size(parser: Parser, text: str) -> None:

@@ -15,6 +15,7 @@ from vfmtok.pretrained.loading import load_generator, load_tokenizer, read_confi
 from vfmtok.pretrained.published import published_file, split_name
 from vfmtok.tokenizers import load_config
 from vfmtok.tokenizers.published_flags import fields_of_flags
+from vfmtok.weights.hashing import model_hash
 
 
 def add_models(parser: argparse.ArgumentParser, needs_generator: bool = True) -> None:
@@ -89,5 +90,22 @@ def open_models(
         VFMTokError: one is not there, or the generator's tokens are another tokenizer's.
     """
     tokenizer = open_tokenizer(args, device, encodes=encodes)
-    generator, weights = load_generator(args.gpt, tokenizer, args.gpt_model, generator_fields(args))
+    fields, stats = generator_fields(args), args.latent_stats
+    generator, weights = load_generator(args.gpt, tokenizer, args.gpt_model, fields, statistics=stats)
+    add_guide(args, generator, tokenizer)
     return tokenizer, generator.to(device), weights.classes
+
+
+def add_guide(args: argparse.Namespace, generator: nn.Module, tokenizer: nn.Module) -> None:
+    """Let the weaker generator of --guidance-ckpt, if one is named, guide ``generator``. Raises VFMTokError."""
+    if args.guidance_ckpt is None:
+        if args.guidance_model is not None:
+            raise ConfigError("--guidance-model belongs to --guidance-ckpt")
+        return
+    if not hasattr(generator, "use_guide"):
+        raise ConfigError(f"--guidance-ckpt: a {generator.config.kind} generator takes no weaker one to guide it")
+    size, stats = args.guidance_model, args.latent_stats
+    weaker, _ = load_generator(args.guidance_ckpt, tokenizer, size, {}, statistics=stats)
+    if weaker.code != generator.code or weaker.num_classes != generator.num_classes:
+        raise ConfigError(f"--guidance-ckpt {args.guidance_ckpt} makes other latents or classes than the generator")
+    generator.use_guide(weaker, model_hash(weaker)[:12])

@@ -79,6 +79,8 @@ def sampling_of(args: argparse.Namespace, generator: Generator) -> SamplingSetti
     """
     names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in FLAGS] + ["greedy"]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if getattr(generator, "guided_by", None) is not None:
+        given["cfg_weaker"] = generator.guided_by
     for text in args.sampling:
         name, equals, value = text.partition("=")
         if not equals:

@@ -68,6 +68,8 @@ class Generator(Protocol):
         normalised, use_statistics: of latents: per what ("channel" or "position") it wants their statistics, and a
             method (mean, std) that takes those of the training data, in the tokenizer's units, before the first step.
         observed: a method () -> {name: scalar} of what else ``loss`` saw of its last batch, for log and alarms.
+        use_guide, guided_by: a method (generator, name) that lets a weaker one guide it, and that name, which its
+            setting ``cfg_weaker`` has then.
         fastest_attention: a method (device, dtype, batch) -> the name of an attention kernel, which ``use_attention``
             takes.
     """

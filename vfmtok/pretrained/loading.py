@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vfmtok.code import check_fits
 from vfmtok.config import config_from_dict, config_to_dict, read_tree, with_overrides
+from vfmtok.data.published_latents import read_statistics
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.generators import AnyGeneratorConfig, build_generator, family_of_size, generator_tree
 from vfmtok.generators import generator_config as sized_config
@@ -97,6 +98,7 @@ def load_generator(
     given: dict[str, Any],
     default_size: str | None = None,
     prefer: Preference | None = None,
+    statistics: str | Path | None = None,
 ) -> tuple[nn.Module, Weights]:
     """A generator, in eval mode and without gradients, of the code of ``tokenizer``; and what is known of its weights.
 
@@ -106,9 +108,11 @@ def load_generator(
         given: further fields of its configuration, likewise.
         default_size: of a file whose size is not named.
         prefer: as for ``load_tokenizer``.
+        statistics: a file of the mean and standard deviation of the latents that it learned, where its own weights do
+            not bring them: published files of generators of latents.
 
     Raises:
-        ConfigError: a contradiction, a file without a size, or a generator of another code.
+        ConfigError: a contradiction, a file without a size or statistics, or a generator of another code.
         WeightsError: nothing is there, or the generator learned from another tokenizer.
     """
     weights = read_weights(path, "generator", size, prefer)
@@ -122,7 +126,25 @@ def load_generator(
         check_fits(config.code, tokenizer.code, "the tokenizer")
     except ConfigError as error:
         raise ConfigError(f"{error}{_companion(weights.published)}") from None
-    return build(weights, config), weights
+    generator = build(weights, config)
+    _normalise(generator, weights, statistics)
+    return generator, weights
+
+
+def _normalise(generator: nn.Module, weights: Weights, path: str | Path | None) -> None:
+    """Give a generator of latents the statistics of a file, in the place of its own. Raises VFMTokError."""
+    if path is None:
+        bare = hasattr(generator, "use_statistics") and weights.config is None
+        if bare and (weights.published is None or weights.published.statistics is None):
+            raise ConfigError(
+                f"{weights.source} does not bring the mean and standard deviation of the latents that it learned: name "
+                "their file (--latent-stats)"
+            )
+        return
+    if not hasattr(generator, "use_statistics"):
+        raise ConfigError(f"--latent-stats is for generators of latents: {weights.source} makes {generator.code}")
+    found = read_statistics(Path(path).expanduser(), generator.code)
+    generator.use_statistics(found.mean, found.std)
 
 
 def _companion(row: PublishedFile | None) -> str:
@@ -157,6 +179,9 @@ def build(weights: Weights, config: Any = None, overrides: Iterable[str] = ()) -
         copy_strictly(model, weights.tensors, weights.source)
     else:
         load_released(model, weights.tensors)
+        row = weights.published
+        if row is not None and row.statistics is not None:
+            _normalise(model, weights, download.fetch(*row.statistics))
     return model.eval().requires_grad_(False)
 
 

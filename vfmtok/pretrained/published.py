@@ -40,6 +40,7 @@ class PublishedFile:
         tokenizer: of a generator, the part of the same repository whose code it learned.
         tokenizer_settings: of a generator, "field=value" changes of that tokenizer's configuration, such as the image
             size that it learned at.
+        statistics: of a generator of latents, (repository, file) of their mean and standard deviation.
         prefer: which weights its publishers sampled with, where the file holds their average and the last ones.
     """
 
@@ -50,6 +51,7 @@ class PublishedFile:
     size: str | None = None
     tokenizer: str | None = None
     tokenizer_settings: tuple[str, ...] = ()
+    statistics: tuple[str, str] | None = None
     prefer: Preference = "ema"
 
 

@@ -129,6 +129,7 @@ class FlowSampling:
     cfg_high: float = field(default=1.0, metadata={"help": "guide up to this noise level"})
     cfg_channels: int | None = field(default=None, metadata={"help": "guide the first so many channels; none: all"})
     cfg_token_scale: float | None = field(default=None, metadata={"help": "of the class token; none: as the guidance"})
+    cfg_weaker: str | None = field(default=None, metadata={"help": "autoguidance: the name of the weaker model"})
 
     def __post_init__(self):
         require(self.method in ("euler", "heun", "sde"), "method", "must be euler, heun or sde", self.method)
@@ -151,7 +152,9 @@ class FlowSampling:
         """All that the cfg_ fields say, for names of results and folders."""
         if self.cfg_scale == 1:
             return "no CFG"
-        parts = [f"CFG {self.cfg_scale:g}"]
+        parts = [f"{'CFG' if self.cfg_weaker is None else 'autoguidance'} {self.cfg_scale:g}"]
+        if self.cfg_weaker is not None:
+            parts.append(f"by {self.cfg_weaker}")
         if (self.cfg_low, self.cfg_high) != (0, 1):
             parts.append(f"t {self.cfg_low:g} to {self.cfg_high:g}")
         if self.cfg_channels is not None:

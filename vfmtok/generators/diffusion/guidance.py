@@ -61,7 +61,8 @@ def guided_velocity(
         return _velocities(dit, x, t, labels, token, forward)
     if guidance.weaker is not None:
         c, c_token = _velocities(dit, x, t, labels, token, forward)
-        u, u_token = _velocities(guidance.weaker, x, t, labels, token, forward)
+        weaker = guidance.weaker.to(x.device).eval()
+        u, u_token = _velocities(weaker, x, t, labels, token, forward)
     else:
         both = torch.cat([labels, torch.full_like(labels, dit.null_class)])  # (2B,)
         v, v_token = _velocities(dit, _doubled(x), t, both, _doubled(token), forward)

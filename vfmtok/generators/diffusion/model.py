@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vfmtok.errors import ConfigError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.diffusion.config import FlowSampling, TokenFlowSampling, WideHeadSampling
 from vfmtok.generators.diffusion.flow import flow_loss, training_times
@@ -25,6 +26,7 @@ class DiT(Network):
 
     fields_of_released = staticmethod(fields_of_released)
     step = 0
+    guided_by: str | None = None
     spread: Tensor | None = None  # of the last batch, see ``observed``
 
     @property
@@ -44,6 +46,10 @@ class DiT(Network):
         """Normalise by these, (C,1,1) or (C,S,S), in the tokenizer's own units. Checkpoints carry them."""
         self.statistics.mean.copy_(mean.expand(self.code.shape))
         self.statistics.std.copy_(std.expand(self.code.shape))
+
+    def use_guide(self, weaker: "DiT", name: str) -> None:
+        """Autoguidance by a weaker model of the same latents and classes, where ``cfg_weaker`` is its ``name``."""
+        self._guide, self.guided_by = [weaker], name  # in a list: it is no part of this model
 
     def observed(self) -> dict[str, Tensor]:
         """Of the last batch: "latents/std", the standard deviation of the normalised latents, and "latents/outside", 1
@@ -91,8 +97,11 @@ class DiT(Network):
     ) -> Tensor:
         """labels (B,) -> raw latents (B,C,S,S) float32: see ``generate_latents`` and ``FlowGuidance``."""
         chosen = self.sampling(**settings)
+        if chosen.cfg_weaker is not None and chosen.cfg_weaker != self.guided_by:
+            raise ConfigError(f"cfg_weaker is {chosen.cfg_weaker}, the generator that is there is {self.guided_by}")
+        weaker = self._guide[0] if chosen.cfg_weaker is not None else None
         guidance = FlowGuidance(
-            chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale
+            chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale, weaker
         )
         shift = self.config.time_shift if chosen.shift is None else chosen.shift
         return generate_latents(
