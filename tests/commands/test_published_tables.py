@@ -57,6 +57,8 @@ GENERATION = {
     **rows("hita-v-gpt", HITA_V, epochs=True),
     **rows("hita-u-gpt", HITA_U, epochs=True),
     **rows("rar", RAR),
+    "ditdh-xl-80e-no-cfg": "3.29 6.17 176.5 0.75 0.64",
+    "ditdh-xl-800e-no-cfg": "1.65 5.78 240.9 0.76 0.67",
 }
 RECONSTRUCTION = [f"llamagen-tokenizer-{name}-{size}" for name, size in LLAMAGEN_RFID] + [
     "hita-tokenizer-v",
@@ -66,7 +68,7 @@ RECONSTRUCTION = [f"llamagen-tokenizer-{name}-{size}" for name, size in LLAMAGEN
 
 
 def test_every_row_has_a_manifest():
-    ours = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-", "vfmae-"))]
+    ours = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-"))]
     assert ours == sorted([*GENERATION, *RECONSTRUCTION])
 
 
@@ -120,6 +122,8 @@ def test_what_is_sampled_is_a_part_on_its_own_tokenizer():
             assert [variant.settings for variant in manifest.variants] == [("published_boundary=false",)]
         if repository == LLAMAGEN:
             assert words[3] in part
+        if name.startswith("ditdh"):
+            assert part == f"DiTDH-XL-{words[2]}" and row.tokenizer == "vfmae" and manifest.latent_stats is not None
         if name.startswith("rar"):
             assert repository == VFMTOK and ("ultra" in part) == ("ultra" in words)
     assert {find_manifest(name).gpt for name in GENERATION} == {

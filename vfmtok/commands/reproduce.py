@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, metavar="N", help="only so many images: a trial, not a comparison")
     parser.add_argument("--data", metavar="PATH", help="validation images: a prepared folder or an LMDB (tokenizer)")
     parser.add_argument("--ref-batch", metavar="PATH", help="ADM's npz, or another reference (generators)")
+    text = "of the latents, where a generator of latents was published without them"
+    parser.add_argument("--latent-stats", metavar="FILE", help=text)
     flags.add_inception(parser)
     parser.add_argument(
         *flags.names("--results-dir"), default="results/reproduce", metavar="DIR", help="(default results/reproduce)"
@@ -102,6 +104,10 @@ def _check(args: argparse.Namespace, manifest: Manifest) -> None:
     unused, needed = ("ref_batch", "data") if manifest.task == "reconstruction" else ("data", "ref_batch")
     if getattr(args, unused) is not None:
         raise ConfigError(f"--{unused.replace('_', '-')} has no place in a {manifest.task}")
+    if manifest.latent_stats is None and args.latent_stats is not None:
+        raise ConfigError(f"--latent-stats has no place in {args.name}")
+    if manifest.latent_stats is not None and args.latent_stats is None and not args.dry_run:
+        raise ConfigError(f"name --latent-stats: {manifest.latent_stats.strip()}")
     optional = args.dry_run or (manifest.task == "generation" and args.num is not None)
     if getattr(args, needed) is None and not optional:
         raise ConfigError(f"name --{needed.replace('_', '-')}: {manifest.reference}")
@@ -129,6 +135,7 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
     own = ["--gpt-ckpt", manifest.gpt, "--sample-dir", folder]
     own += ["--gpt-model", manifest.gpt_model] if manifest.gpt_model else []
     own += ["--num-fid-samples", str(args.num or manifest.count), "--per-proc-batch-size", str(args.batch_size)]
+    own += ["--latent-stats", args.latent_stats or "LATENT-STATS"] if manifest.latent_stats else []
     own += manifest.sampling.flags()
     reference = args.ref_batch or (None if args.num else "REF-BATCH")
     return "test_net.py", [*common, *own, *(["--ref-batch", reference] if reference else [])]

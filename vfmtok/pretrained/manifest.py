@@ -94,6 +94,7 @@ class Manifest:
     gpt: str | None = None
     gpt_model: str | None = None  # its size; None: ``gpt`` is a run or folder of ours, which knows it
     prefer: Literal["ema", "model"] = "ema"  # the weights to take where a file has both: their average, or the last
+    latent_stats: str | None = None  # of a generator of latents: where the file of their statistics is published
     sampling: PublishedSamples | None = None
     variants: tuple[Variant, ...] = ()  # of a generation
     tokenizer_settings: tuple[str, ...] = ()  # changes of its configuration, such as image_size=384
@@ -112,7 +113,7 @@ class Manifest:
             given = getattr(self, name) is not None
             require(given == (self.task == "generation"), name, f"does not fit task {self.task}", getattr(self, name))
         foreign = {
-            "reconstruction": {"gpt_model": None, "variants": ()},
+            "reconstruction": {"gpt_model": None, "variants": (), "latent_stats": None},
             "generation": {"rfid_against": "originals", "resize": "bicubic"},
         }
         for name, default in foreign[self.task].items():

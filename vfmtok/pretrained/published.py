@@ -179,7 +179,7 @@ _VFMVAE_FILE = "vfm_vae_f16d32_siglip2_44m_after_stage_3_patchgan_fine_tuning_le
 
 PUBLISHED: dict[str, Repository] = {
     VFMTOK: Repository(
-        "VFMTok, RAR on its tokens, and VFMAE",
+        "VFMTok, RAR on its tokens, VFMAE, and DiT-DH on its latents",
         {
             "tokenizer": PublishedFile("DINOv2/tokenizer/vfmtok-tokenizer.pt", "tokenizer", VFMTOK_CONFIG),
             "vfmae": PublishedFile("tokenizer/vfmae-tokenizer.pt", "tokenizer", _VFMAE_CONFIG),
@@ -190,6 +190,10 @@ PUBLISHED: dict[str, Repository] = {
             **{
                 name: _generator(f"VFMTok-RAR/{file}", name.removesuffix("-ultra"), "tokenizer")
                 for name, file in _RAR_FILES.items()
+            },
+            **{
+                f"DiTDH-XL-{epochs}e": _generator(f"DiTDH-XL/DiTDH-XL_{epochs}e.pt", "DiTDH-XL", "vfmae")
+                for epochs in (80, 800)
             },
         },
         encoder=_DINOV2,
