@@ -15,9 +15,7 @@ from vfmtok import cli, distributed
 from vfmtok.commands import generator_flags
 from vfmtok.commands.evaluation_flags import generation_parser
 from vfmtok.commands.evaluation_scripts import measure_generator
-from vfmtok.data.latent_cache import LatentCache
 from vfmtok.data.records import Record, write_records
-from vfmtok.evaluation.latent_similarity import largest_similarity, positional_gaussian
 from vfmtok.training.train_generator import train_generator
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
@@ -126,19 +124,3 @@ def test_agreement(place):
         "largest latent similarity, no CFG", "mean latent similarity, CFG 2",
     }  # fmt: skip
     assert all(-1 <= number["value"] <= 1 for number in numbers.values())
-
-
-def test_similarity_and_floor_are_those_of_a_loop(place):
-    cache = LatentCache(place.codes)
-    mean, std = cache.statistics.mean, cache.statistics.std
-    stored = [(cache[row, view][0] - mean) / std for row in range(len(cache)) for view in range(cache.num_views)]
-    latents = mean + std * torch.randn(5, *cache.code.shape)
-    latents[2] = cache[7, 0][0]
-    wanted = []
-    for latent in (latents - mean) / std:
-        wanted.append(max(torch.cosine_similarity(latent.flatten(), row.flatten(), dim=0).item() for row in stored))
-    found = largest_similarity(latents, cache)
-    assert torch.allclose(found, torch.tensor(wanted), atol=1e-4) and found[2] == pytest.approx(1, abs=1e-4)
-    drawn = positional_gaussian(cache, torch.full((4000,), 1), seed=0)
-    of_class = [cache[row, view][0] for row in range(1, len(cache), 3) for view in range(cache.num_views)]
-    assert torch.allclose(drawn.mean(0), torch.stack(of_class).mean(0), atol=0.1 * std.max().item())

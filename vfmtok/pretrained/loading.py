@@ -6,7 +6,7 @@ Names and shapes are checked strictly; only fine-tuning may take a part (``load_
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vfmtok.tokenizers import AnyTokenizerConfig, build_to_fill, build_tokenizer
 from vfmtok.weights import download, reading, saved
 from vfmtok.weights.checkpoint import newest_checkpoint
 from vfmtok.weights.hashing import tokenizer_hash
-from vfmtok.weights.name_maps import copy_strictly, load_released, name_map, own_tensors, rename
+from vfmtok.weights.name_maps import copy_strictly, load_released
 from vfmtok.weights.reading import Preference
 
 # What config.yaml of a saved model (saving.py) holds besides the model's own section.
@@ -211,48 +211,6 @@ def generator_config(weights: Weights, size: str | None, given: dict[str, Any]) 
     published = {} if row is None else config_to_dict(row.config)
     from_tensors = getattr(family_of_size(size).model, "fields_of_released", lambda tensors: {})(weights.tensors)
     return sized_config(size, **{**published, **from_tensors, **given})
-
-
-def load_matching(
-    model: nn.Module, weights: Weights, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_
-) -> list[str]:
-    """Copy every tensor that fits by name and shape, for fine-tuning, and list all the others.
-
-    Args:
-        copy: ``copy(into, value)`` of one tensor, for models whose tensors are sharded.
-
-    Returns:
-        lines for people: how many tensors came from the file, which start at random, which were not used.
-
-    Raises:
-        WeightsError: nothing fits.
-    """
-    own, published = own_tensors(model), _published_names(model)
-    tensors = {name if name in own else published.get(name, name): tensor for name, tensor in weights.tensors.items()}
-    fitting = [name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape]
-    if not fitting:
-        raise WeightsError(f"no tensor of {weights.source} fits this model")
-    for name in fitting:
-        copy(own[name].detach(), tensors[name])
-    new = [
-        f"{name} (its shape is {tuple(own[name].shape)}, the file's {tuple(tensors[name].shape)})"
-        if name in tensors
-        else name
-        for name in own
-        if name not in fitting
-    ]
-    unused = [name for name in tensors if name not in own]
-    lines = [f"fine-tuning from {weights.source}: {len(fitting)} of {len(own)} tensors loaded"]
-    return lines + [f"  starts at random: {name}" for name in new] + [f"  not used: {name}" for name in unused]
-
-
-def _published_names(model: nn.Module) -> dict[str, str]:
-    """The published name -> ours, for the tensors that have one."""
-    names = {}
-    for name in own_tensors(model):
-        with contextlib.suppress(WeightsError):  # a part that was never published
-            names[rename(name, name_map(model).pairs)] = name
-    return names
 
 
 # --------------------------------------------------------------------------------------

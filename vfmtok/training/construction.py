@@ -12,7 +12,7 @@ from vfmtok import distributed
 from vfmtok.config import read_tree
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.precision import DTYPES, allow_tf32, bf16_slowdown, computes_bf16
-from vfmtok.pretrained import loading as pretrained
+from vfmtok.pretrained.finetuning import load_matching
 from vfmtok.training import sharding
 from vfmtok.training.ema import EMA
 from vfmtok.training.optimizer import Stepper, build_optimizer
@@ -82,7 +82,7 @@ def start_weights(
     """
     if run.start_from is None or checkpoints.steps():
         return []
-    return pretrained.load_matching(model, read(Path(run.start_from).expanduser()), sharding.keep_slice)
+    return load_matching(model, read(Path(run.start_from).expanduser()), sharding.keep_slice)
 
 
 def start_discriminator(modules: Mapping[str, nn.Module], path: str, checkpoints: CheckpointFolder) -> list[str]:
