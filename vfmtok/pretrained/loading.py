@@ -1,7 +1,7 @@
 """Weights and what is known of them, from a run's folder, a checkpoint, a saved model, a file or a published name; and
 the models that they make.
 
-Names and shapes are checked strictly; only fine-tuning may take a part (``load_matching``).
+Names and shapes are checked strictly; only fine-tuning may take a part (``finetuning.py``).
 """
 
 import contextlib
