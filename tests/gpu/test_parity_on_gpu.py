@@ -64,6 +64,24 @@ def test_vqgan(case, device, root):
     assert relative(decoded[:, :, ::31], golden["recon_rows"]) < 1e-4
 
 
+def test_vfmae(device, root):
+    """At its published size; under bfloat16 autocast the latents are still float32, and near."""
+    golden = golden_rule.load("vfmae/vfmae_full.npz")
+    tokenizer = vfmtok.build_tokenizer(vfmtok.load_config(root / "configs/vfmae/vfmae.yaml"))
+    tokenizer.encoder.load_official(golden_rule.dinov2_weights())
+    weights = golden_rule.weights("vfmae/vfmae_keys.json", "vfmae.")
+    vfmtok.load_released(tokenizer, weights).eval().to(device)
+    images = golden_rule.image_for("vfmae_full", 2, 256).to(device)
+    with torch.no_grad():
+        latents = tokenizer.encode(images).latents
+        decoded = tokenizer.decode(torch.as_tensor(golden["latents"]).to(device))
+        with torch.autocast(device.type, torch.bfloat16):
+            rounded = tokenizer.encode(images).latents
+    assert relative(latents, golden["latents"]) < 1e-4
+    assert relative(F.avg_pool2d(decoded, 16), golden["recon_pooled"]) < 1e-4
+    assert rounded.dtype == torch.float32 and relative(rounded, golden["latents"]) < 0.1
+
+
 def test_gpt(device):
     golden, gpt = golden_rule.load("gpt_tiny.npz"), published_tiny_gpt().to(device)
     ids, labels = (torch.as_tensor(golden[name]).long().to(device) for name in ("idx", "cls"))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tiny_vfmae
 import torch
+from training_runs import finish, logged, start
 
 from vfmtok.cli import main
 from vfmtok.commands import evaluation_flags
 from vfmtok.commands.evaluation_scripts import measure_tokenizer
-from vfmtok.config import config_from_dict, config_to_dict
+from vfmtok.config import config_from_dict, config_to_dict, save_config
 from vfmtok.distributed import World
 from vfmtok.errors import ConfigError
 from vfmtok.pretrained.loading import load_tokenizer
@@ -100,3 +101,15 @@ def test_style_is_for_ids(vfmae_recipe, train, tmp_path, capsys):
     assert main(["style", *images, "--vq-ckpt", str(folder), "--out", str(tmp_path / "out.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "latents of 6 x 4 x 4" in said
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(vfmae_recipe, tmp_path):
+    runs = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        save_config(vfmae_recipe("optimizer.steps=6", "run.validate_every=6", name=name), tmp_path / f"{name}.yaml")
+        runs[name] = start(tmp_path / f"{name}.yaml", processes=processes)
+    for process in runs.values():
+        finish(process)
+    one, two = (logged(tmp_path / name) for name in runs)
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-5)
