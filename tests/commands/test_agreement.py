@@ -106,7 +106,7 @@ def test_the_probe_is_a_linear_probe(sample_set, tiny_tokenizer):
     assert few.count == 20 and found.count == len(labels) == len(splits["val"])
 
 
-def test_tokenizers_with_different_encoders_are_judged_by_one(tiny_tokenizer):
+def test_tokenizers_with_different_encoders_are_measured_by_one(tiny_tokenizer):
     """Whose own encoder is trained has no frozen features; an encoder that is named reads all levels of a small one."""
     trained = tiny_tokenizer("encoder.frozen=false")
     with pytest.raises(ConfigError, match="name another encoder"):

@@ -200,6 +200,7 @@ def test_an_unfinished_cache_is_continued(place, sampled, tmp_path):
     np.testing.assert_array_equal(np.load(out / "latents.npy"), expected)
 
 
+@pytest.mark.slow  # two processes import everything; test_codes.py has the same with ids
 def test_two_processes_write_what_one_writes(place, sampled, tmp_path):
     out = tmp_path / "cache"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *COMMAND]

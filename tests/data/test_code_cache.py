@@ -81,7 +81,7 @@ def test_an_unfinished_cache_can_be_continued_but_not_read(tmp_path):
         CodeCache(path)
     with pytest.raises(DataError, match=r"16 of 20 rows .* are not written"):
         writer.finish()
-    assert code_cache.begin(path, fields)  # does not start anew:
+    assert code_cache.begin(path, fields)  # does not start again from nothing:
     assert [block.tolist() for block in CodeCacheWriter(path).blocks_to_do(4)] == [
         [0, 1, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19],
     ]  # fmt: skip

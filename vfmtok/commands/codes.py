@@ -10,6 +10,7 @@ K tokens, or M times (C,h,w): a latent, or mean and standard deviation.
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmtok import distributed
-from vfmtok.code import Ids, Latents, code_to_dict
+from vfmtok.code import Code, Ids, Latents, code_to_dict
 from vfmtok.commands import flags
 from vfmtok.commands.cache_check import change_statistics, finish
 from vfmtok.commands.models import open_tokenizer
@@ -30,6 +31,7 @@ from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.latent_cache import write_statistics
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
+from vfmtok.data.records import RecordDataset
 from vfmtok.data.transforms import TEN_CROP_RANGES, to_unit_range
 from vfmtok.data.views import RANDOM_VIEWS, VIEWS, View
 from vfmtok.errors import ConfigError, DataError, SharedError
@@ -127,17 +129,15 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
     fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
         raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
+    chance = args.views == "random" or kept.posterior == "sample"
     metadata = {
         "tokenizer_hash": fingerprint,
         "dataset": str(args.dataset),
-        "dataset_fingerprint": records.fingerprint,
-        "num_samples": len(records),
-        "classes": records.classes,
+        **_facts_of_records(records),
         "views": [name for view in views for name in _names(view, kept.ranks)],
-        "seed": seed if args.views == "random" or kept.posterior == "sample" else None,
+        "seed": seed if chance else None,
         "image_size": tokenizer.config.image_size,
-        "code": code_to_dict(tokenizer.code),
-        **_facts_of(tokenizer.code, kept, args.latent_dtype),
+        **_facts_of_codes(tokenizer.code, kept, args.latent_dtype),
         "precision": precision,
     }
     unfinished = None
@@ -149,6 +149,20 @@ def _extract(args: argparse.Namespace, world: distributed.World) -> None:
             change_statistics(args.out, args.stats_per)
         distributed.print_main(f"{args.out} is already complete: nothing to do")
         return
+    _fill(args, world, tokenizer, records, transform, views, kept, precision)
+
+
+def _fill(
+    args: argparse.Namespace,
+    world: distributed.World,
+    tokenizer: nn.Module,
+    records: RecordDataset,
+    transform: Callable,
+    views: list[View],
+    kept: Kept,
+    precision: str,
+) -> None:
+    """What is to do of a cache that was begun, by all processes; then the check that ends it. Raises VFMTokError."""
     with contextlib.ExitStack() as stack:
         with distributed.together():  # all have read the progress before anybody changes it
             writer = stack.enter_context(contextlib.closing(CodeCacheWriter(args.out)))
@@ -194,12 +208,22 @@ def _kept(args: argparse.Namespace, tokenizer: nn.Module) -> Kept:
     return Kept(args.rank, posterior, (args.global_seed or 0) % 2**64)
 
 
-def _facts_of(code: Ids | Latents, kept: Kept, latent_dtype: str | None) -> dict[str, Any]:
-    """What cache.json says besides of such codes."""
+def _facts_of_records(records: RecordDataset) -> dict[str, Any]:
+    """What cache.json says of them."""
+    return {
+        "dataset_fingerprint": records.fingerprint,
+        "num_samples": len(records),
+        "classes": records.classes,
+    }
+
+
+def _facts_of_codes(code: Code, kept: Kept, latent_dtype: str | None) -> dict[str, Any]:
+    """What cache.json says of them."""
+    facts = {"code": code_to_dict(code)}
     if isinstance(code, Latents):
-        return {"posterior": kept.posterior, "latent_dtype": latent_dtype or LATENT_DTYPES[0]}
+        return {**facts, "posterior": kept.posterior, "latent_dtype": latent_dtype or LATENT_DTYPES[0]}
     ranks = {"ranks": kept.ranks} if kept.ranks > 1 else {}
-    return {"num_tokens": code.num_tokens, "codebook_size": code.largest_codebook, **ranks}
+    return {**facts, "num_tokens": code.num_tokens, "codebook_size": code.largest_codebook, **ranks}
 
 
 def _names(view: View, ranks: int) -> list[str]:
