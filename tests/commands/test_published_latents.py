@@ -12,7 +12,7 @@ from photographs import jpeg, photographs
 from PIL import Image
 
 import vfmtok
-from vfmtok import Latents, cli
+from vfmtok import Latents, cli, distributed
 from vfmtok.data.latent_cache import LatentCache
 from vfmtok.data.published_latents import read_statistics
 from vfmtok.data.records import Record, RecordDataset, write_records
@@ -187,6 +187,18 @@ def test_a_tokenizer_without_posterior_exports_a_deviation_of_0(models, own, tmp
 def test_exports_that_cannot_be_are_one_line(own, tmp_path, capsys, cache, more, message):
     assert cli.main(["export-codes", str(own / cache), str(tmp_path / "out"), *more]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["import-codes", "out", "--reg", "x", "--vq-ckpt", "y"], ["export-codes", "cache", "out", "--to", "reg"]],
+)
+def test_they_run_in_one_process(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "start", lambda: distributed.World(0, 2, torch.device("cpu")))
+    assert cli.main(command) == 2
+    assert f"`vfmtok {command[0]}` runs in one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def spoil(root: Path, what: str) -> list[object]:

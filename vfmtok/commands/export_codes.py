@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vfmtok import distributed
 from vfmtok.data.dataset_folder import open_dataset
 from vfmtok.data.latent_cache import LatentCache
 from vfmtok.data.latent_export import WRITERS, names_of
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
+    with distributed.group() as world:
+        if world.size > 1:
+            raise ConfigError("`vfmtok export-codes` runs in one process")
+        _export(args)
+
+
+def _export(args: argparse.Namespace) -> None:
     if args.dataset is not None and args.to != "reg":
         raise ConfigError("--dataset belongs to --to reg, whose training sees the images too")
     cache, out = LatentCache(Path(args.cache).expanduser()), Path(args.out).expanduser()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vfmtok import distributed
 from vfmtok.code import Ids, Latents, code_to_dict
 from vfmtok.commands import flags, import_latents
 from vfmtok.commands.cache_check import classes_of, draw_decoded
@@ -58,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
+    with distributed.group() as world:
+        if world.size > 1:
+            raise ConfigError("`vfmtok import-codes` runs in one process")
+        _import(args)
+
+
+def _import(args: argparse.Namespace) -> None:
     latents = import_latents.named(args)
     if (args.flip is not None) + bool(args.ten_crop) + len(latents) != 1:
         raise ConfigError(
