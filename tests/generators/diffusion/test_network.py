@@ -120,3 +120,33 @@ def test_loss_of_raw_latents():
     assert 0 < dropped.sum() < 12 and torch.equal(seen[-1][~dropped], labels[~dropped])
     dit.eval().loss(raw, labels, draws)
     assert torch.equal(seen[-1], labels)
+
+
+def test_what_a_loss_can_t_use_is_refused():
+    plain, reg = model_of("ldit_tiny"), model_of("reg_tiny")
+    cases = [
+        (plain, "token ", {"token": torch.zeros(2, 4), "token_noise": torch.zeros(2, 4)}),
+        (plain, "targets", {"targets": torch.zeros(2, 36, 8)}),
+        (reg, "token ", {}),
+        (reg, "token_noise", {"token": torch.zeros(2, reg.config.token_dim)}),
+    ]
+    for dit, name, given in cases:
+        latents = torch.randn(2, *dit.code.shape)
+        with pytest.raises(vfmtok.ConfigError, match=f"^{name}"):
+            vfmtok.flow_loss(dit, latents, torch.tensor([0, 1]), torch.tensor([0.2, 0.7]), latents, **given)
+
+
+def test_held_out_times_are_the_same_at_every_step():
+    """Evenly spread, also far into a data set, whatever the step; the training's times change with it."""
+    config = {"in_channels": 2, "size": 4, "width": 16, "depth": 1, "heads": 2, "num_classes": 3}
+    dit = vfmtok.DiT(vfmtok.dit_config("LightningDiT-B/1", **config, uniform_from_step=5))
+    raw, labels, draws = torch.randn(64, 2, 4, 4), torch.arange(64) % 3, Draws(5, 2**19 + torch.arange(64))
+    times = []
+    dit.register_forward_pre_hook(lambda module, given: times.append(given[1].sort().values))
+    for training in (False, True):
+        dit.train(training)
+        for dit.step in (0, 5):
+            dit.loss(raw, labels, draws)
+    assert torch.equal(times[0], times[1]) and not torch.equal(times[2], times[3])
+    gaps = torch.special.ndtr(torch.logit(times[0].double())).diff()
+    assert gaps.min() > 0.3 / 64 and gaps.max() < 2.5 / 64

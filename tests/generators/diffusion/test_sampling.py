@@ -156,3 +156,64 @@ def test_impossible_labels_and_numbers():
     nn.init.constant_(dit.output.linear.bias, math.nan)
     with pytest.raises(vfmtok.VFMTokError, match="not finite"):
         vfmtok.generate(dit, torch.tensor([0]), steps=1)
+
+
+REG = {"token_dim": 5, "align_depth": 1, "align_dims": [5], "align_hidden": 8}
+
+
+def test_noise_in_any_form_is_the_same_noise():
+    """A start alone, in a list of steps, as a pair with the class token's, or flat."""
+    labels, z = torch.tensor([0, 2]), torch.randn(2, 2, 4, 4)
+    dit = tiny_dit()
+    forms = [z, [z], z.flatten(1), [z.flatten(1)], (z, None), z[None]]
+    found = [vfmtok.generate_latents(dit, labels, steps=2, noises=form) for form in forms]
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+    reg, token = tiny_dit("REG-XL/1", **REG), torch.randn(2, 5)
+    flat = torch.cat([z.flatten(1), token], 1)
+    forms = [(z, token), [z, token], [(z, token)], flat, [flat], flat[None]]
+    found = [vfmtok.generate_latents(reg, labels, "heun", 2, noises=form) for form in forms]
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+    for model, wrong in (
+        (dit, z[:1]), (dit, z[:, :1]), (dit, flat), (dit, [(z, token)]), (reg, z), (reg, (z, token[:1])), (reg, [z, z]),
+    ):  # fmt: skip
+        with pytest.raises(vfmtok.ConfigError, match=r"noises of step 0 must be \(2, 2, 4, 4\)"):
+            vfmtok.generate_latents(model, labels, steps=2, noises=wrong)
+    with pytest.raises(vfmtok.ConfigError, match="step 1 needs some"):
+        vfmtok.generate_latents(dit, labels, "sde", 3, noises=z)
+
+
+def test_labels_may_be_a_list_and_the_shift_that_of_training():
+    dit = tiny_dit(time_shift=4.0)
+    trained = vfmtok.generate_latents(dit, [0, 1], steps=3, shift=None)
+    assert torch.equal(trained, vfmtok.generate_latents(dit, torch.tensor([0, 1]), steps=3, shift=4.0))
+    assert not torch.equal(trained, vfmtok.generate_latents(dit, [0, 1], steps=3))
+    with pytest.raises(ValueError, match="int64"):
+        vfmtok.generate_latents(dit, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"scale": math.nan}, "scale"),
+        ({"low": 0.9, "high": 0.1}, "low"),
+        ({"high": 1.1}, "high"),
+        ({"channels": -1}, "channels"),
+        ({"token_scale": math.inf}, "token_scale"),
+    ],
+)
+def test_impossible_guidance(settings, name):
+    with pytest.raises(vfmtok.ConfigError, match=f"guidance {name} must be"):
+        vfmtok.FlowGuidance(**settings)
+
+
+def test_a_weaker_model_must_make_the_same_and_is_left_as_it_was():
+    dit, labels = tiny_dit(), torch.tensor([0, 1])
+    others = {"code": {"in_channels": 3}, "num_classes": {"num_classes": 4}}
+    for name, overrides in others.items():
+        with pytest.raises(vfmtok.ConfigError, match=f"the {name} of the model that guides"):
+            vfmtok.generate_latents(dit, labels, guidance=vfmtok.FlowGuidance(2.0, weaker=tiny_dit(**overrides)))
+    with pytest.raises(vfmtok.ConfigError, match="token_dim"):
+        vfmtok.generate_latents(dit, labels, guidance=vfmtok.FlowGuidance(2.0, weaker=tiny_dit("REG-XL/1", **REG)))
+    weaker = tiny_dit(depth=1).train()
+    guided = vfmtok.generate_latents(dit, labels, steps=2, guidance=vfmtok.FlowGuidance(2.0, weaker=weaker))
+    assert weaker.training and not torch.equal(guided, vfmtok.generate_latents(dit, labels, steps=2))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfmtok.config import require
 from vfmtok.generators.diffusion.config import DiTConfig
 from vfmtok.generators.diffusion.network import Network
 from vfmtok.layers.precision import at_least_float32
@@ -104,7 +105,12 @@ def flow_loss(
         token, token_noise: (B,Z), of a model with a class token, which takes the same t.
         targets: an encoder's features (B,T,dim), class token first where the model has one, or a list of them by
             encoder; without them there is no alignment term.
+
+    Raises:
+        ConfigError: the model has no class token or no alignment, and one is given; or it has a token, and none is.
     """
+    features = [targets] if isinstance(targets, Tensor) else targets
+    _check_given(dit, latents, token, token_noise, features)
     latents, noise, t = (at_least_float32(tensor) for tensor in (latents, noise, t))
     noisy_token = None
     if token is not None:
@@ -119,5 +125,24 @@ def flow_loss(
     if token is not None:
         loss.token = velocity_loss(out.token_velocity, token_noise - token)
     if targets is not None:
-        loss.align = alignment_loss(out.alignment, [targets] if isinstance(targets, Tensor) else targets)
+        loss.align = alignment_loss(out.alignment, features)
     return loss
+
+
+def _check_given(
+    dit: Network,
+    latents: Tensor,
+    token: Tensor | None,
+    token_noise: Tensor | None,
+    features: Sequence[Tensor] | None,
+) -> None:
+    """Raise ConfigError for what ``flow_loss`` can't use."""
+    width = dit.config.token_dim
+    expected = None if width is None else (len(latents), width)
+    for name, given in (("token", token), ("token_noise", token_noise)):
+        found = None if given is None else tuple(given.shape)
+        rule = "is of models with a class token" if width is None else f"must be {expected}, the class token's"
+        require(found == expected, name, rule, found)
+    widths = None if features is None else tuple(target.shape[-1] for target in features)
+    fits = widths is None or (widths == tuple(dit.config.align_dims) and len(widths) > 0)
+    require(fits, "targets", f"must be features of the widths {tuple(dit.config.align_dims)}", widths)

@@ -36,10 +36,27 @@ class FlowGuidance:
     weaker: Network | None = None
 
     def __post_init__(self):
-        require(0 <= self.scale < math.inf, "cfg_scale", "must be a number from 0", self.scale)
+        require(0 <= self.scale < math.inf, "guidance scale", "must be a number from 0", self.scale)
+        for name in ("low", "high"):
+            require(0 <= getattr(self, name) <= 1, f"guidance {name}", "must be in [0,1]", getattr(self, name))
+        require(self.low <= self.high, "guidance low", f"must be at most high = {self.high}", self.low)
+        channels, token_scale = self.channels, self.token_scale
+        require(channels is None or channels > 0, "guidance channels", "must be positive (None: all)", channels)
+        finite = token_scale is None or math.isfinite(token_scale)
+        require(finite, "guidance token_scale", "must be a number", token_scale)
 
     def is_on(self, t: float) -> bool:
         return self.scale != 1 and self.low <= t <= self.high
+
+    def fitting(self, dit: Network) -> "FlowGuidance":
+        """This one. Raises ConfigError if ``weaker`` makes other latents, class tokens or classes than ``dit``."""
+        if self.weaker is not None:
+            for name in ("code", "num_classes"):
+                own, other = getattr(dit, name), getattr(self.weaker, name)
+                require(own == other, f"the {name} of the model that guides", f"must be {own}", other)
+            own, other = dit.config.token_dim, self.weaker.config.token_dim
+            require(own == other, "token_dim of the model that guides", f"must be {own}", other)
+        return self
 
 
 @torch.no_grad()
@@ -61,8 +78,7 @@ def guided_velocity(
         return _velocities(dit, x, t, labels, token, forward)
     if guidance.weaker is not None:
         c, c_token = _velocities(dit, x, t, labels, token, forward)
-        weaker = guidance.weaker.to(x.device).eval()
-        u, u_token = _velocities(weaker, x, t, labels, token, forward)
+        u, u_token = _velocities(guidance.weaker, x, t, labels, token, forward)
     else:
         both = torch.cat([labels, torch.full_like(labels, dit.null_class)])  # (2B,)
         v, v_token = _velocities(dit, _doubled(x), t, both, _doubled(token), forward)

@@ -82,8 +82,9 @@ class DiT(Network):
         if self.training:
             labels = torch.where(chance[:, 1] < self.config.label_dropout_p, self.null_class, labels)
         elif draws is not None:
-            uniform = (draws.samples % 2**20 * GOLDEN_RATIO + 0.5).frac().float()
-        loss = flow_loss(self, latents, labels, training_times(uniform, self.config, self.step), noise)
+            uniform = ((draws.samples % 2**20).double() * GOLDEN_RATIO + 0.5).frac().float()
+        step = self.step if self.training else 0  # held-out times are the same at every step
+        loss = flow_loss(self, latents, labels, training_times(uniform, self.config, step), noise)
         return {name: term.mean() for name, term in loss.terms.items()}
 
     def sample(
@@ -103,8 +104,7 @@ class DiT(Network):
         guidance = FlowGuidance(
             chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale, weaker
         )
-        shift = self.config.time_shift if chosen.shift is None else chosen.shift
         return generate_latents(
-            self, labels, chosen.method, chosen.steps, shift, chosen.last, guidance,
+            self, labels, chosen.method, chosen.steps, chosen.shift, chosen.last, guidance,
             seed=seed, sample_indices=sample_indices, compile=compile,
         )  # fmt: skip

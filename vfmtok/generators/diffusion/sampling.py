@@ -113,22 +113,43 @@ def counted_noises(dit: Network, seed: int, samples: Tensor) -> Noises:
     return of_step
 
 
-def given_noises(dit: Network, noises: Any) -> Noises:
-    """See ``generate_latents``."""
-    steps = [noises] if isinstance(noises, Tensor) and noises.ndim == 4 else noises
-    count = torch.Size(dit.code.shape).numel()
+def given_noises(dit: Network, noises: Any, batch: int | None = None) -> Noises:
+    """See ``generate_latents``; ``batch`` is B, where that is known."""
+    steps = [noises] if _is_of_one_step(dit, noises) else noises
     device = dit.patches.weight.device
 
     def of_step(step: int) -> State:
         if step >= len(steps):
             raise ConfigError(f"noises are given for {len(steps)} steps, and step {step} needs some (0 is the start)")
-        given = steps[step]
-        if isinstance(given, Tensor):
-            flat = given.flatten(1)  # (B,C*S*S+Z)
-            given = flat[:, :count].unflatten(1, dit.code.shape), flat[:, count:] if flat.shape[1] > count else None
-        return tuple(None if part is None else part.to(device, torch.float64) for part in given)
+        parts = _parts_of_noise(dit, steps[step], batch, f"noises of step {step}")
+        return tuple(None if part is None else part.to(device, torch.float64) for part in parts)
 
     return of_step
+
+
+def _is_of_one_step(dit: Network, noises: Any) -> bool:
+    """Whether they are the start alone: a tensor whose first axis is the samples, or a pair with the class token."""
+    if isinstance(noises, Tensor):
+        return noises.ndim in (2, 4)
+    if len(noises) != 2 or not isinstance(noises[0], Tensor) or noises[0].ndim != 4:
+        return False
+    return noises[1] is None or (dit.config.token_dim is not None and getattr(noises[1], "ndim", 0) == 2)
+
+
+def _parts_of_noise(dit: Network, given: Any, batch: int | None, name: str) -> State:
+    """One step's, in any of the forms that ``generate_latents`` takes. Raises ConfigError for other shapes."""
+    shape, width = torch.Size(dit.code.shape), dit.config.token_dim or 0
+    if isinstance(given, Tensor) and given.shape[1:].numel() == shape.numel() + width:
+        flat = given.flatten(1)  # (B,C*S*S+Z)
+        given = flat[:, : shape.numel()].unflatten(1, shape), flat[:, shape.numel() :] if width else None
+    latent, token = given if not isinstance(given, Tensor) and len(given) == 2 else (given, None)
+    found = [tuple(getattr(part, "shape", ())) for part in (latent, token)]
+    count = batch if batch is not None else (found[0] or (0,))[0]
+    expected = [(count, *shape), (count, width) if width else ()]
+    pair = f" and {expected[1]} of the class token" if width else ""
+    shown = " and ".join(map(str, filter(None, found)))
+    require(found == expected, name, f"must be {expected[0]}{pair}, or flat", shown)
+    return latent, token
 
 
 @torch.no_grad()
@@ -137,7 +158,7 @@ def generate_latents(
     labels: Tensor,
     method: str = "euler",
     steps: int = 249,
-    shift: float = 1.0,
+    shift: float | None = 1.0,
     last: float = 0.0,
     guidance: FlowGuidance = FlowGuidance(),  # noqa: B008 (frozen)
     seed: int = 0,
@@ -147,25 +168,33 @@ def generate_latents(
 ) -> Tensor:
     """Latents (B,C,S,S) float32 of new images of the classes ``labels`` (B,) int64, in the tokenizer's own units.
 
+    Of a network that has no statistics of latents (``statistics.known``), as published files of weights have none, they
+    are what the network works on: normalised. Commands refuse such a generator.
+
     Args:
         method: "euler", "heun" (two evaluations a step) or "sde".
         steps: from noise to data.
-        shift: see ``time_grid``.
+        shift: see ``time_grid``; None: that of the times it was trained with.
         last: the noise level, before the shift, at which to stop; 0 with "sde".
         seed: any integer in [0,2^64).
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is. Sample n is the same for
             any batch or number of processes, up to rounding.
         noises: instead of the seed's: item k is the noise of step k, 0 being the start and "sde" needing those of steps
-            1..K-1 too. (B,C,S,S), or with a class token a pair with (B,Z), or both flat (B,C*S*S+Z).
+            1..K-1 too. (B,C,S,S), or with a class token a pair with (B,Z), or both flat (B,C*S*S+Z). One item alone,
+            not in a list, is the start.
         compile: run the network through ``torch.compile``, once for every batch size.
 
     Raises:
-        ConfigError: a label, seed or setting is out of its range.
+        ConfigError: a label, seed or setting is out of its range, noises have another shape, or the model that guides
+            makes other latents.
+        ValueError: labels or sample_indices are no vector of integers.
         VFMTokError: the model's numbers are not finite.
     """
     FlowSampling(method=method, steps=steps, shift=shift, last=last)  # raises ConfigError
+    shift = dit.config.time_shift if shift is None else shift
     device = dit.patches.weight.device
-    labels = _checked_labels(dit, labels).to(device)
+    labels = _checked_labels(dit, torch.as_tensor(labels)).to(device)
+    models = [dit] if guidance.weaker is None else [dit, guidance.fitting(dit).weaker.to(device)]
     if noises is None:
         require(0 <= seed < 2**64, "seed", "must be in [0,2^64)", seed)
         samples = torch.arange(len(labels), device=device) if sample_indices is None else sample_indices
@@ -174,13 +203,15 @@ def generate_latents(
             raise ValueError(f"sample_indices must be ({len(labels)},) int64, got {shape} {samples.dtype}")
         source = counted_noises(dit, seed, samples.to(device))
     else:
-        source = given_noises(dit, noises)
-    training = dit.training
-    dit.eval()
+        source = given_noises(dit, noises, len(labels))
+    training = [model.training for model in models]
     try:
+        for model in models:
+            model.eval()
         state, _ = integrate(dit, labels, method, time_grid(method, steps, shift, last), guidance, source, compile)
     finally:
-        dit.train(training)
+        for model, before in zip(models, training, strict=True):
+            model.train(before)
     if (~state.isfinite()).any():
         raise VFMTokError("the model's velocities are not finite: damaged weights, or float16 that overflows")
     return dit.statistics.restore(state).float()
