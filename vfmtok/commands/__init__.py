@@ -2,7 +2,7 @@
 
 data             prepare, stats, codes, import_codes with import_latents, export_codes, decode;
                  cache_check: what ends a cache
-models           download, export, info, reproduce
+models           download, export, info, reproduce, import_recipe
 pictures         sample, reconstruct, inpaint, style, demo, curves, report;
                  pictures_of_images: what those of given images share
 numbers          measure, agreement, alignment

@@ -28,22 +28,29 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(at_least_float32(x), self.weight.shape, eps=EPS).to(x.dtype) * self.weight  # as x
 
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """forward(x) * (1 + scale) + shift in float32, cast back: in three passes over x, which are memory's work."""
+        y = at_least_float32(x)
+        length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)  # (...,1)
+        y = y * torch.rsqrt(length.square() / x.shape[-1] + EPS)
+        return scaled_and_shifted(y, self.weight * (1 + scale), shift).to(x.dtype)
+
 
 class PlainNorm(nn.Module):
-    """Layer norm without weights, in float32, cast back."""
+    """Layer norm without weights."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(at_least_float32(x), x.shape[-1:], eps=EPS).to(x.dtype)  # as x
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """norm(x) * (1 + scale) + shift in float32, cast back."""
+        y = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=EPS)  # as x
+        return scaled_and_shifted(y, 1 + scale, shift).to(x.dtype)
 
 
 def new_norm(config: DiTConfig, dim: int) -> nn.Module:
     return RMSNorm(dim) if config.norm == "rms" else PlainNorm()
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """x * (1 + scale) + shift in float32, cast back to x's dtype."""
-    scaled = at_least_float32(x) * (1 + scale)
-    return (scaled if shift is None else scaled + shift).to(x.dtype)
+def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    return x * scale if shift is None else torch.addcmul(shift, x, scale)
 
 
 class Block(nn.Module):
@@ -66,10 +73,10 @@ class Block(nn.Module):
             shift1, scale1, gate1, shift2, scale2, gate2 = parts.unbind(-2)  # 6 x (B,1 or T,D)
         else:
             (scale1, gate1, scale2, gate2), shift1, shift2 = parts.unbind(-2), None, None
-        y = self.attention(modulate(self.attention_norm(x), scale1, shift1), rotary)  # (B,T,D)
-        x = x + (gate1 * y).to(x.dtype)
-        y = self.mlp(modulate(self.mlp_norm(x), scale2, shift2))  # (B,T,D)
-        return x + (gate2 * y).to(x.dtype)
+        y = self.attention(self.attention_norm.modulated(x, scale1, shift1), rotary)  # (B,T,D)
+        x = torch.addcmul(at_least_float32(x), gate1, at_least_float32(y)).to(x.dtype)
+        y = self.mlp(self.mlp_norm.modulated(x, scale2, shift2))  # (B,T,D)
+        return torch.addcmul(at_least_float32(x), gate2, at_least_float32(y)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -174,7 +181,7 @@ class Output(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B,T,D), condition (B,1 or T,D) -> (B,C,S,S), and of the class token (B,Z), both float32."""
         shift, scale = at_least_float32(self.modulation(F.silu(condition))).chunk(2, dim=-1)  # 2 x (B,1 or T,D)
-        x, token = modulate(self.norm(x), scale, shift), None  # (B,T,D)
+        x, token = self.norm.modulated(x, scale, shift), None  # (B,T,D)
         if self.token is not None:
             token, x = at_least_float32(self.token(x[:, 0])), x[:, 1:]  # (B,Z), (B,N,D)
         x = at_least_float32(self.linear(x))  # (B,N,p*p*C)
