@@ -13,7 +13,7 @@ from tiny_vae import TinyVAE, TinyVAEConfig
 from training_runs import logged
 
 import vfmtok
-from vfmtok import distributed
+from vfmtok import cli, distributed
 from vfmtok.config import config_from_dict, load_config
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.generators.counter_random import Draws
@@ -318,3 +318,22 @@ def test_a_discriminator_whose_loss_is_too_large_does_not_learn(vae_recipe, trai
     )
     assert any(learned[name].any() for name in learned if name.startswith("second_discriminator_optimizer/exp_avg/"))
     assert logged(folder, "skipped_steps")[3] == 3
+
+
+def test_both_discriminators_are_exported(tiny_recipe, train, tmp_path):
+    """Under the names that they were published with, their tensors those of the checkpoint."""
+    second = {"discriminator": "multiscale-patchgan", "start": 0, "loss": "least-squares"}
+    folder = train(
+        tiny_recipe(
+            "adversarial.discriminator=patchgan", "adversarial.start=0", f"second_adversarial={json.dumps(second)}",
+            "optimizer.steps=1",
+        )
+    )  # fmt: skip
+    assert cli.main(["export", str(folder), str(tmp_path / "full.pt"), "--kind", "full"]) == 0
+    content = torch.load(tmp_path / "full.pt", weights_only=True)
+    saved = parts(folder, 1)
+    for part, theirs, ours in (
+        ("discriminator", "main.0.weight", "layers.0.weight"),
+        ("second_discriminator", "patchgan_discriminator.scale2_layer1.0.weight", "scales.2.1.conv.weight"),
+    ):
+        assert torch.equal(content[part][theirs], saved[f"{part}/{ours}"])

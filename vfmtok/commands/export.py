@@ -20,7 +20,7 @@ from vfmtok.weights.name_maps import copy_strictly, to_released
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         'Of a run\'s model: inference holds the weights to use (the average, where there is one) under "model"; full '
-        "holds the weights, the average, a tokenizer's discriminator and the step, as published training checkpoints "
+        "holds the weights, the average, a tokenizer's discriminators and the step, as published training checkpoints "
         "do. Neither file has the model's configuration, as the published ones have none. pretrained makes OUT a "
         "folder that from_pretrained opens, with the configuration and a card of its --metrics."
     )
@@ -74,8 +74,10 @@ def released_checkpoint(folder: Path, kind: str) -> dict:
     content = {"model": published("model")}
     if "ema" in saved.parts:
         content["ema"] = published("ema")
-    if "discriminator" in saved.parts:
-        content["discriminator"] = to_released(_discriminator(saved, model.config.image_size))
+    for section in ("adversarial", "second_adversarial"):
+        part = section.replace("adversarial", "discriminator")
+        if part in saved.parts:
+            content[part] = to_released(_discriminator(saved, section, part, model.config.image_size))
     return {**content, "steps": saved.step}
 
 
@@ -87,11 +89,12 @@ def _model(saved: checkpoint.Checkpoint) -> nn.Module:
     return build_generator(config_from_dict(generator_tree(recipe), AnyGeneratorConfig, source, saved=True))
 
 
-def _discriminator(saved: checkpoint.Checkpoint, image_size: int) -> nn.Module:
-    kind = saved.numbers["recipe"]["adversarial"]["discriminator"]
+def _discriminator(saved: checkpoint.Checkpoint, section: str, part: str, image_size: int) -> nn.Module:
+    """That of a section of the recipe, which is ``part`` of the checkpoint."""
+    kind = saved.numbers["recipe"][section]["discriminator"]
     discriminator = build_discriminator(kind, image_size, weights="none")  # the frozen part is not exported
     try:
-        discriminator.load_state_dict(saved.parts["discriminator"])
+        discriminator.load_state_dict(saved.parts[part])
     except RuntimeError as error:
         raise WeightsError(f"{saved.path}: {str(error).splitlines()[0]}") from None
     return discriminator

@@ -92,9 +92,9 @@ class Term:
         self, images: Tensor, out: TokenizerOutput, compared: dict[str, Tensor], draws: Draws | None
     ) -> dict[str, Tensor]:
         found = against(self.adversary, images, out.reconstruction, draws)
-        judged = found.pop("adversarial")
+        adversarial = found.pop("adversarial")
         matching = self.adversary.config.feature_matching_weight
-        return {self.name: self._balanced(compared, judged) * judged} | {
+        return {self.name: self._balanced(compared, adversarial) * adversarial} | {
             f"{self.adversary.prefix}{name}": matching * value for name, value in found.items()
         }
 
