@@ -132,6 +132,8 @@ def published_optimizer(size: str, kind: str) -> dict[str, Any]:
     """
     name = f"{size.lower().replace('-', '_').replace('/', '_')}.yaml"
     files = [CONFIGS / system / name for system in dict.fromkeys(("vfmtok", kind))]
+    word = size.lower().split("-")[0]  # of sizes without a recipe: that of a sibling, such as LightningDiT-B/1's
+    files += sorted((CONFIGS / kind).glob(f"{word}_*.yaml"))
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         epochs = GeneratorRecipe().optimizer.epochs

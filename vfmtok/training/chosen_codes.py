@@ -64,6 +64,21 @@ def chosen_codes(
     return all_code, all_labels
 
 
+def chosen_images(
+    source: RecordDataset, data: CodeData, count: int, world: distributed.World, recipe: GeneratorRecipe
+) -> Tensor:
+    """The images (N,3,S,S) uint8, on the CPU, of the samples that ``chosen_codes`` takes: in every process all of them,
+    and all must ask. Raises DataError."""
+    chosen = evenly_spaced(count, len(source))
+    with distributed.together():
+        crop = EvaluationCrop(data.tokenizer.config.image_size)
+        images, _ = read_samples(source, crop, chosen[world.rank :: world.size], recipe.data.num_workers)
+    everyone = torch.empty(len(chosen), *images.shape[1:], dtype=images.dtype)
+    for rank, part in enumerate(distributed.gather(images)):
+        everyone[rank :: world.size] = part
+    return everyone
+
+
 def measured_statistics(
     data: CodeData,
     recipe: GeneratorRecipe,

@@ -41,6 +41,7 @@ class CodeBatch:
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64: of the samples in the run's endless sequence, by which they draw random numbers
     samples_seen: int  # by all processes, once this step is done
+    images: Tensor | None = None  # (B,3,S,S) uint8 on the CPU, where the code was made of them here
 
 
 @dataclass
@@ -229,7 +230,7 @@ class EncodedCodes:
         check_rows(None, batch.labels, self.config, self.path)
         positions = _positions(self.loader.order, batch.samples_seen)
         code = encode(self.tokenizer, batch.images, self.micro_batch, self.precision, Draws(self.seed, positions))
-        return CodeBatch(code, batch.labels, positions, batch.samples_seen)
+        return CodeBatch(code, batch.labels, positions, batch.samples_seen, batch.images)
 
     @property
     def wait_share(self) -> float:

@@ -20,10 +20,15 @@ SEED = 0  # of the random numbers that a held-out loss draws: the same at every 
 
 
 class HeldOutCodes:
-    """A code (N,...) and labels (N,), the same in every process, measured in ``batch`` rows per process and pass."""
+    """A code (N,...) and labels (N,), the same in every process, measured in ``batch`` rows per process and pass.
 
-    def __init__(self, code: Tensor, labels: Tensor, batch: int, world: distributed.World):
-        self.code, self.labels, self.batch, self.world = code, labels, batch, world
+    ``images`` (N,3,S,S) uint8 are for a generator that learns from them.
+    """
+
+    def __init__(
+        self, code: Tensor, labels: Tensor, batch: int, world: distributed.World, images: Tensor | None = None
+    ):
+        self.code, self.labels, self.batch, self.world, self.images = code, labels, batch, world, images
 
     @torch.no_grad()
     def measure(
@@ -60,7 +65,8 @@ class HeldOutCodes:
             return generator.held_out(code, labels)
         kept = max(1, int(valid.sum()))  # the loss is a mean: of the rows that count
         draws = Draws(SEED, rows[:kept].to(device))
-        terms = generator.loss(code[:kept], labels[:kept], draws)
+        seen = {} if self.images is None else {"images": self.images[rows[:kept]].to(device)}
+        terms = generator.loss(code[:kept], labels[:kept], draws, **seen)
         values = {"loss": sum(terms.values()), **(terms if len(terms) > 1 else {})}
         return {name: value.double().expand(len(rows)) for name, value in values.items()}
 

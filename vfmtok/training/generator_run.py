@@ -14,7 +14,7 @@ from vfmtok.code import Ids
 from vfmtok.config import config_from_dict
 from vfmtok.data.latent_cache import shown
 from vfmtok.data.order import evenly_spaced
-from vfmtok.errors import DataError, VFMTokError
+from vfmtok.errors import ConfigError, DataError, VFMTokError
 from vfmtok.generators import build_generator
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.counter_random import Draws
@@ -23,7 +23,7 @@ from vfmtok.layers.precision import DTYPES, autocast
 from vfmtok.pictures.rows import draw_rows
 from vfmtok.pretrained import loading as pretrained
 from vfmtok.training import construction, passes, run_folder, sharding
-from vfmtok.training.chosen_codes import UNIGRAM_RECORDS, chosen_codes, measured_statistics
+from vfmtok.training.chosen_codes import UNIGRAM_RECORDS, chosen_codes, chosen_images, measured_statistics
 from vfmtok.training.code_source import CachedCodes, CodeData, EncodedCodes, open_codes, training_codes
 from vfmtok.training.code_validation import CodeAlarms, HeldOutCodes, baselines
 from vfmtok.training.generator_recipe import GeneratorRecipe
@@ -86,13 +86,32 @@ class GeneratorRun:
         learner = LossPass(self.generator)
         self.model = passes.wrap(learner, world) if recipe.parallel == "ddp" else learner
 
+    @property
+    def hands_images_over(self) -> bool:
+        """Whether the generator learns from the images besides their code."""
+        return getattr(self.generator, "learns_from_images", False)
+
+    def _held_out_images(self) -> Tensor | None:
+        """Those of the held-out codes, for a generator that learns from them. Raises ConfigError."""
+        if not self.hands_images_over:
+            return None
+        data = self.data
+        if data.records is None or data.held_out_cache is not None:
+            raise ConfigError(
+                "this generator learns from images besides their latents, which a cache has not: give --anno-file and "
+                "--vq-ckpt instead of --code-path"
+            )
+        source = data.held_out_records if data.held_out_records is not None else data.records
+        return chosen_images(source, data, self.recipe.run.validation_images, self.world, self.recipe)
+
     def _read_held_out(self) -> tuple[HeldOutCodes, dict[str, float]]:
         """The held-out codes and their baselines: at the start, where what is wrong with them costs nothing yet."""
         data, count = self.data, self.recipe.run.validation_images
         train = data.cache if data.cache is not None else data.records
         held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
         code, labels = chosen_codes(held if held is not None else train, data, count, self.world, self.recipe)
-        held_out, own = HeldOutCodes(code, labels, self.plan.micro_batch, self.world), self.generator.code
+        held_out = HeldOutCodes(code, labels, self.plan.micro_batch, self.world, self._held_out_images())
+        own = self.generator.code
         if not (isinstance(own, Ids) and hasattr(self.generator, "held_out")):  # its loss is not in nats per token
             return held_out, {}
         if data.cache is not None:
@@ -269,9 +288,9 @@ class LossPass(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, code: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """code (B,...), labels (B,) -> named float32 scalars."""
-        return self.generator.loss(code, labels, draws)
+    def forward(self, code: Tensor, labels: Tensor, draws: Draws, images: Tensor | None = None) -> dict[str, Tensor]:
+        """code (B,...), labels (B,), for a generator that wants them images (B,3,S,S) -> named float32 scalars."""
+        return self.generator.loss(code, labels, draws, **({} if images is None else {"images": images}))
 
 
 class CodeFacts:

@@ -60,13 +60,14 @@ def _train(run: GeneratorRun, log: RunLog, codes: CachedCodes | EncodedCodes, st
         batch = next(codes)
         lr = learning_rate(run.optimizer_config, step, plan.warmup_steps, plan.steps)
 
-        for last, part in passes.micro_batches(plan.micro_batch, batch.code, batch.labels, batch.positions):
-            code, labels, positions = (
+        tensors = [batch.code, batch.labels, batch.positions, *([batch.images] if run.hands_images_over else [])]
+        for last, part in passes.micro_batches(plan.micro_batch, *tensors):
+            code, labels, positions, *images = (
                 tensor.to(world.device, non_blocking=True) for tensor in part
             )  # (b,...), 2 x (b,)
             with passes.synced(run.model, last):
                 with run.autocast():
-                    terms = run.model(code, labels, Draws(seed, positions))
+                    terms = run.model(code, labels, Draws(seed, positions), *images)
                     loss = sum(terms.values())
                 stepper.backward(loss / recipe.run.accumulation)
             losses = {**terms, "total": loss}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from vfmtok.code import Code, Latents
 from vfmtok.config import require, require_not_negative, require_positive, require_share
+from vfmtok.encoders.config import EncoderConfig
 from vfmtok.families import config_of_size
 
 
@@ -39,6 +40,7 @@ class DiTConfig:
     align_depth: int | None = None  # REG: the block, counted from 1, whose state predicts the encoder's features
     align_dims: tuple[int, ...] = ()  # widths of these features
     align_hidden: int = 2048
+    align_encoder: EncoderConfig | None = None  # of training: its class token, and what is aligned with, by images
     head_width: int | None = None  # DiT-DH: a second, wide stack behind the first
     head_depth: int = 2
     head_heads: int = 16
@@ -192,12 +194,17 @@ def _lightning(width: int, depth: int, heads: int, patch: int) -> dict[str, Any]
     return {**shape, "qk_norm": False}
 
 
+DINOV2 = {  # ViT-B/14 without registers, at 224 px: 16 x 16 cells and the class token
+    "name": "dinov2_vitb14", "image_size": 224, "levels": [12], "weights": "auto", "position_resampling": "size",
+}  # fmt: skip
+
+
 def _reg(width: int, depth: int, heads: int, patch: int, align_depth: int) -> dict[str, Any]:
     shape = {"width": width, "depth": depth, "heads": heads, "patch": patch}
     if patch == 2:  # on the latents of SD-VAE
         shape |= {"in_channels": 4, "size": 32}
     network = {"time_runs": "to_noise", "norm": "layer", "mlp": "gelu", "rope": False, "qk_norm": False}
-    token = {"token_dim": 768, "align_depth": align_depth, "align_dims": [768]}
+    token = {"token_dim": 768, "align_depth": align_depth, "align_dims": [768], "align_encoder": DINOV2}
     return {**shape, **network, **token, "times": "uniform", "cosine_weight": 0.0}
 
 

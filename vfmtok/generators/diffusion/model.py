@@ -7,9 +7,10 @@ from torch import Tensor
 
 from vfmtok.errors import ConfigError
 from vfmtok.generators.counter_random import Draws
-from vfmtok.generators.diffusion.config import FlowSampling, TokenFlowSampling, WideHeadSampling
+from vfmtok.generators.diffusion.config import DiTConfig, FlowSampling, TokenFlowSampling, WideHeadSampling
 from vfmtok.generators.diffusion.flow import flow_loss, training_times
 from vfmtok.generators.diffusion.guidance import FlowGuidance
+from vfmtok.generators.diffusion.image_features import ImageFeatures
 from vfmtok.generators.diffusion.network import Network
 from vfmtok.generators.diffusion.released import fields_of_released
 from vfmtok.generators.diffusion.sampling import generate_latents
@@ -28,6 +29,10 @@ class DiT(Network):
     step = 0
     guided_by: str | None = None
     spread: Tensor | None = None  # of the last batch, see ``observed``
+
+    def __init__(self, config: DiTConfig):
+        super().__init__(config)
+        self.features: ImageFeatures | None = None  # of a training that needs them
 
     @property
     def sampling(self) -> type[FlowSampling]:
@@ -64,11 +69,25 @@ class DiT(Network):
         kinds = torch.nn.Linear | torch.nn.Conv2d
         return {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, kinds)}
 
-    def loss(self, code: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+    @property
+    def learns_from_images(self) -> bool:
+        """With a class token or alignment: both are an encoder's features of the images."""
+        return self.config.token_dim is not None or bool(self.config.align_dims)
+
+    def begin_run(self, steps: int) -> None:
+        """A training follows: build the encoder whose features it needs, if any. Raises ConfigError, WeightsError."""
+        if self.learns_from_images:
+            self.features = ImageFeatures(self.config).to(self.patches.weight.device)
+
+    def loss(
+        self, code: Tensor, labels: Tensor, draws: Draws | None = None, images: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Raw latents (B,C,S,S), labels (B,) int64 -> the weighted means of ``flow_loss``'s terms over the batch.
 
         In training mode ``label_dropout_p`` of the labels are dropped. Times, noise and that by ``draws``, or by
         PyTorch's generator without them; in eval mode, by ``draws``, the times of samples 0, 1, ... are evenly spread.
+
+        With ``learns_from_images``, ``images`` (B,3,S,S) uint8 are those of the latents. Raises ConfigError without.
         """
         latents = self.statistics.normalise(code)  # (B,C,S,S)
         self.spread = latents.detach().std()
@@ -84,8 +103,25 @@ class DiT(Network):
         elif draws is not None:
             uniform = ((draws.samples % 2**20).double() * GOLDEN_RATIO + 0.5).frac().float()
         step = self.step if self.training else 0  # held-out times are the same at every step
-        loss = flow_loss(self, latents, labels, training_times(uniform, self.config, step), noise)
+        times = training_times(uniform, self.config, step)  # (B,)
+        loss = flow_loss(self, latents, labels, times, noise, **self._learned_of(images, draws))
         return {name: term.mean() for name, term in loss.terms.items()}
+
+    def _learned_of(self, images: Tensor | None, draws: Draws | None) -> dict[str, Tensor]:
+        """What ``flow_loss`` takes of images (B,3,S,S) uint8: class token, its noise, features to be aligned with."""
+        if not self.learns_from_images:
+            return {}
+        if images is None or self.features is None:
+            raise ConfigError("this generator learns from images besides their latents: a training hands them over")
+        features, found = self.features(images), {}  # (B,1+N,Z)
+        if self.config.token_dim is not None:
+            token = features[:, 0]  # (B,Z)
+            noise = torch.randn_like(token) if draws is None else draws.normal("class token", token.shape[1])
+            found |= {"token": token, "token_noise": noise}
+        if self.config.align_dims:
+            target = features if self.config.token_dim is not None else features[:, 1:]  # (B,T,Z)
+            found["targets"] = [target] * len(self.config.align_dims)
+        return found
 
     def sample(
         self,
