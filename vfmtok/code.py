@@ -44,6 +44,11 @@ class Ids:
         return (self.num_tokens,)
 
     @property
+    def cells(self) -> int:
+        """Tokens of the last segment: those on the grid, where there are others before it."""
+        return self.segments[-1].count
+
+    @property
     def largest_codebook(self) -> int:
         """Rows of the largest codebook: every id is below it."""
         return max(segment.size for segment in self.segments)
@@ -75,6 +80,11 @@ class Latents:
     """
 
     shape: tuple[int, ...]
+
+    @property
+    def cells(self) -> int:
+        """h * w."""
+        return math.prod(self.shape[1:])
 
     def __str__(self) -> str:
         return f"latents of {' x '.join(map(str, self.shape))}"

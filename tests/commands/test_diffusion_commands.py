@@ -89,12 +89,13 @@ def test_released_weights_need_statistics(place, capsys):
     size = ["--gpt-model", "LightningDiT-B/1", "--steps", "3"]
     for field in ("width=32", "depth=1", "heads=2"):
         size += ["--set", f"generator.{field}"]
-    bare = ["sample", *place.models("dit.pt"), "--classes", "0,2", *size]
-    assert cli.main(bare) == 2
-    error = capsys.readouterr().err
-    assert "--latent-stats" in error and error.count("\n") == 1, error
+    vfmtok.save_pretrained(vfmtok.load_released(vfmtok.DiT(dit.config), vfmtok.to_released(dit)), place.folder / "bare")
+    for generator, more in (("dit.pt", size), ("bare", ["--steps", "3"])):
+        assert cli.main(["sample", *place.models(generator), "--classes", "0,2", *more]) == 2
+        error = capsys.readouterr().err
+        assert "--latent-stats" in error and error.count("\n") == 1, error
     statistics = place.codes / "stats.safetensors"
-    found = sampled(place, "file.png", *size, "--latent-stats", str(statistics), generator="dit.pt")
+    found = sampled(place, "file.png", *size, "--stats-file", str(statistics), generator="dit.pt")
     expected = sampled(place, "run.png", "--steps", "3")
     same = (found == expected).all(2).mean()  # the titles name the models, and the file knows no names of classes
     assert same > 0.8 and (found[-34:, 16:48] == expected[-34:, 16:48]).all()
@@ -105,7 +106,7 @@ def test_test_net(place):
     folder = place.folder / "samples"
     command = f"--vq-ckpt {place.folder}/tokenizer --gpt-ckpt {place.folder}/dit --sample-dir {folder} --no-fid"
     command += " --num-fid-samples 6 --per-proc-batch-size 4 --image-size-eval 32 --cfg-scale 1,2 --num-steps 2"
-    command += " --guidance-low 0.1 --guidance-high 0.9 --cls-cfg-scale 0"
+    command += " --latent-size 4 --precision bf16 --guidance-low 0.1 --guidance-high 0.9 --cls-cfg-scale 0"
     results = measure_generator(generation_parser().parse_args(command.split()), ALONE)
     assert set(results) == {1.0, 2.0}
     arrays = [np.load(file)["arr_0"] for file in sorted(folder.rglob("*.npz"))]
@@ -124,3 +125,26 @@ def test_agreement(place):
         "largest latent similarity, no CFG", "mean latent similarity, CFG 2",
     }  # fmt: skip
     assert all(-1 <= number["value"] <= 1 for number in numbers.values())
+
+
+def test_export_writes_the_statistics_beside_the_weights(place, capsys, caplog):
+    out, folder = place.folder / "released.pt", place.folder / "dit"
+    assert cli.main(["export", str(folder), str(out)]) == 0
+    file = place.folder / "released_latents_stats.pt"
+    assert str(file) in capsys.readouterr().out
+    run = vfmtok.from_pretrained(folder, "generator")
+    known = vfmtok.from_pretrained(out, config=run.config, part="generator", statistics=file)
+    labels = torch.tensor([0, 2])
+    drawn = [vfmtok.generate_latents(dit, labels, steps=2) for dit in (run, known)]
+    assert not caplog.records and torch.allclose(*drawn, atol=1e-5)
+    bare = vfmtok.from_pretrained(out, config=run.config, part="generator")
+    assert "mean and standard deviation" in caplog.text
+    normalised = run.statistics.normalise(drawn[0])
+    assert torch.allclose(vfmtok.generate_latents(bare, labels, steps=2), normalised, atol=1e-4)
+
+
+def test_low_precision_is_autocast(place):
+    """The weights, the statistics and the tables stay float32; the picture is near."""
+    exact = sampled(place, "fp32.png", "--steps", "3")
+    rounded = sampled(place, "bf16.png", "--steps", "3", "--precision", "bf16")
+    assert (exact != rounded).any() and np.abs(exact.astype(int) - rounded.astype(int)).mean() < 3

@@ -130,3 +130,31 @@ def test_statistics_per_position_are_asked_for(latents):
     folder = trained(latents, generator=generator, data=data, optimizer={"steps": 1})
     mean = vfmtok.from_pretrained(folder, "generator").statistics.mean
     assert not torch.equal(mean, mean[:, :1, :1].expand_as(mean))
+
+
+def test_a_multiplier_alone_normalises(latents):
+    """SD-VAE's way: mean 0, deviation 1, a multiplier; no alarm where it makes the latents what they should be."""
+    spread = 1 / LatentCache(latents / "train").statistics.std.mean().item()
+    generator = {**GENERATORS["LightningDiT"], "normalised": "none", "multiplier": spread}
+    folder = trained(latents, generator=generator, optimizer={"steps": 3})
+    dit = vfmtok.from_pretrained(folder, "generator")
+    mean, std = dit.latent_statistics
+    assert not mean.any() and std.mean().item() == pytest.approx(1 / spread)
+    assert "normalised latents" not in (folder / "log.jsonl").read_text()
+
+
+def test_statistics_and_multiplier_are_the_new_run_s_where_weights_are_another_s(latents):
+    """Fine-tuning: of published weights nothing is said of statistics, which no file has."""
+    first = trained(latents, "first", optimizer={"steps": 2})
+    torch.save(vfmtok.to_released(vfmtok.from_pretrained(first, "generator")), latents / "dit.pt")
+    write_latent_cache(latents / "other/train", seed=7)
+    expected = LatentCache(latents / "other/train").statistics.mean.expand(4, 4, 4)
+    for weights in (first, latents / "dit.pt"):
+        run = {"start_from": str(weights)}
+        generator = {**GENERATORS["LightningDiT"], "multiplier": 0.5}
+        data = {"code_path": str(latents / "other/train")}
+        recipe = small_recipe(latents, f"from-{weights.stem}", generator=generator, data=data, run=run)
+        built = GeneratorRun(recipe, ALONE)
+        assert built.generator.statistics.multiplier == 0.5
+        assert torch.equal(built.generator.statistics.mean, expected)
+        assert not [line for line in built.notes if "at random: statistics" in line]

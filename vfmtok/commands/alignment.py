@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks", type=flags.positive, nargs="+", metavar="N", help="of generators, from 1 (default: the middle one)"
     )
+    parser.add_argument(*flags.names("--latent-stats"), metavar="FILE", help="of generators whose weights bring none")
     parser.add_argument("--encoder-weights", default="auto", help="of foundation models: auto (default), hub, package")
     parser.add_argument("--reference", metavar="NAME", help="the model of the bars (default: the first encoder)")
     parser.add_argument(
@@ -137,7 +138,7 @@ def _open_sources(args: argparse.Namespace, device: torch.device) -> list[Source
     for text in args.generator:
         name, path = _named(text)
         tokenizer = _tokenizer_of(path, tokenizers)
-        generator = load_generator(path, tokenizer, None, {})[0].to(device)
+        generator = load_generator(path, tokenizer, None, {}, statistics=args.latent_stats)[0].to(device)
         depth = len(list(getattr(generator, "layers", ())))
         blocks = args.blocks or [max(1, depth // 2)]
         name = _new(name, [source.name for source in sources])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfmtok import distributed
-from vfmtok.code import Ids
 from vfmtok.commands import flags, models, tokenizer_flags
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
@@ -23,6 +22,7 @@ from vfmtok.evaluation.resizing import Resize
 from vfmtok.evaluation.samples import Samples
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generators.contract import Generator
+from vfmtok.generators.drawing import to_precision
 from vfmtok.layers.precision import DTYPES
 from vfmtok.metrics.probe import ProbeRecipe
 from vfmtok.pretrained.loading import Weights, load_generator
@@ -231,7 +231,7 @@ def open_gpt(
 
     Raises VFMTokError.
     """
-    on_grid = tokenizer.code.segments[-1].count if isinstance(tokenizer.code, Ids) else None
+    on_grid = tokenizer.code.cells
     if args.latent_size is not None and args.latent_size**2 != on_grid:
         raise ConfigError(
             f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {on_grid}"
@@ -246,7 +246,7 @@ def open_gpt(
     gpt, weights = load_generator(path, tokenizer, args.gpt_model, fields, DEFAULT_GPT, args.prefer, args.latent_stats)
     models.add_guide(args, gpt, tokenizer)
     name = args.gpt_model or _name_of(weights, path)
-    return gpt.to(world.device, DTYPES[args.precision]), name, weights.classes
+    return to_precision(gpt.to(world.device), args.precision), name, weights.classes
 
 
 def _name_of(weights: Weights, path: Path) -> str:

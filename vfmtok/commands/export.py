@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         'Of a run\'s model: inference holds the weights to use (the average, where there is one) under "model"; full '
         "holds the weights, the average, a tokenizer's discriminators and the step, as published training checkpoints "
-        "do. Neither file has the model's configuration, as the published ones have none. pretrained makes OUT a "
+        "do. Neither file has the model's configuration, as the published ones have none; mean and standard deviation "
+        "of a generator's latents become a file beside it, OUT_latents_stats.pt. pretrained makes OUT a "
         "folder that from_pretrained opens, with the configuration and a card of its --metrics."
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its newest checkpoint) or a checkpoint's")
@@ -42,31 +43,40 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.run).expanduser()
     if (folder / "checkpoints").is_dir():
         folder = checkpoint.newest_checkpoint(folder)
-    content = released_checkpoint(folder, args.kind)
-    out = Path(args.out).expanduser()
+    saved = checkpoint.load(folder)
+    model, out = _model(saved), Path(args.out).expanduser()
+    content = released_checkpoint(saved, model, args.kind)
+    _write(content, out)
+    print(f"{out}: {args.kind} checkpoint of {folder} ({', '.join(content)})")
+    statistics = getattr(model, "latent_statistics", None)
+    if statistics is not None:  # published files of weights leave them out
+        file = out.with_name(f"{out.stem}_latents_stats.pt")
+        _write({name: value.cpu()[None] for name, value in zip(("mean", "std"), statistics, strict=True)}, file)
+        print(f"{file}: what it normalises latents by, for --latent-stats")
+
+
+def _write(content: dict, out: Path) -> None:
     try:
         with replacing(out) as part:
             torch.save(content, part)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
         raise ConfigError(f"cannot write {out}: {error}") from None
-    print(f"{out}: {args.kind} checkpoint of {folder} ({', '.join(content)})")
 
 
-def released_checkpoint(folder: Path, kind: str) -> dict:
-    """The content of the file, for a checkpoint's folder.
+def released_checkpoint(saved: checkpoint.Checkpoint, model: nn.Module, kind: str) -> dict:
+    """The content of the file, of a checkpoint whose weights are copied into ``model``.
 
     Raises:
         WeightsError: the checkpoint is not whole, or has a part without a published name.
     """
-    saved = checkpoint.load(folder)
-    model = _model(saved)
+    source = str(saved.path)
     try:
         to_released(model)
     except WeightsError as error:
         raise WeightsError(f"{error}. --kind pretrained takes any model: a folder that from_pretrained opens") from None
 
     def published(part: str) -> dict:
-        copy_strictly(model, saved.parts[part], str(folder))
+        copy_strictly(model, saved.parts[part], source)
         return {name: tensor.detach().clone() for name, tensor in to_released(model).items()}
 
     if kind == "inference":

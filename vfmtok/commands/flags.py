@@ -20,6 +20,7 @@ ALIASES = {
     "--gpt": ("--generator",),
     "--gpt-ckpt": ("--generator",),
     "--global-seed": ("--seed",),
+    "--latent-stats": ("--stats-file",),
     "--output_dir": ("--output-dir", "--out"),
     "--sample-dir": ("--out",),
     "--results-dir": ("--out",),
@@ -137,7 +138,7 @@ def add_generator_facts(parser: Parser) -> None:
     add_size(parser, "the generator's size, of released weights; a run knows its own")
     parser.add_argument("--num-classes", type=positive, metavar="N", help="default: as many as the weights have")
     text = "of released weights: mean and standard deviation of the latents that the generator learned"
-    parser.add_argument("--latent-stats", metavar="FILE", help=text)
+    parser.add_argument(*names("--latent-stats"), metavar="FILE", help=text)
     text = "of latents: autoguidance by this weaker generator, in the place of CFG; --cfg-scale says how strongly"
     parser.add_argument("--guidance-ckpt", metavar="PATH", help=text)
     sizes = [name for family in GENERATORS.values() for name in family.sizes]

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PATH", help="validation images: a prepared folder or an LMDB (tokenizer)")
     parser.add_argument("--ref-batch", metavar="PATH", help="ADM's npz, or another reference (generators)")
     text = "of the latents, where a generator of latents was published without them"
-    parser.add_argument("--latent-stats", metavar="FILE", help=text)
+    parser.add_argument(*flags.names("--latent-stats"), metavar="FILE", help=text)
     flags.add_inception(parser)
     parser.add_argument(
         *flags.names("--results-dir"), default="results/reproduce", metavar="DIR", help="(default results/reproduce)"

@@ -14,7 +14,7 @@ from vfmtok.commands.models import add_models, open_models
 from vfmtok.commands.pictures_of_images import picture_path, save
 from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.errors import ConfigError
-from vfmtok.generators.drawing import draw_images
+from vfmtok.generators.drawing import draw_images, to_precision
 from vfmtok.pictures.rows import draw_rows
 
 LARGEST_IMAGE = 8192  # px
@@ -52,7 +52,7 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
         tokenizer, gpt, classes = open_models(args, world.device)
         chosen = find_classes(args.classes, classes, gpt.config.num_classes)
         if args.precision == "bf16":
-            gpt = gpt.to(torch.bfloat16)
+            gpt = to_precision(gpt, "bf16")
         sampling = sampling_of(args, gpt)  # impossible settings end it here
         labels = torch.tensor(chosen).repeat_interleave(args.n)  # (N,)
         size = tokenizer.config.image_size if args.image_size is None else args.image_size

@@ -65,8 +65,12 @@ class Generator(Protocol):
         step: settable: the number of the training step, from 0, where ``loss`` depends on it.
         begin_run: a method (steps), called before a training of so many steps in all; raises ConfigError where what the
             generator changes over the steps does not fit them.
-        normalised, use_statistics: of latents: per what ("channel" or "position") it wants their statistics, and a
-            method (mean, std) that takes those of the training data, in the tokenizer's units, before the first step.
+        normalised, use_statistics: of latents: per what ("channel", "position", "none") it wants their statistics, and
+            a method (mean, std) that takes those of the training data, in the tokenizer's units, before the first step.
+        latent_statistics: mean and standard deviation (C,h,w), in these units, by which it normalises; None if it was
+            never given any, as files of published weights leave them out: then its samples can't be decoded.
+        use_precision: a method ("none", "bf16" or "fp16") that says in which precision it samples, the weights staying
+            float32. Without it, they are cast.
         observed: a method () -> {name: scalar} of what else ``loss`` saw of its last batch, for log and alarms.
         use_guide, guided_by: a method (generator, name) that lets a weaker one guide it, and that name, which its
             setting ``cfg_weaker`` has then.

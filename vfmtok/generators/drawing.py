@@ -16,7 +16,7 @@ from vfmtok import distributed
 from vfmtok.config import closest_match
 from vfmtok.errors import ConfigError
 from vfmtok.generators.contract import Generator
-from vfmtok.layers.precision import autocast
+from vfmtok.layers.precision import DTYPES, autocast
 
 # Values that change nothing: a command may give them to a family that has no such setting.
 NEUTRAL = {
@@ -50,6 +50,14 @@ def generate(
         hint = closest_match(unknown, names)
         raise ConfigError(f"sampling from this {type(generator).__name__} has no setting {unknown}{hint}")
     return generator.sample(labels, seed=seed, sample_indices=sample_indices, **given)
+
+
+def to_precision(generator: Generator, precision: str) -> Generator:
+    """Let it sample in "none" (float32), "bf16" or "fp16": the family's way, or with weights of that dtype."""
+    if hasattr(generator, "use_precision"):
+        generator.use_precision(precision)
+        return generator
+    return generator.to(DTYPES[precision])
 
 
 def draw_codes(

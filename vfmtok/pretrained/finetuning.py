@@ -32,12 +32,14 @@ def load_matching(
         raise WeightsError(f"no tensor of {weights.source} fits this model")
     for name in fitting:
         copy(own[name].detach(), tensors[name])
+    # Parts without parameters that no file holds are not learned: a generator's statistics of latents.
+    measured = tuple(f"{part}." for part in getattr(getattr(model, "released", None), "left_out", ()))
     new = [
         f"{name} (its shape is {tuple(own[name].shape)}, the file's {tuple(tensors[name].shape)})"
         if name in tensors
         else name
-        for name in own
-        if name not in fitting
+        for name, tensor in own.items()
+        if name not in fitting and (isinstance(tensor, nn.Parameter) or not name.startswith(measured))
     ]
     unused = [name for name in tensors if name not in own]
     lines = [f"fine-tuning from {weights.source}: {len(fitting)} of {len(own)} tensors loaded"]

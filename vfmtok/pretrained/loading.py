@@ -127,15 +127,14 @@ def load_generator(
     except ConfigError as error:
         raise ConfigError(f"{error}{_companion(weights.published)}") from None
     generator = build(weights, config)
-    _normalise(generator, weights, statistics)
+    use_statistics(generator, weights, statistics)
     return generator, weights
 
 
-def _normalise(generator: nn.Module, weights: Weights, path: str | Path | None) -> None:
+def use_statistics(generator: nn.Module, weights: Weights, path: str | Path | None) -> None:
     """Give a generator of latents the statistics of a file, in the place of its own. Raises VFMTokError."""
     if path is None:
-        bare = hasattr(generator, "use_statistics") and weights.config is None
-        if bare and (weights.published is None or weights.published.statistics is None):
+        if getattr(generator, "latent_statistics", ()) is None:
             raise ConfigError(
                 f"{weights.source} does not bring the mean and standard deviation of the latents that it learned: name "
                 "their file (--latent-stats)"
@@ -181,7 +180,7 @@ def build(weights: Weights, config: Any = None, overrides: Iterable[str] = ()) -
         load_released(model, weights.tensors)
         row = weights.published
         if row is not None and row.statistics is not None:
-            _normalise(model, weights, download.fetch(*row.statistics))
+            use_statistics(model, weights, download.fetch(*row.statistics))
     return model.eval().requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from_pretrained("results/emoji64")                a run, one of its checkpoints,
 from_pretrained("vfmtok-tokenizer.pt")            a file under the released names
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,8 @@ from vfmtok.weights import reading, saved
 from vfmtok.weights.download import AbsentError, UnreachedError, asked_sha256, fetch, hub_access
 from vfmtok.weights.reading import Preference
 
+log = logging.getLogger(__name__)
+
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.safetensors"
 FOLDERS = {"tokenizer": ("tokenizer",), "generator": ("generator", "gpt")}  # of parts; the last is version 0.1's
 
@@ -46,6 +49,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     sha256: str | None = None,
+    statistics: str | Path | None = None,
 ) -> nn.Module:
     """A tokenizer or a generator, of whatever kind, on the CPU, in eval mode and without gradients.
 
@@ -64,6 +68,8 @@ def from_pretrained(
         cache_dir: instead of huggingface_hub's cache.
         local_files_only: ask nobody: what is not in the cache is an error. HF_HUB_OFFLINE=1 does the same.
         sha256: what the weights' file must have, besides what the Hub states.
+        statistics: of a generator of latents: the file of their mean and standard deviation, where its weights do not
+            bring them. Without them it samples normalised latents, which no tokenizer decodes; a warning says so.
 
     Raises:
         WeightsError: nothing is there, or it can't be had, is damaged, or of another model.
@@ -83,7 +89,16 @@ def from_pretrained(
             config = config or own
         if config is None and weights.config is None:
             raise ConfigError(f"{weights.source} does not say which size it is: give part='GPT-B' or a config")
-        return loading.build(weights, config, overrides)
+        model = loading.build(weights, config, overrides)
+    if statistics is not None:
+        loading.use_statistics(model, weights, statistics)
+    elif getattr(model, "latent_statistics", ()) is None:
+        log.warning(
+            "%s does not bring the mean and standard deviation of the latents that it learned: its samples stay "
+            "normalised (from_pretrained(..., statistics=FILE))",
+            weights.source,
+        )
+    return model
 
 
 def _row(name: str | Path, part: str) -> PublishedFile | None:

@@ -124,10 +124,14 @@ class GeneratorRun:
 
     def _normalise(self) -> list[str]:
         """Give a generator of latents the statistics of the training data; a run that continues has them."""
-        if not hasattr(self.generator, "use_statistics") or self.checkpoints.steps():
+        continues = self.checkpoints.steps() or self.recipe.run.continue_from is not None
+        if not hasattr(self.generator, "use_statistics") or continues:
             return []
-        statistics = measured_statistics(self.data, self.recipe, self.world, per=self.generator.normalised)
-        device = self.world.device
+        device, per = self.world.device, self.generator.normalised
+        if per == "none":
+            self.generator.use_statistics(torch.zeros(1, device=device), torch.ones(1, device=device))
+            return ["latents as they are: generator.normalised is none"]
+        statistics = measured_statistics(self.data, self.recipe, self.world, per=per)
         self.generator.use_statistics(statistics.mean.to(device), statistics.std.to(device))
         return [f"latents of {shown(statistics)}, of {statistics.count:,}"]
 
@@ -262,7 +266,6 @@ class GeneratorRun:
         config, step, tokenizer = self.recipe.pictures, self.state.step, self.data.tokenizer
         chosen = evenly_spaced(config.classes, self.generator.num_classes).tolist()
         labels = torch.tensor(chosen).repeat_interleave(config.per_class)
-        names = ("cfg_scale", "cfg_schedule", "top_k", "top_p", "temperature", "seed")
         settings = {**dataclasses.asdict(self.sampling), "seed": config.seed}
         names = [self.data.classes[label] if self.data.classes else f"class {label}" for label in chosen]
         size = tokenizer.config.image_size

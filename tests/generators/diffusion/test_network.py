@@ -150,3 +150,49 @@ def test_held_out_times_are_the_same_at_every_step():
     assert torch.equal(times[0], times[1]) and not torch.equal(times[2], times[3])
     gaps = torch.special.ndtr(torch.logit(times[0].double())).diff()
     assert gaps.min() > 0.3 / 64 and gaps.max() < 2.5 / 64
+
+
+@pytest.mark.parametrize("case", ["reg_tiny", "dh_tiny"])
+def test_statistics_and_tables_are_never_cast_down(case):
+    dit = model_of(case)
+    dit.use_statistics(torch.rand(dit.code.shape), torch.rand(dit.code.shape) + 0.1)
+    names = ["statistics.mean", "statistics.std", "statistics.multiplier", "positions", "classes.weight"]
+    names += ["time.frequencies"] if case == "dh_tiny" else []
+    before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
+    assert set(names) < before.keys()
+    dit.to(torch.bfloat16)
+    after = dit.state_dict()
+    for name, tensor in before.items():
+        kept = name in names
+        assert after[name].dtype == (torch.float32 if kept else torch.bfloat16), name
+        assert not kept or torch.equal(after[name], tensor), name
+    labels = torch.tensor([0, 1])
+    rounded = vfmtok.generate_latents(dit, labels, steps=2)
+    exact = vfmtok.generate_latents(dit.float(), labels, steps=2)
+    assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    assert torch.equal(dit.double().state_dict()["statistics.mean"], before["statistics.mean"].double())
+
+
+def test_a_model_knows_whether_it_has_statistics():
+    dit = model_of("ldit_tiny")
+    assert dit.latent_statistics is None
+    other = model_of("ldit_tiny")
+    other.use_statistics(torch.zeros(8, 1, 1), torch.ones(8, 1, 1))
+    assert torch.equal(other.latent_statistics[1], torch.ones(dit.code.shape))
+    dit.statistics.std.fill_(2.0)  # as a checkpoint does
+    assert dit.latent_statistics is not None
+    plain = {"in_channels": 2, "size": 4, "width": 16, "depth": 1, "heads": 2, "num_classes": 3, "multiplier": 0.25}
+    scaled = vfmtok.DiT(vfmtok.dit_config("LightningDiT-B/1", **plain, normalised="none"))
+    mean, std = scaled.latent_statistics
+    raw = torch.randn(3, 2, 4, 4)
+    assert torch.equal((raw - mean) / std, scaled.statistics.normalise(raw)) and (std == 4).all()
+
+
+def test_weights_to_sample_from_may_lack_the_alignment():
+    released = {
+        name: t for name, t in vfmtok.to_released(model_of("reg_tiny")).items() if not name.startswith("projectors.")
+    }
+    reg = model_of("reg_tiny").config
+    shape = {"width": reg.width, "depth": reg.depth, "heads": reg.heads}
+    dit = vfmtok.DiT(vfmtok.dit_config("REG-XL/1", **{**shape, **fields_of_released(released)}))
+    assert vfmtok.load_released(dit, released).config.align_depth is None

@@ -52,8 +52,8 @@ class DiTConfig:
     cosine_weight: float = 1.0  # of 1 - cosine similarity of velocities over the channels, in the loss
     token_weight: float = 0.03  # of the class token's velocity
     align_weight: float = 0.5  # of the alignment
-    normalised: Literal["channel", "position"] = "channel"  # by statistics per channel, or per channel and place
-    multiplier: float = 1.0  # the network sees multiplier * (latent - mean) / standard deviation
+    normalised: Literal["channel", "position", "none"] = "channel"  # by statistics per channel, or channel and place
+    multiplier: float = 1.0  # the network sees multiplier * (latent - mean) / standard deviation; none: 0 and 1
 
     def __post_init__(self):
         sizes = ("in_channels", "size", "patch", "width", "depth", "heads", "mlp_ratio", "num_classes")

@@ -1,5 +1,6 @@
 """The network as a generator: its loss on raw latents, and sampling of raw latents."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vfmtok.generators.diffusion.image_features import ImageFeatures
 from vfmtok.generators.diffusion.network import Network
 from vfmtok.generators.diffusion.released import fields_of_released
 from vfmtok.generators.diffusion.sampling import generate_latents
+from vfmtok.layers.precision import autocast
 
 GOLDEN_RATIO = 0.6180339887498949
 SPREAD = (0.5, 2.0)  # where the standard deviation of a batch of normalised latents is
@@ -27,6 +29,7 @@ class DiT(Network):
 
     fields_of_released = staticmethod(fields_of_released)
     step = 0
+    precision = "none"
     guided_by: str | None = None
     spread: Tensor | None = None  # of the last batch, see ``observed``
 
@@ -43,14 +46,24 @@ class DiT(Network):
 
     @property
     def normalised(self) -> str:
-        """By which statistics of the training data's latents: per "channel", or per "position"."""
+        """By which statistics of the training data's latents: per "channel", per "position", or "none"."""
         return self.config.normalised
 
-    @torch.no_grad()
     def use_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Normalise by these, (C,1,1) or (C,S,S), in the tokenizer's own units. Checkpoints carry them."""
-        self.statistics.mean.copy_(mean.expand(self.code.shape))
-        self.statistics.std.copy_(std.expand(self.code.shape))
+        self.statistics.set(mean, std, self.config.multiplier)
+
+    @property
+    def latent_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """(C,S,S) each: what it subtracts from raw latents, and divides by. None where it does not know: published
+        files of weights, and so ``to_released``, leave it out."""
+        if self.normalised != "none" and not self.statistics.known:
+            return None
+        return self.statistics.mean, self.statistics.std / self.statistics.multiplier
+
+    def use_precision(self, precision: str) -> None:
+        """Sample under autocast of "bf16" or "fp16", the weights in float32, as was published; or not ("none")."""
+        self.precision = precision
 
     def use_guide(self, weaker: "DiT", name: str) -> None:
         """Autoguidance by a weaker model of the same latents and classes, where ``cfg_weaker`` is its ``name``."""
@@ -90,7 +103,8 @@ class DiT(Network):
         With ``learns_from_images``, ``images`` (B,3,S,S) uint8 are those of the latents. Raises ConfigError without.
         """
         latents = self.statistics.normalise(code)  # (B,C,S,S)
-        self.spread = latents.detach().std()
+        # With statistics the multiplier's part is meant; without them it alone makes them what they are.
+        self.spread = latents.detach().std() / (1 if self.normalised == "none" else self.config.multiplier)
         if draws is None:
             chance = torch.rand(len(code), 2, device=code.device)  # (B,2)
             noise = torch.randn_like(latents)
@@ -140,7 +154,9 @@ class DiT(Network):
         guidance = FlowGuidance(
             chosen.cfg_scale, chosen.cfg_low, chosen.cfg_high, chosen.cfg_channels, chosen.cfg_token_scale, weaker
         )
-        return generate_latents(
-            self, labels, chosen.method, chosen.steps, chosen.shift, chosen.last, guidance,
-            seed=seed, sample_indices=sample_indices, compile=compile,
-        )  # fmt: skip
+        device = self.patches.weight.device
+        with contextlib.nullcontext() if self.precision == "none" else autocast(self.precision, device):
+            return generate_latents(
+                self, labels, chosen.method, chosen.steps, chosen.shift, chosen.last, guidance,
+                seed=seed, sample_indices=sample_indices, compile=compile,
+            )  # fmt: skip

@@ -82,8 +82,15 @@ class Network(nn.Module):
         self.positions.copy_(positions_of(tuple(self.positions.shape), int(self.config.token_dim is not None)))
 
     def _apply(self, fn, recurse=True):
-        """``to``, ``cuda``, ``to_empty``, ...: the tables follow the weights' device, never their dtype."""
+        """``to``, ``cuda``, ``to_empty``, ...: the tables follow the weights' device, never into a lower precision."""
+        names = ("positions", "classes.weight", "statistics.mean", "statistics.std", "statistics.multiplier")
+        names += ("time.frequencies",) if self.time.fourier else ()
+        before = {name: tensor.detach() for name, tensor in self.state_dict(keep_vars=True).items() if name in names}
         super()._apply(fn, recurse)
+        now = self.state_dict(keep_vars=True)
+        for name, tensor in before.items():
+            if now[name].dtype.itemsize < 4 <= tensor.dtype.itemsize:
+                now[name].data = tensor.to(now[name].device, torch.float32)
         self.rotary = self._rotary_tables(self.output.linear.weight.device)
         return self
 
@@ -141,13 +148,13 @@ class Network(nn.Module):
         sign = -1 if config.time_runs == "to_data" else 1
         x = x.to(self.patches.weight.dtype)
         time = self.time(1 - t if sign < 0 else t)  # (B,D)
-        condition = (time + self.classes(labels))[:, None]  # (B,1,D)
+        condition = (time + self.classes(labels)).to(x.dtype)[:, None]  # (B,1,D)
         if config.condition_silu:
             condition = nn.functional.silu(condition)
         state = as_tokens(self.patches(x))  # (B,N,D)
         if token is not None:
             state = torch.cat([self.token_input(token.to(x.dtype)).to(state.dtype), state], dim=1)  # (B,T,D)
-        state, features = state + self.positions, None  # (B,T,D)
+        state, features = (state + self.positions).to(x.dtype), None  # (B,T,D)
         for number, block in enumerate(self.blocks, 1):
             state = self._through(block, state, condition, self.rotary[0])  # (B,T,D)
             if align and number == config.align_depth:
@@ -176,6 +183,20 @@ class Statistics(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("multiplier", torch.full((), multiplier))
+        self.were_set = False
+
+    @property
+    def known(self) -> bool:
+        """Whether they are any latents', and not a new model's 0 and 1: they were set here, or before it was saved."""
+        return self.were_set or bool((self.mean != 0).any() or (self.std != 1).any())
+
+    @torch.no_grad()
+    def set(self, mean: Tensor, std: Tensor, multiplier: float) -> None:
+        """Mean and standard deviation (C,1,1) or (C,S,S)."""
+        self.mean.copy_(mean.expand(self.mean.shape))
+        self.std.copy_(std.expand(self.std.shape))
+        self.multiplier.fill_(multiplier)  # weights that a training began with may have brought another one
+        self.were_set = True
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (B,C,S,S) -> what the network sees, float32."""

@@ -40,7 +40,7 @@ def released_names(config: DiTConfig) -> NameMap:
     """The published names of a DiT. Both fixed tables are computed here, so a file's are compared, then dropped.
 
     DiT-DH numbers the blocks through both stacks; its ``x_embedder`` is the head's. The statistics of latents were
-    published in files of their own.
+    published in files of their own: ``to_released`` drops them, and a model that was loaded from such a file has none.
     """
     if config.head_width is None:
         pairs, ropes = (("patches", "x_embedder.proj"),), {"feat_rope": config.width // config.heads}
@@ -96,6 +96,8 @@ def fields_of_released(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         heads = sorted(name for name in tensors if name.startswith("projectors.") and name.endswith(".4.weight"))
         dims = [len(tensors[name]) for name in heads]
         found |= {"token_dim": token.shape[1], "align_dims": dims}
+        if not dims:  # training alone needs them: some files of weights to sample from leave them out
+            found["align_depth"] = None
         if "projectors.0.0.weight" in tensors:
             found["align_hidden"] = len(tensors["projectors.0.0.weight"])
     return found
