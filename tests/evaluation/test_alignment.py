@@ -182,7 +182,7 @@ def test_one_file_and_one_picture(tiny_tokenizer, sample_set, tmp_path, capsys):
     tree = json.loads((tmp_path / "out/alignment.json").read_text())
     models = ["ours: latents", "ours: region tokens", "ours: encoder", "vit"]
     assert list(tree["models"]) == models and tree["reference"] == "ours: encoder"
-    assert len(tree["values"]) == 6 * (2 * len(CONDITIONS) + 1)
+    assert len(tree["values"]) == 6 * (3 * len(CONDITIONS) + 1)
     assert {(entry["n"], entry["k"]) for entry in tree["values"]} == {(14, 3)}
     assert tree["conditions"].keys() == set(CONDITIONS)
     with Image.open(tmp_path / "out/alignment.png") as picture:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vfmtok.errors import EvaluationError
 from vfmtok.metrics import neighbour_alignment
-from vfmtok.metrics.neighbour_alignment import cknna, mutual_neighbours, neighbours, prepared
+from vfmtok.metrics.neighbour_alignment import cka, cknna, mutual_neighbours, neighbours, prepared
 
 
 def noise(case: str, *shape: int) -> Tensor:
@@ -44,6 +44,10 @@ def test_published_preparation_and_neighbours(golden, raw):
     a, b = prepared(raw["a"]), prepared(raw["b"])
     assert cknna(a, b, k=5) == pytest.approx(float(golden["cknna_ab_top5"]), abs=1e-6)
     assert mutual_neighbours(neighbours(a), neighbours(b)) == pytest.approx(float(golden["mutual_knn_ab"]), abs=1e-7)
+
+
+def test_published_alignment_of_all_pairs(golden, raw):
+    assert cka(prepared(raw["a"]), prepared(raw["b"])) == pytest.approx(float(golden["cka_unbiased_ab"]), abs=1e-5)
 
 
 def by_matrices(a: np.ndarray, b: np.ndarray, k: int, biased: bool) -> float:
@@ -82,6 +86,8 @@ def test_by_matrices(monkeypatch, biased, count):
     a = prepared(base @ torch.randn(5, 8, generator=random, dtype=torch.float64))
     b = prepared(base + 0.5 * torch.randn(count, 5, generator=random, dtype=torch.float64))
     monkeypatch.setattr(neighbour_alignment, "_BLOCK", 7 * count)  # several blocks of rows
+    if not biased:  # with all others as neighbours
+        assert cka(a, b) == pytest.approx(by_matrices(a.numpy(), b.numpy(), count, biased), abs=1e-9)
     assert cknna(a, b, 4, biased) == pytest.approx(by_matrices(a.numpy(), b.numpy(), 4, biased), abs=1e-12)
 
 

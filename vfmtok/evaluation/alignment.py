@@ -30,7 +30,7 @@ from vfmtok.evaluation.alignment_conditions import CLEAN, CONDITIONS, DISTURBED,
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import full_float32
-from vfmtok.metrics.neighbour_alignment import NEIGHBOURS, alignment, mutual_neighbours, neighbours, prepared
+from vfmtok.metrics.neighbour_alignment import NEIGHBOURS, alignment, cka, mutual_neighbours, neighbours, prepared
 from vfmtok.tokenizers.contract import Tokenizer, code_of
 
 BATCH = 32
@@ -242,31 +242,32 @@ def _shrunk(images: Tensor, scale: float, stays: bool) -> Tensor:
 def aligned(features: dict[str, dict[str, Tensor]], k: int = NEIGHBOURS) -> list[dict[str, Any]]:
     """Model -> condition -> (n,D) -> one entry for every pair of models and condition, then SE-CKNNA of the pair.
 
-    An entry has "models", "metric" ("cknna", "mutual_knn" or "se_cknna"), "condition", "value", "n" and "k". Both
-    models see the same images. SE-CKNNA is the mean over the disturbed conditions.
+    An entry has "models", "metric" ("cknna"; "se_cknna", its mean over the disturbed conditions; "mutual_knn", the share
+    of common neighbours; "cka", of all pairs of images), "condition", "value", "n" and "k". Both models see the same
+    images.
 
     Raises EvaluationError: there are too few images, or features without a direction.
     """
     conditions = list(next(iter(features.values())))
-    near = {
-        (model, condition): neighbours(prepared(values), k)
-        for model, by_condition in features.items()
-        for condition, values in by_condition.items()
-    }
-    entries = []
-    for first, second in itertools.combinations(features, 2):
-        about = {"models": [first, second], "n": len(features[first][conditions[0]]), "k": k}
-        values = {}
-        for condition in conditions:
-            pair = near[first, condition], near[second, condition]
-            values[condition] = alignment(*pair)
-            entries.append({**about, "metric": "cknna", "condition": condition, "value": values[condition]})
-            shared = mutual_neighbours(*pair)
-            entries.append({**about, "metric": "mutual_knn", "condition": condition, "value": shared})
-        if all(condition in values for condition in DISTURBED):
-            mean = sum(values[condition] for condition in DISTURBED) / len(DISTURBED)
-            over = f"mean over {', '.join(DISTURBED)}"
-            entries.append({**about, "metric": "se_cknna", "condition": over, "value": mean})
+    entries, values = [], {}
+    for condition in conditions:
+        ready = {model: prepared(by_condition[condition]) for model, by_condition in features.items()}
+        near = {model: neighbours(rows, k) for model, rows in ready.items()}
+        for pair in itertools.combinations(features, 2):
+            first, second = pair
+            values[pair, condition] = alignment(near[first], near[second])
+            found = {
+                "cknna": values[pair, condition],
+                "mutual_knn": mutual_neighbours(near[first], near[second]),
+                "cka": cka(ready[first], ready[second]),
+            }
+            about = {"models": list(pair), "condition": condition, "n": len(ready[first]), "k": k}
+            entries += [{**about, "metric": metric, "value": value} for metric, value in found.items()]
+    for pair in itertools.combinations(features, 2):
+        if all((pair, condition) in values for condition in DISTURBED):
+            mean = sum(values[pair, condition] for condition in DISTURBED) / len(DISTURBED)
+            about = {"models": list(pair), "condition": f"mean over {', '.join(DISTURBED)}", "k": k}
+            entries.append({**about, "n": len(features[pair[0]][DISTURBED[0]]), "metric": "se_cknna", "value": mean})
     return entries
 
 

@@ -104,6 +104,25 @@ def mutual_neighbours(first: Neighbours, second: Neighbours) -> float:
     return as_float64(both).mean().item()
 
 
+def cka(a: Tensor, b: Tensor) -> float:
+    """The same of all pairs of images, neighbours or not (unbiased linear CKA): prepared features (n,D) and (n,D').
+
+    With kernels whose diagonals are zero; all of their sums follow from the features, without a matrix of n x n.
+    """
+
+    def hsic(x: Tensor, y: Tensor) -> Tensor:
+        n, own = len(x), [(part * part).sum(dim=1) for part in (x, y)]  # the diagonals, (n,) both
+        rows = [part @ part.sum(dim=0) - diagonal for part, diagonal in zip((x, y), own, strict=True)]
+        trace = (x.t() @ y).square().sum() - (own[0] * own[1]).sum()
+        total = rows[0].sum() * rows[1].sum() / ((n - 1) * (n - 2))
+        return (trace + total - 2 * (rows[0] * rows[1]).sum() / (n - 2)) / (n * (n - 3))
+
+    if len(a) != len(b):
+        raise EvaluationError(f"features of {len(a)} and {len(b)} images can't be aligned: they must be of the same")
+    check_count(len(a), 1)
+    return (hsic(a, b) / (hsic(a, a) * hsic(b, b)).clamp(min=0).sqrt().add(1e-6)).item()
+
+
 class _Kernel(NamedTuple):
     """A kernel whose other entries are zero, sorted by row and column."""
 
