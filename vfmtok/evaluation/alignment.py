@@ -242,9 +242,9 @@ def _shrunk(images: Tensor, scale: float, stays: bool) -> Tensor:
 def aligned(features: dict[str, dict[str, Tensor]], k: int = NEIGHBOURS) -> list[dict[str, Any]]:
     """Model -> condition -> (n,D) -> one entry for every pair of models and condition, then SE-CKNNA of the pair.
 
-    An entry has "models", "metric" ("cknna"; "se_cknna", its mean over the disturbed conditions; "mutual_knn", the share
-    of common neighbours; "cka", of all pairs of images), "condition", "value", "n" and "k". Both models see the same
-    images.
+    An entry has "models", "metric", "condition", "value", "n" and "k". Metrics are "cknna"; "se_cknna", its mean over
+    the disturbed conditions; "mutual_knn", the share of common neighbours; "cka", of all pairs of images. Both models
+    see the same images.
 
     Raises EvaluationError: there are too few images, or features without a direction.
     """
