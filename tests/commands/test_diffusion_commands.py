@@ -80,6 +80,9 @@ def test_sample_and_its_flags(place, capsys):
     assert "autoguidance 2, by" in capsys.readouterr().out and (guided != plain).any()
     assert cli.main(["sample", *place.models(), "--classes", "a", "--method", "dopri5"]) == 2
     assert "method must be one of euler, heun, sde" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["sample", *place.models(), "--classes", "a", "--mode", "ode"])
+    assert "choose euler or heun" in capsys.readouterr().err
 
 
 def test_released_weights_need_statistics(place, capsys):
@@ -148,3 +151,12 @@ def test_low_precision_is_autocast(place):
     exact = sampled(place, "fp32.png", "--steps", "3")
     rounded = sampled(place, "bf16.png", "--steps", "3", "--precision", "bf16")
     assert (exact != rounded).any() and np.abs(exact.astype(int) - rounded.astype(int)).mean() < 3
+
+
+def test_published_flags_of_test_net(place):
+    command = f"--vq-ckpt {place.folder}/tokenizer --gpt-ckpt {place.folder}/dit --no-fid"
+    parsed = [generation_parser().parse_args([*command.split(), "--label-sampling", x]) for x in ("equal", "random")]
+    assert [args.classes for args in parsed] == ["balanced", "random"]
+    for flag, message in ((["--tf32"], "--tf32"), (["--cls", "768"], "has token_dim None, not 768")):
+        with pytest.raises(vfmtok.ConfigError, match=message):
+            measure_generator(generation_parser().parse_args([*command.split(), *flag]), ALONE)

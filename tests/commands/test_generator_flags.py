@@ -190,3 +190,11 @@ def test_old_and_other_names(cache):
 def test_recipes_in_configs_are_valid(root, cache):
     recipe = parse(f"--recipe {root}/configs/vfmtok/emoji64_gpt.yaml --code-path {cache}")
     assert recipe.generator.vocab_size == 32 and recipe.optimizer.lr_batch is None
+
+
+def test_the_encoder_that_reg_names(cache, tmp_path):
+    latents = write_latent_cache(tmp_path / "latents")
+    recipe = parse(f"--code-path {latents} --gpt-model REG-XL/1 --enc-type dinov2-vit-b")
+    assert recipe.generator.align_encoder is not None
+    with pytest.raises(ConfigError, match="--enc-type"):
+        parse(f"--code-path {cache} --gpt-model GPT-B --enc-type dinov2-vit-b")

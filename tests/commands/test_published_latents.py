@@ -155,6 +155,25 @@ def test_what_lightningdit_reads(own, tmp_path, monkeypatch):
     assert statistics["mean"].shape == statistics["std"].shape == (1, 4, 1, 1)
 
 
+def test_an_interrupted_export_is_written_again(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vfmtok.data.latent_export.SHARD", 4)
+    command = ["export-codes", str(own / "sample"), str(tmp_path / "out"), "--to"]
+    for _ in range(2):  # one that is impossible leaves nothing that stands in the way
+        assert cli.main([*command, "reg"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("vfmtok.data.latent_export._write_statistics", lambda cache, out: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main([*command, "lightningdit"])
+    first = tmp_path / "out/latents_rank00_shard000.safetensors"
+    whole = first.read_bytes()
+    first.write_bytes(b"")
+    assert cli.main([*command, "reg"]) == 2 and "is not empty" in capsys.readouterr().err
+    assert cli.main([*command, "lightningdit"]) == 0
+    assert first.read_bytes() == whole and (tmp_path / "out/latents_stats.pt").exists()
+    assert not list((tmp_path / "out").glob("*.json"))
+    assert cli.main([*command, "lightningdit"]) == 2 and "is not empty" in capsys.readouterr().err
+
+
 def test_reg_gets_the_images_too(own, tmp_path):
     command = ["export-codes", str(own / "moments"), str(tmp_path / "out"), "--to", "reg", "--dataset"]
     assert cli.main([*command, str(own / "lmdb")]) == 0

@@ -79,3 +79,16 @@ def test_one_scale_is_no_sweep(tmp_path):
 def test_scales_that_are_none(text):
     with pytest.raises(ConfigError, match="--cfg-scale"):
         parse_scales(text)
+
+
+def test_a_size_with_a_slash_in_its_name_is_one_folder(tmp_path):
+    run_sweep(evaluate, Samples(), [1.0, 1.5], tmp_path, "LightningDiT-XL/1", WORLD)
+    assert all(path.name.startswith("LightningDiT-XL-1-sweep") for path in tmp_path.iterdir())
+    places = []
+
+    def note(samples, folder):
+        places.append(folder)
+        return evaluate(samples, folder)
+
+    run_sweep(note, Samples(), [1.0], tmp_path, "LightningDiT-XL/1", WORLD)
+    assert [place.parent for place in places] == [tmp_path]

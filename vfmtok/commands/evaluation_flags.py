@@ -12,7 +12,7 @@ from vfmtok import distributed
 from vfmtok.commands import flags, models, tokenizer_flags
 from vfmtok.commands.flags import path_of
 from vfmtok.commands.parser import OneLineParser
-from vfmtok.commands.sampling_flags import add_guidance_scale, add_sampling, guidance_scale, sampling_of
+from vfmtok.commands.sampling_flags import add_guidance_scale, add_sampling, guidance_scale, label_sampling, sampling_of
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
@@ -124,6 +124,13 @@ def generation_parser() -> argparse.ArgumentParser:
         help="tokens per side, 16 for 256 tokens (default: the tokenizer's)",
     )
     parser.add_argument(
+        *("--cls", "--token-dim"),
+        dest="token_dim",
+        type=flags.positive,
+        metavar="N",
+        help="of REG: width of the class token that is drawn along (default: the weights')",
+    )
+    parser.add_argument(
         "--downsample-size",
         type=flags.positive,
         metavar="N",
@@ -173,6 +180,16 @@ def generation_parser() -> argparse.ArgumentParser:
     parser.add_argument(*flags.names("--global-seed"), type=int, default=plain.seed, metavar="N", help="default 0")
     parser.add_argument(
         "--classes", choices=("random", "balanced"), default=plain.classes, help="random is the published choice"
+    )
+    parser.add_argument(
+        "--label-sampling",
+        dest="classes",
+        type=label_sampling,
+        metavar="{equal,random}",
+        help="--classes, as RAE's scripts call it",
+    )
+    parser.add_argument(
+        "--tf32", action=argparse.BooleanOptionalAction, default=False, help="published; here float32 keeps all bits"
     )
     parser.add_argument(
         "--precision", choices=DTYPES, default=plain.precision, help="of the GPT (default none: float32, no TF32)"
@@ -236,6 +253,8 @@ def open_gpt(
         raise ConfigError(
             f"--latent-size {args.latent_size} makes {args.latent_size**2} tokens, the tokenizer has {on_grid}"
         )
+    if args.tf32:
+        raise ConfigError("--tf32: samples are drawn in full float32 here, the same on every device (--precision bf16)")
     stride = getattr(tokenizer.config, "stride", None)
     if args.downsample_size not in (None, stride):
         raise ConfigError(

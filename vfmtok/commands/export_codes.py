@@ -15,7 +15,9 @@ from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import ConfigError, DataError
-from vfmtok.files import replace_file, write_json
+from vfmtok.files import read_json, replace_file, write_json
+
+UNFINISHED = "unfinished_export.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "standard deviation of each image; with --dataset the images beside them), with latents_stats.pt."
     )
     parser.add_argument("cache", metavar="CACHE", help="made by `vfmtok codes` with --views center or flip")
-    parser.add_argument("out", metavar="OUT", help="the folder to write, empty or not there")
+    parser.add_argument("out", metavar="OUT", help="the folder to write: empty, not there, or unfinished")
     parser.add_argument("--to", choices=tuple(WRITERS), required=True, help="whose program is to read it")
     parser.add_argument("--dataset", metavar="PATH", help="of REG: the dataset of the cache, for its images")
 
@@ -41,18 +43,31 @@ def _export(args: argparse.Namespace) -> None:
     if args.dataset is not None and args.to != "reg":
         raise ConfigError("--dataset belongs to --to reg, whose training sees the images too")
     cache, out = LatentCache(Path(args.cache).expanduser()), Path(args.out).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        strangers = [entry.name for entry in out.iterdir()]
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}") from None
-    if strangers:
-        raise DataError(f"{out} is not empty (it has {min(strangers)}): choose another folder")
+    mark = _begin(cache, out, args)
     with tqdm(total=len(cache), unit="image") as bar:
         WRITERS[args.to](cache, out, bar.update)
     if args.dataset is not None:
         _write_images(cache, args.dataset, out / "images")
+    mark.unlink()
     print(f"{out}: {len(cache):,} images as {args.to} reads them")
+
+
+def _begin(cache: LatentCache, out: Path, args: argparse.Namespace) -> Path:
+    """The file that marks ``out`` as this export's until it is complete: one that was interrupted is written again.
+
+    Raises DataError: the folder holds something else.
+    """
+    mark = out / UNFINISHED
+    job = {"cache": str(cache.path.resolve()), "to": args.to, "dataset": args.dataset, **cache.metadata}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        strangers = [entry.name for entry in out.iterdir() if entry != mark]
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}") from None
+    if strangers and read_json(mark) != job:
+        raise DataError(f"{out} is not empty (it has {min(strangers)}): choose another folder")
+    write_json(mark, job)
+    return mark
 
 
 def _write_images(cache: LatentCache, dataset: str, folder: Path) -> None:

@@ -72,6 +72,11 @@ def generator_parser() -> argparse.ArgumentParser:
     flags.add_recipe(parser, "configs/vfmtok/gpt_b.yaml")
     flags.add_size(parser, "a named size [generator.kind and its fields]; optimizer: without a recipe as published")
     parser.add_argument("--path-type", choices=("linear",), help="of latents: the straight path is what there is")
+    parser.add_argument(
+        "--enc-type",
+        choices=("dinov2-vit-b",),
+        help="of REG sizes: the encoder that they are aligned with; generator.align_encoder takes any",
+    )
     parser.add_argument("--gpt-type", choices=("c2i",), help="class-conditional is what there is")
     flags.add_weights_to_start_from(parser, "--gpt-ckpt")
     parser.add_argument("--latent-size", type=int, help="side of the grid of tokens or latents")
@@ -112,6 +117,8 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         sides = getattr(type(recipe.generator), "fields_of_side", lambda side: {"num_tokens": side**2})
         values |= {f"generator.{name}": value for name, value in sides(args.latent_size).items()}
         recipe = with_overrides(recipe, settings, values)
+    if args.enc_type is not None and getattr(recipe.generator, "align_encoder", None) is None:
+        raise ConfigError("--enc-type: this generator is aligned with no encoder (--gpt-model REG-XL/1 is)")
     if args.finetune and not args.gpt_ckpt:
         raise ConfigError("--finetune needs --gpt-ckpt, the weights to begin with")
     if not (recipe.data.code_path or recipe.data.path):

@@ -73,7 +73,7 @@ def _tokenizer_of(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 def generator_fields(args: argparse.Namespace) -> dict:
     """Fields of the generator's configuration that flags and --set name. Raises ConfigError."""
     fields = override_tree({}, flags.settings_of(args)["generator"])
-    for name in ("vocab_size", "num_classes"):
+    for name in ("vocab_size", "num_classes", "token_dim"):
         if getattr(args, name, None) is not None:
             fields[name] = getattr(args, name)
     return fields

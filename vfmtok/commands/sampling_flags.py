@@ -28,10 +28,26 @@ FLAGS = (
     ("--cfg-channels", int, "of latents: guide the first so many channels"),
     ("--cfg-token-scale", float, "guidance of a class token that is drawn along; 0 is without"),
 )
+
+
+def mode(text: str) -> str:
+    """REG's --mode. Its "ode" says which kind of method, not which one."""
+    if text == "ode":
+        raise argparse.ArgumentTypeError("ode is a kind of method: choose euler or heun")
+    return text
+
+
+def label_sampling(text: str) -> str:
+    """RAE's names of how classes are chosen -> ours."""
+    if text not in ("equal", "random"):
+        raise argparse.ArgumentTypeError(f"takes equal or random, got '{text}'")
+    return "balanced" if text == "equal" else "random"
+
+
 # What published scripts call some of them.
 OTHER_NAMES = (
     ("--num-steps", "steps", int),
-    ("--mode", "method", str),
+    ("--mode", "method", mode),
     ("--guidance-low", "cfg_low", float),
     ("--guidance-high", "cfg_high", float),
     ("--cls-cfg-scale", "cfg_token_scale", float),
@@ -48,7 +64,8 @@ def add_sampling(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ())
         add_guidance_scale(parser, guidance_scale)
     for flag, name, takes in OTHER_NAMES:
         text = f"--{name.replace('_', '-')}, as published scripts call it"
-        parser.add_argument(flag, dest=name, type=takes, metavar=takes.__name__.upper(), help=text)
+        metavar = "STR" if takes is mode else takes.__name__.upper()
+        parser.add_argument(flag, dest=name, type=takes, metavar=metavar, help=text)
     parser.add_argument("--path-type", choices=("linear",), help="of latents: the straight path is what there is")
     parser.add_argument("--greedy", action="store_true", default=None, help="the likeliest token every time")
     parser.add_argument(

@@ -50,6 +50,10 @@ class LatentStatistics:
         total = (within + (mean - channel).square()).mean((1, 2), keepdim=True) / (1 - 1 / values)
         return LatentStatistics(channel.float(), total.sqrt().float(), self.count)
 
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Raw latents (n,C,h,w) on any device -> float32 of mean 0 and deviation 1."""
+        return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
+
     def save(self, path: str | Path) -> None:
         """A .safetensors file of three tensors. Raises DataError."""
         tensors = {"mean": self.mean, "std": self.std, "count": torch.tensor(self.count)}

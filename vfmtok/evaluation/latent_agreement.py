@@ -46,11 +46,10 @@ def largest_similarity(
         limit: compares with so many training images at equal distances; None with all.
     """
     statistics = train.statistics
-    mean, std = statistics.mean.to(device), statistics.std.to(device)
 
     def units(raw: Tensor) -> Tensor:
         """(n,C,h,w) -> (n,D) of length 1."""
-        return F.normalize(((raw.to(device) - mean) / std).flatten(1), dim=1)
+        return F.normalize(statistics.normalise(raw.to(device)).flatten(1), dim=1)
 
     own, best = units(latents), torch.full((len(latents),), -1.0, device=device)
     chosen = evenly_spaced(len(train) if limit is None else limit, len(train))

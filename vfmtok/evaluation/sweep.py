@@ -34,23 +34,24 @@ def run_sweep(
 
     Args:
         evaluate: (samples, folder) -> results; every process must call it.
-        model: what the folders' names begin with.
+        model: what the folders' names begin with, "/" replaced: "LightningDiT-XL/1" is one folder, not two.
 
     Returns:
         scale -> results.
     """
     found: dict[float, dict[str, Any]] = {}
+    begin = model.replace("/", "-")
     # All settings are looked at before the first one takes hours.
     settings = [replace(samples, sampling=at_scale(samples.sampling, scale)) for scale in scales]
     for setting in settings:
-        place = folder / f"{model}-{setting.name}"
+        place = folder / f"{begin}-{setting.name}"
         results = found[setting.sampling.cfg_scale] = evaluate(setting, place)
         distributed.print_main("\n".join(as_lines(f"{model}: {place}", results)))
     if len(found) > 1:
         with distributed.together():
             if world.is_main:
                 _, _, *otherwise = at_scale(samples.sampling, 2.0).guidance.split()  # without "CFG 2"
-                stem = "-".join([model, "sweep", *otherwise, samples.name_at_any_scale])
+                stem = "-".join([begin, "sweep", *otherwise, samples.name_at_any_scale])
                 _keep(found, folder / stem, model, samples.unsaid)
     return found
 

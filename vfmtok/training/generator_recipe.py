@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vfmtok.config import require, require_not_negative, require_positive
 from vfmtok.data.shards import ShardOptions
+from vfmtok.data.training_crop import Crop
 from vfmtok.errors import ConfigError
 from vfmtok.generators import AnyGeneratorConfig
 from vfmtok.generators.gpt.config import GPTConfig
@@ -23,7 +24,7 @@ class TokenDataConfig:
     val_path: str | None = None  # held-out images; with ``path`` None takes the folder's own val_lmdb
     vq_ckpt: str | None = None  # the tokenizer: a run's folder, a checkpoint, released weights or their repository
     vq_config: str | None = None  # its configuration, for weights that do not bring their own
-    crop: Literal["random", "center"] = "center"  # of images; center with flip is what a cache has by default
+    crop: Crop = "center"  # of images; center with flip is what a cache has by default
     flip: bool = True
     num_workers: int = 4  # processes that read and decode images, per training process
     min_size: int | None = None  # of shards: images with a shorter short side (px) are left out

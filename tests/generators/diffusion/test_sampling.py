@@ -1,5 +1,6 @@
 """Sampling beside closed forms, its random numbers, and what it refuses."""
 
+import dataclasses
 import math
 
 import pytest
@@ -217,3 +218,9 @@ def test_a_weaker_model_must_make_the_same_and_is_left_as_it_was():
     weaker = tiny_dit(depth=1).train()
     guided = vfmtok.generate_latents(dit, labels, steps=2, guidance=vfmtok.FlowGuidance(2.0, weaker=weaker))
     assert weaker.training and not torch.equal(guided, vfmtok.generate_latents(dit, labels, steps=2))
+
+
+@pytest.mark.parametrize("preset", ["LightningDiT-B/1", "REG-XL/1", "DiTDH-S"])
+def test_every_setting_says_what_it_does(preset):
+    overrides = {"REG-XL/1": REG, "DiTDH-S": {"head_width": 24, "head_heads": 2}}.get(preset, {})
+    assert all(setting.metadata["help"] for setting in dataclasses.fields(tiny_dit(preset, **overrides).sampling))

@@ -115,6 +115,14 @@ class DiTConfig:
 # --------------------------------------------------------------------------------------
 
 
+ABOUT = {  # what these settings do, for people; the classes below differ in their defaults
+    "method": {"help": "euler, heun or sde, the only one that adds noise on its way"},
+    "steps": {"help": "from noise to data; heun evaluates the network twice in each"},
+    "shift": {"help": "above 1: more steps near noise; none: as trained"},
+    "last": {"help": "noise level at which to stop"},
+}
+
+
 @dataclass(frozen=True)
 class FlowSampling:
     """The settings of ``DiT.sample``; the defaults are LightningDiT's steps, without guidance.
@@ -123,10 +131,10 @@ class FlowSampling:
     """
 
     cfg_scale: float = field(default=1.0, metadata={"label": "Guidance", "help": "1 is none", "range": (1, 10, 0.1)})
-    method: Literal["euler", "heun", "sde"] = "euler"
-    steps: int = field(default=249, metadata={"help": "evaluations of the network; heun: half of them"})
-    shift: float | None = field(default=1 / 0.3, metadata={"help": "above 1: more steps near noise; none: as trained"})
-    last: float = field(default=0.0, metadata={"help": "noise level at which to stop"})
+    method: Literal["euler", "heun", "sde"] = field(default="euler", metadata=ABOUT["method"])
+    steps: int = field(default=249, metadata=ABOUT["steps"])
+    shift: float | None = field(default=1 / 0.3, metadata=ABOUT["shift"])
+    last: float = field(default=0.0, metadata=ABOUT["last"])
     cfg_low: float = field(default=0.0, metadata={"help": "guide from this noise level on"})
     cfg_high: float = field(default=1.0, metadata={"help": "guide up to this noise level"})
     cfg_channels: int | None = field(default=None, metadata={"help": "guide the first so many channels; none: all"})
@@ -170,18 +178,18 @@ class FlowSampling:
 class TokenFlowSampling(FlowSampling):
     """With a class token: REG's steps."""
 
-    method: Literal["euler", "heun", "sde"] = "sde"
-    steps: int = 250
-    shift: float | None = 1.0
+    method: Literal["euler", "heun", "sde"] = field(default="sde", metadata=ABOUT["method"])
+    steps: int = field(default=250, metadata=ABOUT["steps"])
+    shift: float | None = field(default=1.0, metadata=ABOUT["shift"])
 
 
 @dataclass(frozen=True)
 class WideHeadSampling(FlowSampling):
     """With a wide head: VFMTok2's steps, which leave a little of the noise."""
 
-    steps: int = 99
-    shift: float | None = None
-    last: float = 0.001
+    steps: int = field(default=99, metadata=ABOUT["steps"])
+    shift: float | None = field(default=None, metadata=ABOUT["shift"])
+    last: float = field(default=0.001, metadata=ABOUT["last"])
 
 
 # --------------------------------------------------------------------------------------

@@ -99,8 +99,11 @@ class Network(nn.Module):
         config = self.config
         if not config.rope:
             return [None, None]
-        tables = []
-        for width, heads in ((config.width, config.heads), (config.head_width or config.width, config.head_heads)):
+        tables: list[Tensor | None] = []
+        for width, heads in ((config.width, config.heads), (config.head_width, config.head_heads)):
+            if width is None:
+                tables.append(None)
+                continue
             table = grid_rotary(config.side, width // heads)  # (2,N,E)
             if config.token_dim is not None:
                 unturned = torch.zeros_like(table[:, :1])  # (2,1,E)
