@@ -160,3 +160,17 @@ def test_published_flags_of_test_net(place):
     for flag, message in ((["--tf32"], "--tf32"), (["--cls", "768"], "has token_dim None, not 768")):
         with pytest.raises(vfmtok.ConfigError, match=message):
             measure_generator(generation_parser().parse_args([*command.split(), *flag]), ALONE)
+
+
+def test_pixels_are_truncated_from_the_offset_that_is_asked_for(place):
+    """Half a level darker with 127.5: no pixel brighter, about half of them one level darker."""
+    folder = place.folder / "offsets"
+    command = f"--vq-ckpt {place.folder}/tokenizer --gpt-ckpt {place.folder}/dit --sample-dir {folder} --no-fid"
+    command += " --num-fid-samples 4 --per-proc-batch-size 4 --image-size-eval 32 --steps 2"
+    arrays = []
+    for offset in ("128", "127.5"):
+        measure_generator(generation_parser().parse_args([*command.split(), "--uint8-offset", offset]), ALONE)
+        (file,) = (path for path in folder.rglob("*.npz") if (offset in str(path)) == (offset == "127.5"))
+        arrays.append(np.load(file)["arr_0"].astype(int))
+    difference = arrays[0] - arrays[1]
+    assert set(np.unique(difference)) == {0, 1} and 0.4 < difference.mean() < 0.6

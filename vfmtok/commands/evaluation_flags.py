@@ -195,6 +195,13 @@ def generation_parser() -> argparse.ArgumentParser:
         "--precision", choices=DTYPES, default=plain.precision, help="of the GPT (default none: float32, no TF32)"
     )
     parser.add_argument(
+        "--uint8-offset",
+        type=float,
+        default=plain.uint8_offset,
+        metavar="X",
+        help="pixels are 127.5 x + X, truncated (default 128; VFM-VAE and REG publish with 127.5)",
+    )
+    parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the sampling step"
     )
     _add_inception_flags(
@@ -285,6 +292,7 @@ def samples_of(args: argparse.Namespace, generator: Generator) -> Samples:
         seed=args.global_seed,
         classes=args.classes,
         precision=args.precision,
+        uint8_offset=args.uint8_offset,
     )
 
 

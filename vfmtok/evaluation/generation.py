@@ -31,7 +31,7 @@ from vfmtok.files import read_json
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.drawing import generate
 from vfmtok.layers.precision import full_float32
-from vfmtok.tokenizers.contract import Tokenizer
+from vfmtok.tokenizers.contract import Tokenizer, to_pixels
 from vfmtok.weights.hashing import model_hash, tokenizer_hash
 
 if TYPE_CHECKING:  # they need torch-fidelity, which sampling alone does not
@@ -176,7 +176,7 @@ def _sample_blocks(
                     compile=compile,
                     **asdict(samples.sampling),
                 )  # ids (B,K) or latents (B,C,h,w)
-                pixels = tokenizer.decode_to_uint8(code, samples.size)  # (B,E,E,3)
+                pixels = to_pixels(tokenizer.decode(code), samples.size, samples.uint8_offset)  # (B,E,E,3)
             arrays = {"images": pixels.cpu().numpy(), "labels": labels[rows]}
             store.write(rows, arrays)
             bar.update(len(rows))

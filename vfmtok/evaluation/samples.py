@@ -35,12 +35,15 @@ class Samples:
     seed: int = 0
     classes: str = "random"
     precision: str = "none"  # of the generator; the tokenizer decodes in float32
+    uint8_offset: float = 128.0  # of pixels in [-1,1]: 127.5 x + this is truncated
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"the seed must be in [0,2^64), got {self.seed}")
         if self.count < 1 or self.size < 1:
             raise ConfigError(f"the number of samples and their size must be positive, got {self.count}, {self.size}")
+        if not 127 <= self.uint8_offset <= 128:
+            raise ConfigError(f"--uint8-offset must be from 127 to 128, got {self.uint8_offset}")
         if self.classes not in ("random", "balanced"):
             raise ConfigError(f"classes are 'random' or 'balanced', not '{self.classes}'")
 
@@ -53,7 +56,7 @@ class Samples:
     @property
     def unsaid(self) -> dict[str, Any]:
         """What a job means that does not mention a setting, which came later."""
-        return asdict(type(self.sampling)())
+        return asdict(type(self.sampling)()) | {"uint8_offset": Samples.uint8_offset}
 
     @property
     def guidance(self) -> str:
@@ -81,7 +84,9 @@ class Samples:
     def _changed(self) -> list[tuple[str, Any]]:
         """(flag, value) of every setting that differs from its default, guidance and what names always say aside."""
         named = {f.name: (getattr(self.sampling, f.name), f.default) for f in fields(self.sampling)}
-        named |= {name: (getattr(self, name), getattr(Samples, name)) for name in ("classes", "precision")}
+        named |= {
+            name: (getattr(self, name), getattr(Samples, name)) for name in ("classes", "precision", "uint8_offset")
+        }
         return [
             (name.replace("_", "-"), value)
             for name, (value, default) in named.items()

@@ -57,12 +57,13 @@ class PublishedSamples:
     top_k: int | None = None
     top_p: float | None = None
     temperature: float | None = None
+    uint8_offset: float | None = None  # 127.5 where the published program truncates 127.5 x + 127.5
     settings: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
         """Of test_net.py."""
         words = ["--precision", self.precision, "--classes", self.classes, "--global-seed", str(self.seed)]
-        for name in ("cfg_scale", "cfg_interval", "top_k", "top_p", "temperature"):
+        for name in ("cfg_scale", "cfg_interval", "top_k", "top_p", "temperature", "uint8_offset"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name.replace('_', '-')}", f"{value:g}"]
         return words + [word for setting in self.settings for word in ("--sampling", setting)]

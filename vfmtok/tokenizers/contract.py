@@ -119,13 +119,14 @@ def code_of(encoding: Encoding, code: Code) -> Tensor:
     return encoding.ids if hasattr(code, "segments") else encoding.latents
 
 
-def to_pixels(images: Tensor, size: int) -> Tensor:
-    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + 128, clamp, truncate.
+def to_pixels(images: Tensor, size: int, offset: float = 128.0) -> Tensor:
+    """(B,3,S,S), nominally in [-1,1] -> (B,size,size,3) uint8: bicubic, x * 127.5 + offset, clamp, truncate.
 
-    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S.
+    uint8 images that ``to_unit_range`` made floats come back exactly where ``size`` is S. Some publications truncate
+    from 127.5, which makes everything half a level darker.
     """
     images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False)
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (images * 127.5 + offset).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def check_images(images: Tensor, size: int | None = None) -> None:
