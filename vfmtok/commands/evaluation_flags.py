@@ -165,11 +165,7 @@ def generation_parser() -> argparse.ArgumentParser:
         help="side of the samples (default 256)",
     )
     parser.add_argument(
-        "--num-fid-samples",
-        type=flags.positive,
-        default=plain.count,
-        metavar="N",
-        help="default 50000, exactly so many",
+        "--num-fid-samples", type=flags.positive, default=plain.count, metavar="N", help="default 50000, exactly"
     )
     parser.add_argument("--per-proc-batch-size", type=flags.positive, default=32, metavar="N", help="default 32")
     parser.add_argument(
@@ -195,12 +191,9 @@ def generation_parser() -> argparse.ArgumentParser:
         "--precision", choices=DTYPES, default=plain.precision, help="of the GPT (default none: float32, no TF32)"
     )
     parser.add_argument(
-        "--uint8-offset",
-        type=float,
-        default=plain.uint8_offset,
-        metavar="X",
+        "--uint8-offset", type=float, default=plain.uint8_offset, metavar="X",
         help="pixels are 127.5 x + X, truncated (default 128; VFM-VAE and REG publish with 127.5)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the sampling step"
     )
