@@ -129,7 +129,8 @@ def test_linked_files_and_headings_exist():
 
 def test_published_numbers_are_those_of_the_manifests():
     """Every manifest of VFMTok's own is named, and the row of its model shows its numbers; a page names the others."""
-    others = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-", "vfmae-"))]
+    systems = ("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-")
+    others = [name for name in manifest_names() if name.startswith(systems)]
     for stem in {name.split("-")[0] for name in others}:
         assert any(f"`{name}`" in PAGES["evaluation"] for name in others if name.startswith(stem))
     for name in set(manifest_names()) - set(others):
