@@ -16,11 +16,18 @@ import vfmtok
 from vfmtok.code import Latents
 from vfmtok.generators import GENERATORS, build_generator
 from vfmtok.generators.counter_random import Draws, exponentials
+from vfmtok.layers.equivariance import Transformation
 from vfmtok.tokenizers import TOKENIZERS
 from vfmtok.tokenizers.contract import code_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the frozen encoder", "ignore:the DINO discriminator")
 
+TINY_VFM_VAE = (
+    "image_size=64", "latent_size=4", "level_width=16", "encoder.name=test_vit", "encoder.image_size=128",
+    "encoder.levels=[0, 3, 6]", "bottleneck.channels=16", "expansion=4", "decoder.widths=[64, 32, 16, 8]",
+    "decoder.injected=[32, 16, 8, 8]", "decoder.kernels=[5, 5, 7, 7]", "decoder.blurs=[3, 3, 3, 5]",
+    "decoder.layers=[2, 1, 1, 1]", "decoder.attentions=[1, 0, 0, 0]", "decoder.style_dim=32",
+)  # fmt: skip
 # name -> (configuration file, overrides, side of the images)
 TOKENIZER_CASES = {
     "vfmtok": ("configs/tiny.yaml", (), 32),
@@ -41,6 +48,13 @@ TOKENIZER_CASES = {
         64,
     ),
     "vfmae, full size": ("configs/vfmae/vfmae.yaml", (), 256),
+    "vfm_vae": ("configs/vfm_vae/stage1.yaml", TINY_VFM_VAE, 64),
+    "vfm_vae, codebooks": (
+        "configs/vfm_vae/stage1.yaml",
+        (*TINY_VFM_VAE, "bottleneck={kind: multi-codebook, codebooks: 2, channels: 8, entropy_weight: 0.1}",
+         "decoder.noise=true", "projection=conv"),
+        64,
+    ),
     "vqgan": (
         "configs/vqgan/vq16.yaml",
         ("quantizer.entropy_weight=0.1", "image_size=64", "encoder.channels=32", "pixel_decoder.channels=32"),
@@ -172,6 +186,12 @@ def test_tokenizer(case, bf16, root):
         cuda.put(tokenizer)
         out = tokenizer.train()(images(size))
         assert out.reconstruction.shape == (2, 3, size, size)
+        if getattr(tokenizer, "takes_transformations", False):
+            draws = Draws(3, torch.empty(2, dtype=torch.int64, device="cuda"))
+            given = (Transformation(latent_scale=0.5, quarter_turns=1), draws if tokenizer.encode_draws else None)
+            turned = tokenizer(images(size), *given)
+            assert turned.reconstruction.shape == (2, 3, size // 2, size // 2)
+            assert_on_cuda(turned)
         assert all(loss.dtype == torch.float32 and loss.ndim == 0 for loss in out.losses.values())
         tokenizer.eval()
         with torch.no_grad():

@@ -133,6 +133,11 @@ class VFMVAE(nn.Module):
     takes_transformations = True
 
     @property
+    def makes_losses(self) -> bool:
+        """Whether a pass has losses of its own: a quantizer's."""
+        return self.quantizer is not None
+
+    @property
     def loss_inputs(self) -> tuple[str, ...]:
         """Which inputs of further losses its passes have."""
         posterior = ("posterior",) if self.quantizer is None else ()
