@@ -8,6 +8,7 @@ import torch
 
 import vfmtok
 from vfmtok import cli
+from vfmtok.tokenizers import TOKENIZERS
 
 pytest_plugins = ["inception_by_rule", "local_hub"]  # fixtures for tests of several rooms
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,15 @@ LONGEST = ("test_readme.py", "test_quickstart.py", "test_exactness.py", "test_fa
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def families_of_this_file(request):
+    """Tokenizers that a test file brings along (``FAMILIES``) are in the table for its tests, and not for others'."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, row in getattr(request.module, "FAMILIES", {}).items():
+            patch.setitem(TOKENIZERS, name, row)
+        yield
 
 
 @pytest.fixture(scope="session")

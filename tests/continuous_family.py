@@ -71,7 +71,7 @@ class Patches(nn.Module):
         return SimpleNamespace(reconstruction=self.decode(encoding.latents), losses={})
 
 
-tokenizers.TOKENIZERS["patches"] = Family(PatchesConfig, "continuous_family:Patches")
+FAMILIES = {"patches": Family(PatchesConfig, "continuous_family:Patches")}
 
 
 def tokenizer(variational: bool = False, **fields) -> Patches:
@@ -83,5 +83,6 @@ def tokenizer(variational: bool = False, **fields) -> Patches:
 if __name__ == "__main__":
     sys.modules["continuous_family"] = sys.modules["__main__"]  # one class, by whichever name it is found
     sys.path.insert(0, str(Path(__file__).parent))
+    tokenizers.TOKENIZERS.update(FAMILIES)
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -20,6 +20,8 @@ from vfmtok.data.latent_cache import LatentCache
 from vfmtok.data.records import Record, write_records
 from vfmtok.evaluation import decoding
 
+FAMILIES = continuous_family.FAMILIES
+
 COUNT = 11
 ENVIRONMENT = {
     **os.environ,

@@ -30,6 +30,8 @@ from vfmtok.errors import DataError
 from vfmtok.generators.counter_random import Draws
 from vfmtok.weights.hashing import tokenizer_hash
 
+FAMILIES = continuous_family.FAMILIES
+
 COUNT = 40
 ENVIRONMENT = {
     **os.environ,

@@ -19,6 +19,8 @@ from vfmtok.data.records import Record, RecordDataset, write_records
 from vfmtok.data.transforms import EvaluationCrop
 from vfmtok.errors import DataError, WeightsError
 
+FAMILIES = continuous_family.FAMILIES
+
 CODE, COUNT = Latents((4, 4, 4)), 11
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_gpt import random_gpt
-from tiny_vae import TinyVAE, TinyVAEConfig
+from tiny_vae import FAMILIES, TinyVAE, TinyVAEConfig  # noqa: F401 (for the fixture families_of_this_file)
 
 import vfmtok
 from vfmtok import cli

@@ -9,7 +9,7 @@ import ranks
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from tiny_vae import TinyVAE, TinyVAEConfig
+from tiny_vae import FAMILIES, TinyVAE, TinyVAEConfig  # noqa: F401 (for the fixture families_of_this_file)
 from training_runs import logged
 
 import vfmtok

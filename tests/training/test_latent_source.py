@@ -27,6 +27,8 @@ from vfmtok.training.chosen_codes import chosen_codes, measured_statistics
 from vfmtok.training.code_source import drawn, open_codes, training_codes
 from vfmtok.training.generator_run import GeneratorRun
 
+FAMILIES = continuous_family.FAMILIES
+
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 COUNT = 14
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vfmtok import tokenizers
 from vfmtok.code import Latents
 from vfmtok.errors import ConfigError
 from vfmtok.families import Family
@@ -95,4 +94,4 @@ class TinyVAE(nn.Module):
         )
 
 
-tokenizers.TOKENIZERS["tiny_vae"] = Family(TinyVAEConfig, "tiny_vae:TinyVAE")
+FAMILIES = {"tiny_vae": Family(TinyVAEConfig, "tiny_vae:TinyVAE")}

@@ -85,12 +85,14 @@ class Network(nn.Module):
         """``to``, ``cuda``, ``to_empty``, ...: the tables follow the weights' device, never into a lower precision."""
         names = ("positions", "classes.weight", "statistics.mean", "statistics.std", "statistics.multiplier")
         names += ("time.frequencies",) if self.time.fourier else ()
-        before = {name: tensor.detach() for name, tensor in self.state_dict(keep_vars=True).items() if name in names}
-        super()._apply(fn, recurse)
-        now = self.state_dict(keep_vars=True)
-        for name, tensor in before.items():
-            if now[name].dtype.itemsize < 4 <= tensor.dtype.itemsize:
-                now[name].data = tensor.to(now[name].device, torch.float32)
+        kept = {id(tensor) for name, tensor in self.state_dict(keep_vars=True).items() if name in names}
+
+        def convert(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            lowered = id(tensor) in kept and found.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(found.device, torch.float32) if lowered else found
+
+        super()._apply(convert, recurse)
         self.rotary = self._rotary_tables(self.output.linear.weight.device)
         return self
 
