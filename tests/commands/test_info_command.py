@@ -117,6 +117,7 @@ def test_what_is_no_model_is_one_line(capsys, tmp_path, monkeypatch, arguments, 
     assert words in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_saved_models_and_the_published_one(capsys, tmp_path, root, tiny_config):
     import tiny_models
 

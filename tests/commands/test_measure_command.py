@@ -43,6 +43,7 @@ def files(images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_features(images, files, inception, inception_file, tmp_path):
     """In two processes, of which each takes a ragged share."""
     flags = ["--reference", files / "reference.npz", "--inception", inception_file, "--batch-size", 4]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import tiny_models
 import torch
 
@@ -14,6 +15,7 @@ from vfmtok.evaluation.reference import measure_reference
 from vfmtok.evaluation.reference_file import read_reference
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_statistics_of_the_dataset(inception, inception_file, tmp_path):
     data = tmp_path / "birds" / "val_lmdb"
     write_records(data, [Record(tiny_models.encoded(i, (40, 30)), 0, f"{i}") for i in range(5)])
