@@ -41,6 +41,11 @@ class PixelDecoderConfig:
         require(grouped, "pixel_decoder.channels", "times every multiplier must be a multiple of 32", self.channels)
         require_share(self.dropout, "pixel_decoder.dropout")
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the map, per side."""
+        return 2 ** (len(self.multipliers) - 1)
+
 
 class PixelDecoder(nn.Module):
     """(B,z_channels,g,g) -> (B,3,S,S), S = g * 2^(levels - 1), nominally in [-1,1]."""

@@ -1,6 +1,7 @@
 """Layers that several models share.
 
 attention, feed_forward   transformer blocks' parts
+norms                     of vectors, in float32
 residual                  convolutional blocks of VQGAN
 modulated                 convolutions modulated by a style vector
 map_attention             self-attention over the cells of a map

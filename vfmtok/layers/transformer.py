@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, D width.
 from torch import Tensor, nn
 
 from vfmtok.layers.attention import Attention
-from vfmtok.layers.feed_forward import SwiGLU
+from vfmtok.layers.feed_forward import SwiGLU, swiglu_hidden
 
 
 class TransformerLayer(nn.Module):
@@ -18,7 +18,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads, dropout)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = SwiGLU(dim, mlp_dim)
+        self.mlp = SwiGLU(dim, swiglu_hidden(mlp_dim))
 
     def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None, last: int | None = None) -> Tensor:
         """x (B,N,D) -> (B,N,D). ``mask`` (N,N) is True where a token (row) may look.

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.generators.diffusion.config import DiTConfig
+from vfmtok.layers.feed_forward import SwiGLU
+from vfmtok.layers.norms import RMSNorm
 from vfmtok.layers.precision import at_least_float32
 from vfmtok.layers.rotary import rotate
 
@@ -18,21 +20,14 @@ EPS = 1e-6  # of all norms, but for those of queries and keys without RMS
 QK_LAYER_NORM_EPS = 1e-5
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, times a learned weight."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(x), self.weight.shape, eps=EPS).to(x.dtype) * self.weight  # as x
+class ModulatedRMSNorm(RMSNorm):
+    """Besides, with the modulation that follows it."""
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         """forward(x) * (1 + scale) + shift in float32, cast back: in three passes over x, which are memory's work."""
         y = at_least_float32(x)
         length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)  # (...,1)
-        y = y * torch.rsqrt(length.square() / x.shape[-1] + EPS)
+        y = y * torch.rsqrt(length.square() / x.shape[-1] + self.eps)
         return scaled_and_shifted(y, self.weight * (1 + scale), shift).to(x.dtype)
 
 
@@ -46,7 +41,7 @@ class PlainNorm(nn.Module):
 
 
 def new_norm(config: DiTConfig, dim: int) -> nn.Module:
-    return RMSNorm(dim) if config.norm == "rms" else PlainNorm()
+    return ModulatedRMSNorm(dim, EPS) if config.norm == "rms" else PlainNorm()
 
 
 def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -91,7 +86,9 @@ class Attention(nn.Module):
         if config.qk_norm:
             dim = width // heads
             rms = config.norm == "rms"
-            self.q_norm, self.k_norm = (RMSNorm(dim) if rms else nn.LayerNorm(dim, QK_LAYER_NORM_EPS) for _ in "qk")
+            self.q_norm, self.k_norm = (
+                RMSNorm(dim, EPS) if rms else nn.LayerNorm(dim, QK_LAYER_NORM_EPS) for _ in "qk"
+            )
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
         """x (B,T,D) -> (B,T,D)."""
@@ -105,19 +102,6 @@ class Attention(nn.Module):
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # 3 x (B,H,T,E)
         out = F.scaled_dot_product_attention(q, k, v)  # (B,H,T,E)
         return self.proj(out.transpose(1, 2).flatten(2))  # (B,T,D)
-
-
-class SwiGLU(nn.Module):
-    """w3(silu(gate) * value), gate and value packed in one linear, gate first."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.w12 = nn.Linear(dim, 2 * hidden)
-        self.w3 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)  # 2 x (B,T,F)
-        return self.w3(F.silu(gate) * value)  # (B,T,D)
 
 
 class MLP(nn.Module):

@@ -12,7 +12,7 @@ from vfmtok.generators.causal_attention import AttentionPath, cached_attention, 
 from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.gpt.rotary import rotate
 from vfmtok.generators.kv_cache import LayerCache
-from vfmtok.layers.precision import at_least_float32
+from vfmtok.layers.norms import RMSNorm
 
 
 class Layer(nn.Module):
@@ -102,15 +102,3 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))  # (B,T,F) inside, (B,T,D) out
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, times a learned weight."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(x), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight  # as x

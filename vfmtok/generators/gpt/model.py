@@ -28,13 +28,14 @@ from vfmtok.generators.autoregressive import computing_dtype, generate, score_lo
 from vfmtok.generators.causal_attention import AttentionPath, attention_path
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.gpt.config import GPTConfig
-from vfmtok.generators.gpt.layers import Layer, RMSNorm
+from vfmtok.generators.gpt.layers import Layer
 from vfmtok.generators.gpt.released import RELEASED, fields_of_released
 from vfmtok.generators.gpt.rotary import rotary_table
 from vfmtok.generators.gpt.segments import HolisticSampling, OrderedCache, SegmentedCache
 from vfmtok.generators.kv_cache import KVCache
 from vfmtok.generators.orders import raster, training_orders
 from vfmtok.generators.token_sampling import TokenSampling
+from vfmtok.layers.norms import RMSNorm
 from vfmtok.layers.precision import at_least_float32
 
 

@@ -71,7 +71,7 @@ class HitaConfig:
     @property
     def stride(self) -> int:
         """Pixels per patch, per side."""
-        return 2 ** (len(self.pixel_decoder.multipliers) - 1)
+        return self.pixel_decoder.stride
 
     @property
     def side(self) -> int:

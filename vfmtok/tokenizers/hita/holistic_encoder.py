@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmtok.layers.feed_forward import SwiGLU
+from vfmtok.layers.feed_forward import SwiGLU, swiglu_hidden
 from vfmtok.layers.positions import position_table, resample_by_scale
 from vfmtok.layers.transformer import TransformerLayer
 
@@ -61,7 +61,7 @@ class MixingLayer(nn.Module):
         self.to_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = SwiGLU(dim, mlp_dim)
+        self.mlp = SwiGLU(dim, swiglu_hidden(mlp_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B,N,D) -> (B,N,D), every token attending to all."""

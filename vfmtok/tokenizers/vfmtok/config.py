@@ -98,7 +98,7 @@ class VFMTokConfig:
     @property
     def stride(self) -> int:
         """Pixels of the reconstruction per cell of the ViT decoder's image map, per side."""
-        return 2 ** (len(self.pixel_decoder.multipliers) - 1)
+        return self.pixel_decoder.stride
 
     @property
     def image_grid(self) -> int:

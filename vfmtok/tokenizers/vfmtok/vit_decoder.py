@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmtok.layers.attention import Attention, xavier_uniform_
-from vfmtok.layers.feed_forward import SwiGLU
+from vfmtok.layers.feed_forward import SwiGLU, swiglu_hidden
 from vfmtok.layers.positions import position_table, resample_by_scale
 from vfmtok.tokenizers.vfmtok.config import DecoderConfig
 
@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(dim, config.heads, config.attention_dropout)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = SwiGLU(dim, config.mlp_dim)
+        self.mlp = SwiGLU(dim, swiglu_hidden(config.mlp_dim))
 
     def forward(self, states: list[Tensor], memory_is_read_later: bool) -> list[Tensor]:
         """[memory (B,K,D), branch (B,T,D), ...] -> the same, transformed.

@@ -51,7 +51,7 @@ class VQGANConfig:
     @property
     def stride(self) -> int:
         """Pixels per cell of the token grid, per side."""
-        return 2 ** (len(self.pixel_decoder.multipliers) - 1)
+        return self.pixel_decoder.stride
 
     @property
     def side(self) -> int:
