@@ -131,25 +131,18 @@ def _keeping(found: dict[str, Tensor], kind: str) -> Callable:
 
 
 def _run(generator: Generator, code: Tensor, numbers: Tensor) -> None:
-    """A pass of the generator in eval mode."""
-    labels = torch.full((len(code),), generator.null_class, device=code.device)
+    """A pass of the generator in eval mode, without a class."""
     draws = Draws(0, numbers)
-    if isinstance(generator.code, Ids):
-        generator.loss(code, labels, draws)
-        return
-    latents = generator.statistics.normalise(code)  # (B,C,h,w)
-    noise = draws.normal("noise", latents[0].numel()).view_as(latents)
-    half = torch.full((len(code),), 0.5, device=code.device)
-    width = getattr(generator.config, "token_dim", None)  # of a class token, of which nothing is known but the noise
-    token = () if width is None else (0.5 * draws.normal("class token", width),)
-    generator(0.5 * latents + 0.5 * noise, half, labels, *token)
+    if hasattr(generator, "pass_over"):
+        generator.pass_over(code, draws)
+    else:
+        generator.loss(code, torch.full((len(code),), generator.null_class, device=code.device), draws)
 
 
 def _of_places(tokens: Tensor, generator: Generator) -> Tensor:
     """(B,T,D) -> without the tokens before those of the image."""
-    if isinstance(generator.code, Ids):
-        return tokens[:, -generator.code.num_tokens :]
-    return tokens if getattr(generator.config, "token_dim", None) is None else tokens[:, 1:]
+    count = generator.image_tokens if hasattr(generator, "image_tokens") else generator.code.num_tokens
+    return tokens[:, -count:]
 
 
 def _mean_code(tokenizer: Tokenizer, encoding: Any) -> Tensor:

@@ -74,6 +74,9 @@ class Generator(Protocol):
         observed: a method () -> {name: scalar} of what else ``loss`` saw of its last batch, for log and alarms.
         use_guide, guided_by: a method (generator, name) that lets a weaker one guide it, and that name, which its
             setting ``cfg_weaker`` has then.
+        pass_over: a method (code, draws), in eval mode: a pass over a code (B,...) without a class, for who listens to
+            ``layers``. Without it: ``loss`` of the null class.
+        image_tokens: how many tokens of a layer's output, the last, are the image's. Without it: those of the ids.
         learns_from_images: whether ``loss`` wants the images that the code was made of, as ``images`` (B,3,S,S) uint8.
             ``begin_run`` then has built what it needs for that.
         fastest_attention: a method (device, dtype, batch) -> the name of an attention kernel, which ``use_attention``

@@ -121,6 +121,23 @@ class DiT(Network):
         loss = flow_loss(self, latents, labels, times, noise, **self._learned_of(images, draws))
         return {name: term.mean() for name, term in loss.terms.items()}
 
+    def pass_over(self, code: Tensor, draws: Draws) -> None:
+        """Raw latents (B,C,S,S), normalised and half way to noise, which is a function of the sample, without a class.
+
+        Of a class token nothing is known but the noise.
+        """
+        latents = self.statistics.normalise(code)  # (B,C,S,S)
+        noise, width = draws.normal("noise", latents[0].numel()).view_as(latents), self.config.token_dim
+        token = None if width is None else 0.5 * draws.normal("class token", width)  # (B,Z)
+        labels = torch.full((len(code),), self.null_class, device=code.device)
+        half = torch.full((len(code),), 0.5, device=code.device)
+        self(0.5 * latents + 0.5 * noise, half, labels, token)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens of a block's output, the last, are the image's: the class token is the first."""
+        return self.config.side**2
+
     def _learned_of(self, images: Tensor | None, draws: Draws | None) -> dict[str, Tensor]:
         """What ``flow_loss`` takes of images (B,3,S,S) uint8: class token, its noise, features to be aligned with."""
         if not self.learns_from_images:
