@@ -1,5 +1,10 @@
 """What `vfmtok codes` is tried on: a small dataset and a tiny tokenizer."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +15,12 @@ from photographs import jpeg, photographs
 import vfmtok
 from vfmtok.data.records import Record, write_records
 
+ENVIRONMENT = {  # of commands in processes of their own
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+}
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
@@ -39,3 +50,14 @@ def in_one_thread(folder: Path, count: int) -> Iterator[Place]:
     torch.set_num_threads(1)  # as in the subprocesses: sums must be taken in the same order
     yield Place(folder, count)
     torch.set_num_threads(threads)
+
+
+def killed_after(rows: int, command: list[str], out: Path) -> int:
+    """Start a command that writes a cache to ``out`` and kill it once so many rows are done: its exit status."""
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline, done, progress = time.monotonic() + 120, 0, out / "progress.bin"
+    while done < rows and time.monotonic() < deadline and process.poll() is None:
+        done = sum(progress.read_bytes()) if progress.exists() else 0
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()

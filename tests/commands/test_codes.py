@@ -1,15 +1,13 @@
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_hita
 import torch
-from codes_place import TINY, in_one_thread
+from codes_place import ENVIRONMENT, TINY, in_one_thread, killed_after
 from PIL import Image
 
 import vfmtok
@@ -30,14 +28,6 @@ COUNT = 90
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     yield from in_one_thread(tmp_path_factory.mktemp("codes"), COUNT)
-
-
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-}
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -135,14 +125,7 @@ def test_both_codebooks_of_hita(place, tmp_path, capsys):
 def test_kill_9_and_again_gives_the_same_bytes(place, ten_crop, tmp_path):
     out = tmp_path / "cache"
     command = [sys.executable, "-m", "vfmtok", *place.arguments(out, "--views", "ten-crop")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, done = time.monotonic() + 120, 0
-    while done < 12 and time.monotonic() < deadline and process.poll() is None:
-        progress = out / "progress.bin"
-        done = sum(progress.read_bytes()) if progress.exists() else 0
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert killed_after(12, command, out) == -signal.SIGKILL
     progress = np.frombuffer((out / "progress.bin").read_bytes(), np.uint8)
     assert 12 <= progress.sum() < COUNT
     written = np.load(out / "ids.npy")[progress == 1]

@@ -1,6 +1,5 @@
 """`vfmtok decode`: caches and shards of latents as images and labels, shared among processes and continued."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from codes_place import in_one_thread
+from codes_place import ENVIRONMENT, in_one_thread
 from photographs import jpeg, photographs
 from PIL import Image
 
@@ -23,12 +22,6 @@ from vfmtok.evaluation import decoding
 FAMILIES = continuous_family.FAMILIES
 
 COUNT = 11
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-}
 
 
 @pytest.fixture(scope="module")

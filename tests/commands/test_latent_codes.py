@@ -1,10 +1,7 @@
 """`vfmtok codes` of continuous tokenizers: latents, samples or moments of a posterior, and their statistics."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import continuous_family
@@ -13,6 +10,7 @@ import pytest
 import timm
 import tiny_vfmae
 import torch
+from codes_place import ENVIRONMENT, killed_after
 from photographs import jpeg, photographs
 from PIL import Image
 from tokenizers.vfm_vae import tiny as tiny_vfm_vae
@@ -33,12 +31,6 @@ from vfmtok.weights.hashing import tokenizer_hash
 FAMILIES = continuous_family.FAMILIES
 
 COUNT = 40
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-}
 COMMAND = [str(Path(continuous_family.__file__)), "vfmtok"]
 
 
@@ -167,14 +159,7 @@ def test_moments_and_means(place, tmp_path):
 def test_kill_9_and_again_gives_the_same_bytes(place, sampled, tmp_path):
     out = tmp_path / "cache"
     command = [sys.executable, *COMMAND, *place.arguments(out, tokenizer="vae")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, done = time.monotonic() + 120, 0
-    while done < 8 and time.monotonic() < deadline and process.poll() is None:
-        progress = out / "progress.bin"
-        done = sum(progress.read_bytes()) if progress.exists() else 0
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after(8, command, out)
     if (out / "progress.bin").exists():  # else it was too quick for the signal, and there is nothing to continue
         with pytest.raises(DataError, match="not complete"):
             LatentCache(out)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_diffusion_parity import model_of
+from published_cases import model_of
 
 import vfmtok
 from vfmtok.generators.counter_random import Draws
