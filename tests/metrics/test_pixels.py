@@ -61,13 +61,13 @@ def test_lpips_is_any_callable_on_unit_range(pair):
         assert x.dtype == torch.float32 and x.min() >= -1 and x.max() <= 1 and x.min() < -0.5
         return (x - y).abs().mean((1, 2, 3)).view(-1, 1, 1, 1)
 
-    metrics = PixelMetrics((), lpips=distance)
+    metrics = PixelMetrics((), {"lpips": distance})
     values = metrics.update(*pair)["lpips"]
     reference = (pair[0].double() - pair[1].double()).abs().mean((1, 2, 3)) / 127.5
     assert torch.allclose(values, reference, rtol=1e-5)
     assert metrics.compute() == {"lpips": pytest.approx(reference.mean().item(), rel=1e-5)}
     with pytest.raises(EvaluationError, match="one value an image"):
-        PixelMetrics((), lpips=lambda x, y: (x - y).mean()).update(*pair)
+        PixelMetrics((), {"lpips": lambda x, y: (x - y).mean()}).update(*pair)
 
 
 def test_identical_images(pair):

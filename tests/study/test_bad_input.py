@@ -40,6 +40,8 @@ ROW = {"name": "x"}
         ({"reconstruction": "--no-lpip"}, [], "reconstruction: unknown flag --no-lpip (closest match: --"),
         ({"generation": "--num-fid-samples some"}, [], "generation: argument --num-fid-samples: a positive whole"),
         ({"columns": [{"name": "a", "of": "agreement"}], "rows": [ROW]}, [], "column 'a' needs the flags of agreement"),
+        ({"columns": [{"name": "bits", "of": "row"}], "rows": [ROW]}, [], "column 'bits': of a row there are bits per"),
+        ({"rows": [{**ROW, "agreement": "--per-calss 2"}]}, [], "row 'x': agreement: unknown flag --per-calss"),
         ({}, ["--set", "seeds=[1,1]"], "seeds must differ"),
         ({}, ["--tokenizer-set", "run.seeed=1"], "row 'base': tokenizer {tokenizer}: configuration: unknown key"),
         ({"data": "/no/images"}, [], "no images at /no/images: give --data"),

@@ -43,3 +43,8 @@ def test_a_cell_in_words():
     assert in_words(Cell({0: 18.0, 1: 18.2}, 0.95, beside="noise"), PSNR) == "18.10 ± 0.14 ≈ [0.95]"
     assert in_words(Cell({0: 18.0}, None, beside="unknown"), PSNR) == "18.00"
     assert in_words(Cell({}, 3.0), PSNR) == "- [3]"
+
+
+def test_of_facts_rows_are_not_compared():
+    bits = ColumnConfig("bits", of="row", number="bits per image", better="neither")
+    assert compare(Cell({0: 9.0}, None), Cell({0: 1.0}, None), bits, (0.0, 1)) == ""

@@ -7,8 +7,8 @@ pictures         sample, reconstruct, inpaint, style, demo, curves, report;
                  pictures_of_images: what those of given images share
 numbers          measure, agreement, alignment
 all of them      study: every row of a table
-root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags and evaluation_scripts
-                 (vqgan_test.py, test_net.py)
+root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags, measuring_networks and
+                 evaluation_scripts (vqgan_test.py, test_net.py)
 all              flags and sampling_flags: those that several commands have; models: what they open; parser: mistakes
                  in one line
 """

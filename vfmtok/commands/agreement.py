@@ -18,7 +18,9 @@ from vfmtok.data.code_cache import Cache, CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.latent_cache import LatentCache, open_cache
 from vfmtok.data.order import evenly_spaced
+from vfmtok.data.records import RecordDataset
 from vfmtok.encoders.config import EncoderConfig
+from vfmtok.encoders.vfm import Encoder
 from vfmtok.errors import ConfigError, DataError
 from vfmtok.evaluation.agreement import (
     ClassProbe,
@@ -28,8 +30,9 @@ from vfmtok.evaluation.agreement import (
     positional_unigram,
     read_batches,
 )
+from vfmtok.evaluation.encoder_distance import HeldOutDistances, open_encoder
 from vfmtok.evaluation.latent_agreement import largest_similarity, positional_latents
-from vfmtok.evaluation.results import Number, as_lines, as_tree
+from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree
 from vfmtok.files import write_json
 from vfmtok.generators.contract import SamplingSettings, at_scale
 from vfmtok.generators.drawing import draw_codes
@@ -62,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--encoder-weights", str, "auto (default), hub, package, or a file"),
     ):
         parser.add_argument(flag, type=kind, metavar="N" if kind is not str else "NAME", help=text)
+    text = "also fd@ENCODER to the held-out images: of training images (its floor), and of generated ones"
+    flags.add_measuring_encoder(parser, "--fd", text)
     parser.add_argument("--batch-size", type=flags.positive, default=60, metavar="N", help="images generated at a time")
     parser.add_argument("--seed", "--global-seed", type=int, default=0)
     for name, count, text in (
@@ -89,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
     num_classes = generator.num_classes
     if num_classes < 2:
         raise DataError("there is one class: nothing for images to agree with")
+    chosen = flags.measuring_encoder(args, "--fd")
+    judge = open_encoder(*chosen).to(world.device) if chosen is not None else None
     settings = sampling_of(args, generator)
     guided = [at_scale(settings, scale) for scale in args.cfg_scales]  # impossible ones end it here
 
@@ -97,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
     about = f"linear probe on levels {list(encoder.levels)} of {encoder.config.name}, trained on {probe.count:,} images"
     about += _of(len(splits["train"]), probe.count)
     overlap = _Overlap(train, args, world.device)
+    distances = _distances(judge, probe, splits, args) if judge is not None else None
     real = measure_real(probe, read_batches(splits["val"], probe.size, args.real_images, args.num_workers))
     some = _of(len(splits["val"]), real.count)
     held_out = f"{about}; held-out images{some}" if some else about
@@ -117,8 +125,11 @@ def run(args: argparse.Namespace) -> None:
         numbers.append(_number(f"agreement, {name}", probe.agreement_of_codes(codes, labels), len(labels), about))
         names = {which: f"{which} {overlap.name}, {name}" for which in ("largest", "mean")}
         numbers += overlap.numbers(codes, names)
+        if distances is not None:
+            distances.add(name, (probe.decode(some) for some in codes.split(args.batch_size)))
     notes = [f"{args.per_class} images a class, {_described(settings)}, seed {args.seed}"]
-    results = {"numbers": as_tree(numbers), "warnings": [], "notes": notes}
+    far = distances.found if distances is not None else Measured()
+    results = {"numbers": as_tree(numbers + far.numbers), "warnings": far.warnings, "notes": notes}
     file = Path(args.out).expanduser() / "results.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +137,19 @@ def run(args: argparse.Namespace) -> None:
         raise DataError(f"cannot write {file}: {error.strerror}") from None
     write_json(file, results)
     print("\n".join(as_lines(f"{args.gpt}: {file}", results)))
+
+
+def _distances(
+    encoder: Encoder, probe: ClassProbe, splits: dict[str, RecordDataset], args: argparse.Namespace
+) -> HeldOutDistances:
+    """To the held-out images; first those of the training images and of decoded ones, which are bounds."""
+    held_out = (splits["val"], probe.size, args.real_images, args.num_workers)
+    train = (splits["train"], probe.size, args.probe_images, args.num_workers)
+    distances = HeldOutDistances(encoder, (images for images, _ in read_batches(*held_out)))
+    distances.add("training images", (images for images, _ in read_batches(*train)))
+    decoded = (probe.decode(probe.encode(images)) for images, _ in read_batches(*held_out))
+    distances.add("held-out images, decoded", decoded)
+    return distances
 
 
 def _other_encoder(args: argparse.Namespace, tokenizer: Tokenizer) -> EncoderConfig | None:

@@ -6,7 +6,6 @@ import argparse
 import os
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vfmtok import distributed
 from vfmtok.commands import flags, models, tokenizer_flags
@@ -17,20 +16,13 @@ from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
-from vfmtok.evaluation.reconstruction_numbers import Measures
 from vfmtok.evaluation.resizing import Resize
 from vfmtok.evaluation.samples import Samples
-from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.generators.contract import Generator
 from vfmtok.generators.drawing import to_precision
 from vfmtok.layers.precision import DTYPES
-from vfmtok.metrics.probe import ProbeRecipe
 from vfmtok.pretrained.loading import Weights, load_generator
 from vfmtok.tokenizers.contract import Tokenizer
-
-if TYPE_CHECKING:  # they need torch-fidelity, which --no-fid does without
-    from vfmtok.evaluation.inception import Inception
-    from vfmtok.evaluation.reference import ReferenceSet
 
 DEFAULT_GPT = "GPT-B"  # of released weights, which do not say their size
 
@@ -93,6 +85,9 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
     )
     parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
+    flags.add_measuring_encoder(
+        parser, "--distance", "also distance@ENCODER: LPIPS without learned heads, on any timm encoder's features"
+    )
     parser.add_argument(
         "--linear-probe", metavar="PATH", help="L.P.: training images of a linear probe on the tokens (a train_lmdb)"
     )
@@ -298,51 +293,3 @@ def class_names(reference: str | None) -> list[str] | None:
     """Of a reference that is a dataset, for the grid. Raises DataError."""
     path = path_of(reference)
     return open_records(reference).classes if path is not None and is_dataset(path) else None
-
-
-def open_probe(args: argparse.Namespace) -> TokenProbe | None:
-    """The linear probe, if it is asked for; of a prepared folder its training split. Raises DataError."""
-    if args.linear_probe is None:
-        if args.probe_optimizer is not None:
-            raise ConfigError("--probe-optimizer belongs to --linear-probe")
-        return None
-    train = open_split(Path(args.linear_probe).expanduser(), "train")
-    return TokenProbe(train, ProbeRecipe(args.probe_optimizer or "lars"))
-
-
-def open_measures(args: argparse.Namespace, world: distributed.World, probe: TokenProbe | None) -> Measures:
-    """What vqgan_test.py measures beyond the pixels; every process must call it. Raises VFMTokError."""
-    from vfmtok.evaluation.lpips import open_lpips
-
-    notes = []
-    lpips, weights = (None, "--no-lpips") if args.no_lpips else open_lpips(path_of(args.lpips), world)
-    if lpips is None:
-        notes.append(f"LPIPS is left out: {weights}")
-    inception, reference = None, None
-    if args.no_fid:
-        notes.append("rFID and rIS are left out: --no-fid")
-    else:
-        from vfmtok.evaluation.inception import open_inception
-        from vfmtok.evaluation.reference import open_reference
-
-        inception = open_inception(path_of(args.inception), world)
-        if args.reference:
-            where, size = path_of(args.reference), args.image_size_eval
-            reference = open_reference(where, inception, size, args.batch_size, world)
-    return Measures(inception, reference, lpips, weights if lpips else None, probe, tuple(notes), args.resize)
-
-
-def open_references(
-    args: argparse.Namespace, size: int, world: distributed.World
-) -> tuple[Inception | None, ReferenceSet | None]:
-    """What test_net.py compares its samples with; every process must call it. Raises VFMTokError."""
-    if args.no_fid:
-        return None, None
-    from vfmtok.evaluation.inception import open_inception
-    from vfmtok.evaluation.reference import open_reference_set
-
-    inception = open_inception(path_of(args.inception), world, args.spatial_tap)
-    if not args.reference:
-        return inception, None
-    where, batch = path_of(args.reference), args.per_proc_batch_size
-    return inception, open_reference_set(where, inception, size, batch, world)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vfmtok import distributed
 from vfmtok.commands import evaluation_flags as flags
+from vfmtok.commands import measuring_networks
 from vfmtok.data.records import Record, RecordDataset
 from vfmtok.evaluation.generation import evaluate_generator
 from vfmtok.evaluation.reconstruction import evaluate_reconstruction
@@ -32,7 +33,7 @@ def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count:
     folder = Path(args.output_dir).expanduser()
     with distributed.together():
         records, tokenizer = flags.open_records(args.anno_file), flags.open_tokenizer(args, world)
-        probe, tokens = flags.open_probe(args), parse_tokens(args.tokens)
+        probe, tokens = measuring_networks.open_probe(args), parse_tokens(args.tokens)
     if count is not None and count < len(records):
         records = EvenRecords(records, count)
     results = evaluate_reconstruction(
@@ -40,7 +41,7 @@ def measure_tokenizer(args: argparse.Namespace, world: distributed.World, count:
         records,
         folder,
         world,
-        flags.open_measures(args, world, probe),
+        measuring_networks.open_measures(args, world, probe),
         size=args.image_size_eval,
         batch=args.batch_size,
         num_workers=args.num_workers,
@@ -66,7 +67,7 @@ def measure_generator(args: argparse.Namespace, world: distributed.World) -> dic
         generator, name, classes = flags.open_gpt(args, tokenizer, world)
         samples = flags.samples_of(args, generator)
         class_names = classes or flags.class_names(args.reference)
-    inception, references = flags.open_references(args, samples.size, world)
+    inception, references = measuring_networks.open_references(args, samples.size, world)
 
     def evaluate(setting, folder):
         return evaluate_generator(

@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from vfmtok.errors import ConfigError
+
 Flags = tuple[tuple[str, str, Any, str], ...]
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -189,6 +191,22 @@ def modern(setting: str) -> str:
 def add_inception(parser: Parser) -> None:
     text = "Inception weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
     parser.add_argument("--inception", metavar="PATH", help=text)
+
+
+def add_measuring_encoder(parser: Parser, flag: str, text: str) -> None:
+    """``flag`` ENCODER and ``flag``-weights."""
+    parser.add_argument(flag, metavar="ENCODER", help=text)
+    parser.add_argument(
+        f"{flag}-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"
+    )
+
+
+def measuring_encoder(args: argparse.Namespace, flag: str) -> tuple[str, str] | None:
+    """Name and weights, for ``encoder_distance.open_encoder``; None: it was not asked for. Raises ConfigError."""
+    name, weights = (getattr(args, f"{flag[2:]}{end}".replace("-", "_")) for end in ("", "_weights"))
+    if name is None and weights is not None:
+        raise ConfigError(f"{flag}-weights belongs to {flag} ENCODER")
+    return None if name is None else (name, weights or "hub")
 
 
 def add_spatial_tap(parser: Parser, default: str | None = "convolution") -> None:

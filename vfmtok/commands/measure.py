@@ -29,10 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="PATH", help="an npz of ADM or `vfmtok stats --reference`, or images")
     flags.add_inception(parser)
     flags.add_spatial_tap(parser)
-    parser.add_argument("--fd", metavar="ENCODER", help="also fd@ENCODER: the distance on any timm encoder's features")
-    parser.add_argument(
-        "--fd-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"
-    )
+    flags.add_measuring_encoder(parser, "--fd", "also fd@ENCODER: the distance on any timm encoder's features")
     parser.add_argument("--out", metavar="FILE", help="the results as JSON")
     parser.add_argument("--batch-size", type=int, default=64, help="images per pass and process (default 64)")
 
@@ -47,16 +44,15 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--size must be positive" if args.size < 1 else "--size: the images of an npz stay as they are"
         )
-    if args.fd_weights is not None and args.fd is None:
-        raise ConfigError("--fd-weights belongs to --fd ENCODER")
+    chosen = flags.measuring_encoder(args, "--fd")
     out = Path(args.out).expanduser() if args.out else None
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"no folder {out.parent} to write {out.name} to")
     with distributed.group() as world:
-        _measure(args, out, world)
+        _measure(args, chosen, out, world)
 
 
-def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
+def _measure(args: argparse.Namespace, chosen: tuple[str, str] | None, out: Path | None, world: World) -> None:
     from vfmtok import distributed
     from vfmtok.evaluation.encoder_distance import open_encoder
     from vfmtok.evaluation.image_sources import open_images, size_of
@@ -71,7 +67,7 @@ def _measure(args: argparse.Namespace, out: Path | None, world: World) -> None:
         width, _, height = size_of(images).partition("x")
         if width != height:
             raise EvaluationError(f"{path}: the images are {width}x{height}; FID is measured on squares")
-        encoder = open_encoder(args.fd, args.fd_weights or "hub").to(world.device) if args.fd else None
+        encoder = open_encoder(*chosen).to(world.device) if chosen is not None else None
     weights = Path(args.inception).expanduser() if args.inception else None
     network = open_inception(weights, world, args.spatial_tap)
     references = None

@@ -50,4 +50,6 @@ ENCODERS: dict[str, EncoderFacts] = {
     "dino_vits16": EncoderFacts("vit_small_patch16_224.dino", _12_BLOCKS, "scale"),
     "dino_vitb16": EncoderFacts("vit_base_patch16_224.dino", _12_BLOCKS, "scale"),
     "tf_efficientnet_lite0": EncoderFacts("tf_efficientnet_lite0.in1k", (2, 3, 4, 5)),  # strides 4, 8, 16, 32
+    "tf_efficientnet_lite1": EncoderFacts("tf_efficientnet_lite1.in1k", (2, 3, 4, 5)),
+    "tf_efficientnet_lite2": EncoderFacts("tf_efficientnet_lite2.in1k", (2, 3, 4, 5)),
 }

@@ -3,7 +3,6 @@
 Shapes: B batch, H, W sides.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +12,8 @@ from vfmtok import distributed
 from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.layers.precision import full_float32
 from vfmtok.losses.perceptual import LPIPS, backbone_file
+from vfmtok.metrics.pixels import Distance
 from vfmtok.weights import reading
-
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def open_lpips(path: Path | None, world: distributed.World) -> tuple[Distance | None, str]:

@@ -99,7 +99,7 @@ def evaluate_reconstruction(
         if measures.probe is not None:
             measures.probe.check(tokenizer, records)
     job = _job(tokenizer, records, measures, size)
-    results = jobs.begin_together(folder, job, world, unsaid={"resize": "bicubic"})
+    results = jobs.begin_together(folder, job, world, unsaid={"resize": "bicubic", "distance": None})
     if results is not None:
         if shown_tokens is not None:  # drawn again: nothing else depends on them
             with distributed.together():
@@ -135,7 +135,7 @@ def _job(tokenizer: Tokenizer, records: RecordDataset, measures: Measures, size:
     fingerprint = tokenizer_hash(tokenizer)
     if len(set(distributed.gather(fingerprint))) > 1:
         raise SharedError("the processes built different tokenizers: set encoder.weights, random weights differ")
-    network, reference = measures.inception, measures.reference
+    network, reference, distance = measures.inception, measures.reference, measures.distance
     return {
         "tokenizer": fingerprint,
         "dataset": records.fingerprint,
@@ -145,6 +145,7 @@ def _job(tokenizer: Tokenizer, records: RecordDataset, measures: Measures, size:
         "Inception": network.protocol() if network is not None else None,
         "reference": reference.identity if reference is not None else None,
         "LPIPS": (measures.lpips_sha256 or "unknown") if measures.lpips is not None else None,
+        "distance": f"{distance.name}, {distance.protocol}" if distance is not None else None,
         "linear probe": measures.probe.job() if measures.probe else None,
         "resize": measures.resize,
     }
@@ -189,7 +190,7 @@ def measure_block(
     code, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size, measures.resize)
     with full_float32(device.type):
         originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
-        values = PixelMetrics(PIXEL_NAMES, measures.lpips).update(originals, decoded)
+        values = PixelMetrics(PIXEL_NAMES, measures.distances).update(originals, decoded)
     arrays = {"indices": torch.from_numpy(rows), "labels": found.labels, **values}
     if isinstance(tokenizer.code, Ids):  # for the usage of codebooks
         arrays["ids"] = code.int()

@@ -5,43 +5,44 @@ Shapes: N records, n good records, K tokens, E side of the evaluation's images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.code import Code, Ids, Segment
 from vfmtok.data.loader import check_bad
 from vfmtok.data.records import RecordDataset
 from vfmtok.evaluation import jobs
+from vfmtok.evaluation.encoder_distance import EncoderDistance
 from vfmtok.evaluation.resizing import PROTOCOLS, Resize
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.evaluation.token_probe import TokenProbe
 from vfmtok.metrics.frechet import FeatureStatistics, frechet_distance
 from vfmtok.metrics.inception_score import SPLITS, InceptionScore
+from vfmtok.metrics.pixels import Distance
 from vfmtok.metrics.usage import CodeCounter
 
 if TYPE_CHECKING:  # they need torch-fidelity, which an evaluation without FID does not
     from vfmtok.evaluation.inception import Inception
     from vfmtok.evaluation.reference_file import Reference
 
+ENCODER_DISTANCE = "encoder_distance"
 PIXEL_NAMES = ("psnr", "ssim", "ssim_data_range_2")
 
 
 @dataclass(frozen=True)
 class Measures:
     """What is measured beyond the pixels. Without ``inception`` there is neither rFID nor rIS, without ``lpips`` no
-    LPIPS (it maps two image batches (B,3,H,W) in [-1,1] to distances (B,)); without ``reference`` rFID compares with
-    the originals."""
+    LPIPS; without ``reference`` rFID compares with the originals."""
 
     inception: Inception | None = None
     reference: Reference | None = None
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    lpips: Distance | None = None
     lpips_sha256: str | None = None  # of its weights, for the protocol
+    distance: EncoderDistance | None = None
     probe: TokenProbe | None = None
     notes: tuple[str, ...] = ()  # why something is left out, for the results
     resize: Resize = "bicubic"
@@ -49,7 +50,12 @@ class Measures:
     @property
     def value_names(self) -> tuple[str, ...]:
         """Of what every image has one value of."""
-        return PIXEL_NAMES if self.lpips is None else (*PIXEL_NAMES, "lpips")
+        return (*PIXEL_NAMES, *self.distances)
+
+    @property
+    def distances(self) -> dict[str, Distance]:
+        found = {"lpips": self.lpips, ENCODER_DISTANCE: self.distance}
+        return {name: distance for name, distance in found.items() if distance is not None}
 
 
 class FinishedBlocks:
@@ -175,4 +181,6 @@ def _pixel_numbers(found: FinishedBlocks, measures: Measures, size: int) -> list
         "ssim_data_range_2": ("SSIM (data range 2)", f"{at}; FLATTERING: the range published tokenizers used"),
         "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16, weights {(measures.lpips_sha256 or 'unknown')[:8]}"),
     }
+    if measures.distance is not None:
+        protocols[ENCODER_DISTANCE] = (measures.distance.name, f"{at}, {measures.distance.protocol}")
     return [Number(protocols[n][0], float(found.whole(n).mean()), protocols[n][1], 4) for n in measures.value_names]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vfmtok import distributed
 from vfmtok.encoders.vfm import Encoder
-from vfmtok.evaluation.encoder_distance import EncoderStatistics
+from vfmtok.evaluation.encoder_distance import EncoderStatistics, feature_protocol
 from vfmtok.evaluation.image_sources import ImageSource, batches
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.metrics.feature_bank import FeatureBank
@@ -190,8 +190,6 @@ def _add_encoder_distance(
     if gaussians is None:
         found.notes.append(f"{name} is left out: the reference holds no images")
         return
-    config = encoder.config
-    of = f"mean over the cells of level {config.levels[-1]} at {config.image_size} px"
-    of += f", weights {(config.weights_sha256 or 'unknown')[:8]}"
-    protocol = f"{of}; {subject.about}, against {gaussians[1].count:,} images of {references.reference.description}"
+    against = f"{gaussians[1].count:,} images of {references.reference.description}"
+    protocol = f"mean over the cells of {feature_protocol(encoder)}; {subject.about}, against {against}"
     found.add(subject.named(name), lambda: frechet_distance(*gaussians, name), protocol)

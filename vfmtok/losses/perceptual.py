@@ -177,11 +177,11 @@ class EncoderPerceptual(nn.Module):
             with torch.no_grad():
                 target_features = encoder(target)  # L x (B,N,C)
         features = encoder.with_gradient(reconstruction)  # L x (B,N,C)
-        distances = [_level_distance(a, b.detach()) for a, b in zip(features, target_features, strict=True)]
+        distances = [cell_distances(a, b.detach()).mean() for a, b in zip(features, target_features, strict=True)]
         return torch.stack(distances).mean()
 
 
-def _level_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Features (B,N,C) of two images -> mean over cells of the squared distance of unit vectors, float32 scalar."""
+def cell_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Features (B,N,C) of two batches -> the squared distance of unit vectors at every cell (B,N), float32."""
     a, b = (F.normalize(at_least_float32(features), dim=-1) for features in (a, b))
-    return (a - b).square().sum(dim=-1).mean()
+    return (a - b).square().sum(dim=-1)

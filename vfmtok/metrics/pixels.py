@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals: PSNR, SSIM and LPIPS, each a mean over images.
+"""How near reconstructions are to their originals: PSNR, SSIM and distances by networks, each a mean over images.
 
 Values are [0,1] (uint8 / 255), float64. SSIM is scikit-image's default and so the field's: uniform 7x7 windows,
 sample covariances, the channels' mean, K1 = 0.01, K2 = 0.03. The field also has a **flattering variant**, here by
@@ -8,7 +8,8 @@ which makes the constants four times as large and the number higher. It compares
 Shapes: B batch, H, W sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from vfmtok import distributed
 from vfmtok.errors import EvaluationError
 from vfmtok.metrics.frechet import as_float64
 
+Distance = Callable[[Tensor, Tensor], Tensor]  # two batches -> one value an image (B,)
 WINDOW = 7
 _K1, _K2 = 0.01, 0.03
 
@@ -68,21 +70,21 @@ class PixelMetrics:
 
     Args:
         names: of ``PIXEL_METRICS``.
-        lpips: (originals, reconstructions), float32 (B,3,H,W) in [-1,1] -> one distance an image; None leaves
-            LPIPS out.
+        distances: by name, (originals, reconstructions), float32 (B,3,H,W) in [-1,1] -> one distance an image, such
+            as LPIPS.
     """
 
     def __init__(
-        self, names: tuple[str, ...] = ("psnr", "ssim"), lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, names: tuple[str, ...] = ("psnr", "ssim"), distances: Mapping[str, Distance] = MappingProxyType({})
     ):
         unknown = [name for name in names if name not in PIXEL_METRICS]
         if unknown:
             raise EvaluationError(f"no pixel metric '{unknown[0]}', only: {', '.join(PIXEL_METRICS)}")
-        self.names, self.lpips = names, lpips
+        self.names, self.distances = names, distances
         self.reset()
 
     def reset(self) -> None:
-        self._sums = torch.zeros(len(self.names) + (self.lpips is not None) + 1, dtype=torch.float64)  # and the count
+        self._sums = torch.zeros(len(self.names) + len(self.distances) + 1, dtype=torch.float64)  # and the count
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
@@ -95,8 +97,8 @@ class PixelMetrics:
             raise EvaluationError("pixel metrics take uint8 images, as they would be saved")
         x, y = as_float64(originals) / 255, as_float64(reconstructions) / 255  # (B,3,H,W)
         values = {name: PIXEL_METRICS[name](x, y) for name in self.names}
-        if self.lpips is not None:
-            values["lpips"] = self._lpips_of(originals, reconstructions)
+        for name in self.distances:
+            values[name] = self._distances(name, originals, reconstructions)
         sums = torch.stack([v.sum().to(x.device) for v in values.values()] + [x.new_tensor(float(len(x)))])
         self._sums = self._sums.to(sums.device) + sums
         return values
@@ -110,11 +112,10 @@ class PixelMetrics:
         sums = distributed.sum_over_ranks(self._sums.cpu().clone())
         if not sums[-1]:
             raise EvaluationError("no images to compare")
-        names = [*self.names, *(["lpips"] if self.lpips is not None else [])]
-        return dict(zip(names, (sums[:-1] / sums[-1]).tolist(), strict=True))
+        return dict(zip([*self.names, *self.distances], (sums[:-1] / sums[-1]).tolist(), strict=True))
 
-    def _lpips_of(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
-        values = self.lpips(*(images.float() / 127.5 - 1 for images in (originals, reconstructions)))
+    def _distances(self, name: str, originals: Tensor, reconstructions: Tensor) -> Tensor:
+        values = self.distances[name](*(images.float() / 127.5 - 1 for images in (originals, reconstructions)))
         if values.numel() != len(originals):
-            raise EvaluationError(f"LPIPS must give one value an image, got {tuple(values.shape)}")
+            raise EvaluationError(f"{name} must give one value an image, got {tuple(values.shape)}")
         return as_float64(values.flatten())

@@ -8,6 +8,7 @@ claims   who works at a step: several processes and machines may work in one fol
 running  the commands of the steps, one after the other
 speed    how long it will take, measured on a few steps of every training
 images   the same images through every row
+facts    what a table may say of a row besides: sizes, bits, minutes
 numbers  what the steps found, gathered: mean, spread over the seeds, and which differences are noise
 page     the page that a study ends in
 """

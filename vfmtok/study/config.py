@@ -20,17 +20,19 @@ class ColumnConfig:
     """A number of the table.
 
     Attributes:
-        of: the step that finds it; None: only the paper has it at this scale.
+        of: the step that finds it, "row" for what is known of the row itself (``facts.py``); None: only the paper has
+            it at this scale.
         number: its name there: in results.json ("PSNR", "gFID (CFG 1.5)"; a * stands for anything, and the first that
             fits is taken), or of a training's last entry of it in log.jsonl ("validation/ema_loss"). None: the column's
             name.
+        better: "neither": rows are not compared in it.
         digits: shown; what they round is kept in table.json.
     """
 
     name: str = ""
-    of: Literal["tokenizer", "reconstruction", "generator", "agreement", "generation"] | None = None
+    of: Literal["row", "tokenizer", "reconstruction", "generator", "agreement", "generation"] | None = None
     number: str | None = None
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower", "neither"] = "higher"
     digits: int = 2
 
     @property
@@ -49,7 +51,9 @@ class RowConfig:
     weights: str | None = None  # instead of training one: what --vq-ckpt takes, with ``tokenizer`` as its configuration
     generator: str | None = None  # recipe; None: the study's
     generator_set: tuple[str, ...] = ()
-    generation: str | None = None  # flags; None: the study's
+    codes: str | None = None  # flags; None: the study's
+    agreement: str | None = None
+    generation: str | None = None
     published: dict[str, float] = field(default_factory=dict)  # column -> the paper's number
 
 

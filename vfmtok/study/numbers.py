@@ -18,6 +18,7 @@ from vfmtok.errors import VFMTokError
 from vfmtok.files import read_json
 from vfmtok.pictures.curves import read_log
 from vfmtok.study.config import ColumnConfig, StudyConfig
+from vfmtok.study.facts import FACTS
 from vfmtok.study.steps import Asked, Plan, Step
 
 # Two-sided 95% of Student's t by degrees of freedom 1 ... 30; beyond, the normal's 1.96 is near enough.
@@ -112,10 +113,14 @@ def gather(plan: Plan) -> Table:
         for column in study.columns:
             values, protocol, seen = {}, "", set()
             for seed in study.seeds:
-                step = plan.by_row[row.name, seed].get(column.of)
-                value, said = _read(step, column)
-                if value is not None and step.key not in seen:  # given weights are the same for all seeds
-                    seen.add(step.key)
+                if column.of == "row":
+                    step, (value, said) = None, _fact(plan, row.name, seed, column)
+                else:
+                    step = plan.by_row[row.name, seed].get(column.of)
+                    value, said = _read(step, column)
+                key = seed if step is None else step.key
+                if value is not None and key not in seen:  # given weights are the same for all seeds
+                    seen.add(key)
                     values[seed], protocol = value, said
             found[row.name, column.name] = Cell(values, row.published.get(column.name), protocol)
     noise = {c.name: pooled_deviation([found[r.name, c.name].values for r in study.rows]) for c in study.columns}
@@ -141,7 +146,7 @@ def pooled_deviation(rows: list[dict[int, float]]) -> tuple[float, int] | None:
 
 def compare(cell: Cell, other: Cell, column: ColumnConfig, noise: tuple[float, int] | None) -> str:
     """How a row's number is beside another's: see ``Cell.beside``."""
-    if not cell.values or not other.values:
+    if not cell.values or not other.values or column.better == "neither":
         return ""
     if noise is None:
         return "unknown"
@@ -171,6 +176,12 @@ def _read(step: Step | None, column: ColumnConfig) -> tuple[float | None, str]:
             if fnmatchcase(name, column.key):
                 return entry["value"], f"{name}: {entry['protocol']}"
     return None, ""
+
+
+def _fact(plan: Plan, row: str, seed: int, column: ColumnConfig) -> tuple[float | None, str]:
+    fact = FACTS[column.key]
+    (config,) = (found for found in plan.rows if found.name == row)
+    return fact.of(config, plan.by_row[row, seed]), fact.about
 
 
 def result_files(out: Path) -> list[Path]:

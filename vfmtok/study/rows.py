@@ -10,6 +10,7 @@ from vfmtok.code import Code, check_fits
 from vfmtok.config import config_from_dict, override_tree, read_tree, with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.study.config import RowConfig, StudyConfig, found_file
+from vfmtok.study.facts import FACTS
 from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
@@ -27,6 +28,8 @@ class Row:
     tokenizer: Any  # its configuration
     recipe: TokenizerRecipe | None
     generator: GeneratorRecipe | None
+    codes: str  # flags
+    agreement: str | None
     generation: str | None
 
     @property
@@ -48,6 +51,9 @@ class Changes:
 
 def resolve(study: StudyConfig, parsers: Parsers, changes: Changes = Changes()) -> list[Row]:
     """Every row. Raises ConfigError naming the row and the key: what is wrong is found before the first training."""
+    for column in study.columns:
+        if column.of == "row" and column.key not in FACTS:
+            raise ConfigError(f"column '{column.name}': of a row there are {', '.join(FACTS)}, not {column.key}")
     for name in ("codes", "held_out_codes", "reconstruction", "agreement", "generation"):
         if getattr(study, name) is not None:
             with _named(name):
@@ -71,11 +77,13 @@ def _row(study: StudyConfig, row: RowConfig, parsers: Parsers, changes: Changes)
             with _named(f"generator {file}"):
                 said = (*study.generator_set, *row.generator_set, *changes.generator)
                 generator = _generator(file, said, code)
-        generation = study.generation if row.generation is None else row.generation
-        if generation is not None:
-            with _named("generation"):
-                _check_flags(generation, parsers["generation"])
-    return Row(row, tokenizer, recipe, generator, generation)
+        flags = {}
+        for name in ("codes", "agreement", "generation"):
+            flags[name] = getattr(study if getattr(row, name) is None else row, name)
+            if flags[name] is not None:
+                with _named(name):
+                    _check_flags(flags[name], parsers[name])
+    return Row(row, tokenizer, recipe, generator, **flags)
 
 
 def _generator(file: str, said: tuple[str, ...], code: Code) -> GeneratorRecipe:

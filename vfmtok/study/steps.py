@@ -149,7 +149,7 @@ class Plan:
         codes = []
         if row.generator is not None:
             for kind, split_name, flags in (
-                ("codes", "train", study.codes),
+                ("codes", "train", row.codes),
                 ("held-out codes", "val", study.held_out_codes),
             ):
                 words, hashed = self._flags(flags)
@@ -175,8 +175,8 @@ class Plan:
     def _samples(self, row: Row, codes: Step, before: tuple[Step, ...], model: list[str]) -> None:
         data, generator = str(self.data.path), before[-1]
         facts, seed = {"data": self.data.fingerprints}, ["--seed", str(self._place[1])]
-        if self.study.agreement is not None:
-            words, hashed = self._flags(self.study.agreement)
+        if row.agreement is not None:
+            words, hashed = self._flags(row.agreement)
             flags = ["--gpt", str(generator.out), *model, "--data", data, "--code-path", str(codes.out), *seed, *words]
             self._add("agreement", {**facts, "flags": hashed}, "agreement", flags, before)
         if row.generation is not None:

