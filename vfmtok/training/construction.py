@@ -15,6 +15,7 @@ from vfmtok.layers.precision import DTYPES, allow_tf32, bf16_slowdown, computes_
 from vfmtok.pretrained.finetuning import load_matching
 from vfmtok.training import sharding
 from vfmtok.training.ema import EMA
+from vfmtok.training.muon import hidden_matrices
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import EMAConfig, OptimizerConfig, RunConfig
 from vfmtok.weights import saved
@@ -112,18 +113,25 @@ def start_discriminator(modules: Mapping[str, nn.Module], path: str, checkpoints
 
 
 def stepper(
-    groups: list[dict[str, Any]], optimizer: OptimizerConfig, run: RunConfig, what: str = "the model"
+    module: nn.Module, groups: list[dict[str, Any]], optimizer: OptimizerConfig, run: RunConfig, what: str = "the model"
 ) -> Stepper:
-    """An optimizer of what learns in the groups (``{"params": parameters, ...}``), with clipping and loss scaling.
+    """An optimizer of what learns in the groups (``{"params": parameters of module, ...}``), with clipping and loss
+    scaling.
 
-    Raises ConfigError if nothing learns.
+    Raises ConfigError if nothing learns, or this PyTorch lacks the optimizer.
     """
     groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     groups = [group for group in groups if group["params"]]
     learned = [parameter for group in groups for parameter in group["params"]]
     if not learned:
         raise ConfigError(f"there is nothing to train in {what}")
-    return Stepper(build_optimizer(optimizer, groups), learned, optimizer.max_grad_norm, run.precision == "fp16")
+    built = build_optimizer(optimizer, groups, hidden_matrices(module))
+    return Stepper(built, learned, optimizer.max_grad_norm, run.precision == "fp16")
+
+
+def optimizer_notes(stepper: Stepper, world: distributed.World) -> list[str]:
+    """Of the model's optimizer: lines for people. Raises ConfigError where it has nothing to do in this model."""
+    return stepper.optimizer.describe(world.device) if hasattr(stepper.optimizer, "describe") else []
 
 
 def average(model: nn.Module, config: EMAConfig) -> EMA | None:

@@ -179,7 +179,8 @@ class GeneratorRun:
             {"params": [parameter for name, parameter in named.items() if name in decayed]},
             {"params": [parameter for name, parameter in named.items() if name not in decayed], "weight_decay": 0.0},
         ]
-        stepper = construction.stepper(groups, self.optimizer_config, recipe.run)
+        stepper = construction.stepper(generator, groups, self.optimizer_config, recipe.run)
+        self.notes += construction.optimizer_notes(stepper, self.world)
         self.skipped = {"model": SkippedSteps(self.world.device)}
         numbers = {"skipped": self.skipped["model"], "tokens": CodeFacts(self.data), "token_alarms": self.alarms}
         average = construction.average(generator, recipe.ema)

@@ -3,21 +3,42 @@
 Nothing here waits for the device: whether a step is taken is decided there.
 """
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from vfmtok.training.muon import MuonAndAdamW
 from vfmtok.training.recipe import OptimizerConfig
 from vfmtok.training.sharding import whole
 from vfmtok.weights.saved import Part
 
 
-def build_optimizer(config: OptimizerConfig, groups: Iterable[nn.Parameter] | list[dict]) -> torch.optim.Optimizer:
-    """AdamW or Adam over parameters or parameter groups, fused into one kernel per group."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
+def build_optimizer(
+    config: OptimizerConfig, groups: Iterable[nn.Parameter] | list[dict], matrices: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of this name over parameters or parameter groups, fused into one kernel per group.
+
+    Args:
+        matrices: those of the parameters that "muon" updates as matrices (``muon.hidden_matrices``).
+    """
+    groups = list(groups)
+    if groups and not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    return OPTIMIZERS[config.name](config, groups, matrices)
+
+
+def _adam(kind: type[torch.optim.Optimizer], config: OptimizerConfig, groups: list[dict], _: Collection[nn.Parameter]):
     return kind(groups, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True)
+
+
+OPTIMIZERS = {
+    "adamw": functools.partial(_adam, torch.optim.AdamW),
+    "adam": functools.partial(_adam, torch.optim.Adam),
+    "muon": MuonAndAdamW,
+}
 
 
 def learning_rate(config: OptimizerConfig, step: int, warmup_steps: int, total_steps: int) -> float:
@@ -77,7 +98,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -98,6 +119,9 @@ class Stepper:
             self.scaler.load_state_dict(state)
 
 
+ADAM, MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)  # what they keep of a parameter
+
+
 def moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
     """The optimizer's tensors as "exp_avg/<parameter name>" and so on."""
     return {
@@ -107,15 +131,24 @@ def moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) ->
     }
 
 
-def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], saved: Part) -> None:
-    """The inverse of ``moments``; parameters that had not been updated yet start without."""
-    by_name, tensors = {name: parameter for parameter, name in names.items()}, {}
+def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], saved: Part) -> int:
+    """The inverse of ``moments``; parameters that had not been updated yet start without.
+
+    Returns:
+        how many saved tensors were left out, since this optimizer keeps others of their parameters.
+    """
+    by_name, tensors, left_out = {name: parameter for parameter, name in names.items()}, {}, 0
+    kept = {p: MUON if "ns_steps" in group else ADAM for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.clear()
     for key, shape in saved.shapes().items():
         kind, _, name = key.partition("/")
         parameter = by_name[name]
+        if kind not in kept.get(parameter, (kind,)):
+            left_out += 1
+            continue
         # A moment is sharded as its parameter is; counts of steps are whole in every process.
         whole = tuple(parameter.shape) != shape
         value = torch.zeros(shape, device=parameter.device) if whole else torch.zeros_like(parameter.detach())
         optimizer.state[parameter][kind] = tensors[key] = value
     saved.read_into(tensors)
+    return left_out

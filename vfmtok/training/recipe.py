@@ -68,7 +68,8 @@ class CodebookConfig:
 class OptimizerConfig:
     """The optimizer and how long and how fast it learns."""
 
-    name: Literal["adamw", "adam"] = "adamw"
+    # muon: Muon for the hidden matrices, AdamW for the rest (training/muon.py); needs PyTorch 2.9
+    name: Literal["adamw", "adam", "muon"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.05
@@ -81,6 +82,8 @@ class OptimizerConfig:
     decay: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up, down to ``final_lr``
     final_lr: float = 0.0
     decay_from: float = 0.0  # share of the run, from 0 to 1, at whose end linear begins to fall
+    muon_lr_factor: float = 1.0  # the matrices learn at so many times ``lr``
+    muon_momentum: float = 0.95
 
     def __post_init__(self):
         require_positive(self, "optimizer", "epochs")
@@ -91,6 +94,13 @@ class OptimizerConfig:
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(fits, "optimizer.betas", "must be two numbers in [0,1)", self.betas)
         require(0 <= self.decay_from < 1, "optimizer.decay_from", "must be in [0,1)", self.decay_from)
+        require_positive(self, "optimizer", "muon_lr_factor")
+        momentum = self.muon_momentum
+        require(0 <= momentum < 1, "optimizer.muon_momentum", "must be in [0,1)", momentum)
+        for item in dataclasses.fields(OptimizerConfig):
+            own = self.name == "muon" or getattr(self, item.name) == item.default
+            named = f"optimizer.{item.name}"
+            require(own or not item.name.startswith("muon_"), named, "belongs to optimizer.name muon", self.name)
         used = self.decay == "linear" or not self.decay_from
         require(used, "optimizer.decay_from", "belongs to optimizer.decay linear", self.decay_from)
 

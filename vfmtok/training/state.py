@@ -84,7 +84,9 @@ class RunState:
         for name, stepper in self.steppers.items():
             if f"{name}_optimizer" in checkpoint.parts:
                 names = _parameter_names(self.modules[name])
-                load_moments(stepper.optimizer, names, checkpoint.parts[f"{name}_optimizer"])
+                left = load_moments(stepper.optimizer, names, checkpoint.parts[f"{name}_optimizer"])
+                if left:
+                    lines.append(f"{left} moments of the checkpoint are of another optimizer of the {name}: left out")
         if self.ema is not None:
             first = next(iter(self.modules))  # whose weights an average begins with
             checkpoint.parts["ema" if "ema" in checkpoint.parts else first].read_into(self.ema.average)

@@ -151,9 +151,12 @@ class TokenizerRun:
         modules = {"model": self.tokenizer}
         modules |= {adversary.name: adversary.discriminator for adversary in self.adversaries}
         steppers = {
-            name: construction.stepper([{"params": list(module.parameters())}], recipe.optimizer, run, f"the {name}")
+            name: construction.stepper(
+                module, [{"params": list(module.parameters())}], recipe.optimizer, run, f"the {name}"
+            )
             for name, module in modules.items()
         }
+        self.notes += construction.optimizer_notes(steppers["model"], self.world)
         self.bounds = self._build_bounds()
         self.skipped = {
             name: SkippedSteps(device, name, " or its losses out of bounds" if name in self.bounds else "")
