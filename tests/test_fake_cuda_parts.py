@@ -148,14 +148,15 @@ def test_terms_of_the_tokenizer_s_loss(bf16, root):
 # ---- training's other steps ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "muon"])
 def test_optimizer_step(name):
     """Clipping, the update that a non-finite gradient skips, and the average."""
     model = torch.nn.Linear(4, 4)
     with FakeCuda() as cuda:
         cuda.put(model)
         config = OptimizerConfig(name=name)
-        stepper = Stepper(build_optimizer(config, model.parameters()), model.parameters(), config.max_grad_norm)
+        optimizer = build_optimizer(config, model.parameters(), matrices=[model.weight])
+        stepper = Stepper(optimizer, model.parameters(), config.max_grad_norm)
         ema = EMA(dict(model.named_parameters()), 0.999)
         for step in range(2):
             for parameter in model.parameters():
