@@ -16,6 +16,7 @@ from vfmtok.code import Ids
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
 from vfmtok.generators.kv_cache import LayerCache
+from vfmtok.generators.linear_kernels import FasterLinears
 from vfmtok.generators.orders import known_first, raster
 from vfmtok.generators.token_sampling import Guidance, Sampling, choose, guide
 
@@ -110,7 +111,8 @@ def generate(
     which makes that image another one from there on. In float32 that is rare (0 of 2400 draws of a GPT-B, batch 1
     against 16); in bfloat16 it was one draw in 130, which meets most images. Where low precision must repeat
     exactly, keep the batch size (pad the last batch); ``compile``, another number of threads and another
-    device round differently, too.
+    device round differently, too. So do the kernels of linear layers in float32 on a CPU, which are chosen by a
+    measurement in every process: where float32 must repeat to the last bit, fix one (see ``linear_kernels``).
 
     Raises:
         ConfigError: a label, id, seed or setting is out of its range, or the model can't draw in this order.
@@ -195,25 +197,29 @@ def _decode(
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - most)], dim=1)  # (B,K)
     step = _compiled_step(type(model)) if compile else _eager_step
     state, logits = None, None
-    for token in range(fewest, tokens):
-        is_guided = token < guided
-        if state is None:
-            copies = 2 if is_guided else 1
-            rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
-            orders = None if order is None else order.repeat(copies, 1)
-            state, logits = model.begin(rows, ids[:, :fewest].repeat(copies, 1), orders, **options)  # (R,V)
-        else:
-            if token == guided:  # the unguided copies have done their work
-                state = state.first(batch)
-            chosen = ids[:, token - 1].clamp(max=model.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
-            state.reserve(before + token)
-            chosen = torch.cat([chosen, chosen]) if is_guided else chosen
-            logits = step(model, chosen, slots[token - 1], state)  # (R,V)
-        if is_guided:
-            logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
-        draws = None if sampling.greedy else exponentials(seed, samples, numbers[token], logits.shape[1])  # (B,V)
-        chosen = choose(logits, sampling, draws)  # (B,)
-        ids[:, token] = chosen if token >= most else torch.where(counts > token, ids[:, token], chosen)
+    to_draw = tokens - fewest if batch and not compile else 0  # compiled steps have products of their own
+    with FasterLinears(model, to_draw) as linears:
+        for token in range(fewest, tokens):
+            is_guided = token < guided
+            if state is None:
+                copies = 2 if is_guided else 1
+                rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
+                orders = None if order is None else order.repeat(copies, 1)
+                state, logits = model.begin(rows, ids[:, :fewest].repeat(copies, 1), orders, **options)  # (R,V)
+                linears.listen()
+            else:
+                if token == guided:  # the unguided copies have done their work
+                    state = state.first(batch)
+                chosen = ids[:, token - 1].clamp(max=model.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
+                state.reserve(before + token)
+                chosen = torch.cat([chosen, chosen]) if is_guided else chosen
+                logits = step(model, chosen, slots[token - 1], state)  # (R,V)
+                linears.settle()
+            if is_guided:
+                logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
+            draws = None if sampling.greedy else exponentials(seed, samples, numbers[token], logits.shape[1])  # (B,V)
+            chosen = choose(logits, sampling, draws)  # (B,)
+            ids[:, token] = chosen if token >= most else torch.where(counts > token, ids[:, token], chosen)
     return ids
 
 

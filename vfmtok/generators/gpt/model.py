@@ -33,6 +33,7 @@ from vfmtok.generators.gpt.released import RELEASED, fields_of_released
 from vfmtok.generators.gpt.rotary import rotary_table
 from vfmtok.generators.gpt.segments import HolisticSampling, OrderedCache, SegmentedCache
 from vfmtok.generators.kv_cache import KVCache
+from vfmtok.generators.linear_kernels import linear_part
 from vfmtok.generators.orders import raster, training_orders
 from vfmtok.generators.token_sampling import TokenSampling
 from vfmtok.layers.norms import RMSNorm
@@ -312,7 +313,7 @@ class GPT(nn.Module):
         size = self.config.vocab_size
         if not self.config.num_holistic:
             return at_least_float32(self.output(x))
-        return at_least_float32(F.linear(x, self.output.weight[segment * size : (segment + 1) * size]))
+        return at_least_float32(linear_part(self.output, x, segment * size, (segment + 1) * size))
 
     def _through_cache(self, x: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
         """x (B,T,D) at ``slots`` (T,), whose predecessors the cache holds -> logits (B,V) float32 after the last."""
