@@ -22,7 +22,7 @@ RANKS = [
     {"tokenizers", "generators"},
     {"pretrained"},
     {"training", "evaluation"},
-    {"demo", "study"},
+    {"demo", "study", "forecast"},
     {"commands"},
     {"cli"},
     {"__main__"},

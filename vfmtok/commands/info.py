@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from vfmtok.code import Ids
-from vfmtok.commands import flags
+from vfmtok.commands import flags, info_on_gpus
+from vfmtok.commands.columns import aligned
 from vfmtok.config import closest_match, config_from_dict, config_to_dict, read_tree
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.model_size import (
@@ -33,23 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe of either training, or a model's section alone), the folder of a run, a checkpoint or a saved model, "
         "the name of a generator's size, or a published repository, for its tokenizer. Weights are neither needed nor "
         "given memory. For example: `vfmtok info configs/vit_transformer.yaml`, or `vfmtok info GPT-7B --set "
-        "num_classes=100`."
+        "num_classes=100`. With --on also what a training takes: its step, memory, days and cost, counted; --set then "
+        "reaches the whole recipe."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, a folder, GPT-B, ..., a repository")
     flags.add_set(parser, "tokenizer", "generator")
     parser.add_argument("--json", action="store_true", help="the same for programs")
+    info_on_gpus.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises VFMTokError."""
-    model = read_model(args.config, args.set)
+    model = read_model(args.config, args.set, with_recipe=args.on is not None)
+    found = []
+    if args.on is not None:
+        found = info_on_gpus.forecasts(model.section, model.config, model.recipe, model.settings, args)
     size = tokenizer_size(model.config) if model.section == "tokenizer" else generator_size(model.config)
     specific = tokenizer_facts(size) if isinstance(size, TokenizerSize) else generator_facts(size)
     facts = {"model": args.config, **specific, "notes": model.notes}
+    if found:
+        facts["on"] = [info_on_gpus.facts(each) for each in found]
     if args.json:
         print(json.dumps(facts, indent=1))
         return
-    print("\n".join(_report(size, facts)))
+    print("\n".join([*_report(size, facts), *(["", *info_on_gpus.report(found)] if found else [])]))
 
 
 # --------------------------------------------------------------------------------------
@@ -65,41 +74,51 @@ class Model:
         section: "tokenizer" or "generator".
         config: the family's dataclass.
         notes: what must be said of it.
+        recipe: the other sections of its recipe, as they stand in the file; none of a model alone.
+        settings: those of ``settings`` that are about these.
     """
 
     section: str
     config: Any
     notes: list[str]
+    recipe: dict[str, Any]
+    settings: list[str]
 
 
-def read_model(source: str, settings: list[str]) -> Model:
+def read_model(source: str, settings: list[str], with_recipe: bool = False) -> Model:
     """What ``source`` names (see ``add_arguments``), changed by ``settings``.
+
+    Args:
+        with_recipe: settings may be about other sections of its recipe.
 
     Raises:
         ConfigError: there is none, or it can't be used.
     """
     path = Path(source).expanduser()
+    of_tree = functools.partial(_model, settings=settings, with_recipe=with_recipe)
     sizes = {name: {"kind": kind, **fields} for kind, of in GENERATORS.items() for name, fields in of.sizes.items()}
     if path.is_dir():
-        return _of_tree(read_tree(_config_in(path)), settings, str(path), saved=True)
+        return of_tree(read_tree(_config_in(path)), source=str(path), saved=True)
     if path.exists():
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise ConfigError(f"{path} is no configuration: give a YAML file or the folder of a run")
-        return _of_tree(read_tree(path), settings, str(path))
+        return of_tree(read_tree(path), source=str(path))
     if source in sizes:
-        found = _of_tree({"generator": sizes[source]}, settings, source)
+        found = of_tree({"generator": sizes[source]}, source=source)
         return dataclasses.replace(found, notes=[])  # of a name nobody expects the data's numbers
     if (named := split_name(source)) is not None:
         repository, part = named
         parts, part = PUBLISHED[repository].parts, part_name(repository, part, "tokenizer")
-        found = _of_tree({parts[part].section: config_to_dict(parts[part].config)}, settings, source)
+        found = of_tree({parts[part].section: config_to_dict(parts[part].config)}, source=source)
         others = ", ".join(other for other in parts if other != part)
         return dataclasses.replace(found, notes=[f"this is the part {part} of {repository}; the others: {others}"])
     hint = closest_match(source, [*sizes, *PUBLISHED])
     raise ConfigError(f"no file, folder or generator is called {source}{hint}; generators: {', '.join(sizes)}")
 
 
-def _of_tree(tree: dict[str, Any], settings: list[str], source: str, saved: bool = False) -> Model:
+def _model(
+    tree: dict[str, Any], settings: list[str], source: str, with_recipe: bool = False, saved: bool = False
+) -> Model:
     """The model of a recipe, or of a file that is one model's section alone, whose ``kind`` says of which table."""
     tree = {key: value for key, value in tree.items() if key not in FACTS}  # of a saved model
     of_generator = bool(tree.keys() & {"generator", "gpt"}) or tree.get("kind") in GENERATORS
@@ -108,14 +127,18 @@ def _of_tree(tree: dict[str, Any], settings: list[str], source: str, saved: bool
         if of_generator
         else ("tokenizer", tokenizer_tree, AnyTokenizerConfig)
     )
-    own = read(tree, [flags.modern(setting) for setting in settings], source)
+    settings = [flags.modern(setting) for setting in settings]
+    others = [setting for setting in settings if with_recipe and info_on_gpus.changes_recipe(section, setting)]
+    is_recipe = bool(tree.keys() & {section, "gpt"})
+    rest = {key: value for key, value in tree.items() if is_recipe and key not in (section, "gpt")}
+    own = read(tree, [setting for setting in settings if setting not in others], source)
     config = config_from_dict(own, kinds, source, saved)
     if section == "tokenizer":
-        return Model(section, config, [])
+        return Model(section, config, [], rest, others)
     fields = [*type(config).fields_of_code(config.code), "num_classes"]  # what training takes from its data
     assumed = [f"{name} {getattr(config, name)}" for name in fields if name not in own and getattr(config, name)]
     text = f"assumed: {', '.join(assumed)}; training takes them from its data (say others with --set)"
-    return Model(section, config, [text] if assumed else [])
+    return Model(section, config, [text] if assumed else [], rest, others)
 
 
 def _config_in(folder: Path) -> Path:
@@ -190,14 +213,14 @@ def _report(size: ModelSize, facts: dict[str, Any]) -> list[str]:
     about = _about_tokenizer(size, facts) if isinstance(size, TokenizerSize) else _about_generator(size, facts)
     section = "tokenizer" if isinstance(size, TokenizerSize) else "generator"
     lines = [f"{facts['model']}: {section}, kind {facts['family']}", ""]
-    lines += _table([[name, text] for name, text in about], numbers_from=2)
+    lines += aligned([[name, text] for name, text in about], numbers_from=2)
     lines += ["", "Parts, FLOPs for one image:"]
     rows = [["part", "parameters", "", "fp32 MiB", "bf16 MiB", "GFLOPs"]]
     for part in size.parts:
         state = "frozen" if part.parameters and not part.trained else "trained"
         rows.append(_row(part.name, part.parameters, state, part.flops))
     rows.append(_row("all", facts["parameters"], "", facts["flops"]))
-    lines += ["  " + line for line in _table(rows)]
+    lines += ["  " + line for line in aligned(rows)]
     counts = f"N = {facts['parameters']:,} parameters, T = {facts['trained_parameters']:,} trained ones"
     memory = [facts["training_bytes"][name] for name in BYTES]
     unit, name_of_unit = (2**30, "GiB") if sum(memory[0].values()) >= 2**30 else (2**20, "MiB")
@@ -207,7 +230,7 @@ def _report(size: ModelSize, facts: dict[str, Any]) -> list[str]:
         formula = f"{values if values > 1 else ''}{of} x bytes of a value".strip()
         rows.append([name, formula, *(f"{kind[name] / unit:.2f}" for kind in memory)])
     rows.append(["all", "", *(f"{sum(kind.values()) / unit:.2f}" for kind in memory)])
-    lines += ["  " + line for line in _table(rows, numbers_from=2)]
+    lines += ["  " + line for line in aligned(rows, numbers_from=2)]
     lines += ["  A value has 4 bytes in fp32 and 2 in bf16. --mixed-precision bf16 keeps every state in fp32."]
     return lines + [f"note: {note}" for note in facts["notes"]]
 
@@ -264,14 +287,3 @@ def _row(name: str, parameters: int, state: str, flops: int) -> list[str]:
 
 def _giga(flops: int) -> str:
     return f"{flops / 1e9:,.2f}"
-
-
-def _table(rows: list[list[str]], numbers_from: int = 1) -> list[str]:
-    """Lines with aligned columns: words to the left, numbers (from that column on) to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        words = [cell.ljust(width) for cell, width in zip(row[:numbers_from], widths, strict=False)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[numbers_from:], widths[numbers_from:], strict=True)]
-        lines.append("  ".join(words + numbers).rstrip())
-    return lines

@@ -79,7 +79,7 @@ class GeneratorSize(ModelSize):
 
 def tokenizer_size(config: Any) -> TokenizerSize:
     """Of a tokenizer of any family. Raises ConfigError if such a tokenizer can't be built."""
-    bare = _with_weights_of(config, None)
+    bare = without_weights(config)
     with torch.device("meta"):
         tokenizer = build_tokenizer(bare)
     size = config.image_size
@@ -114,13 +114,18 @@ def generator_size(config: Any) -> GeneratorSize:
     return GeneratorSize(config, _parts(generator, count_flops(generator, loss)), _released_values(generator))
 
 
+def without_weights(config: Any) -> Any:
+    """A section of a configuration with its encoders' weights to be loaded from nowhere."""
+    return _with_weights_of(config, None)
+
+
 def _with_weights_of(config: Any, other: Any) -> Any:
-    """``config``, its encoders' weights to be loaded from where those of ``other`` are; of None, from nowhere."""
+    """``config``, its encoders' weights to be loaded from where those of ``other`` are; of None, random."""
     changes = {}
     for name in (item.name for item in dataclasses.fields(config)):
         section, given = getattr(config, name), getattr(other, name, None)
         if isinstance(section, EncoderConfig):
-            source = ("none", None) if given is None else (given.weights, given.weights_sha256)
+            source = ("random", None) if given is None else (given.weights, given.weights_sha256)
             changes[name] = dataclasses.replace(section, weights=source[0], weights_sha256=source[1])
         elif dataclasses.is_dataclass(section):
             changes[name] = _with_weights_of(section, given)

@@ -56,6 +56,14 @@ class LPIPS(nn.Module):
         _load_backbone(model.net, state_dict, network)
         self.model = Frozen(model)
 
+    @classmethod
+    def without_weights(cls, network: str) -> "LPIPS":
+        """Random, for who counts what it computes. Raises ConfigError."""
+        distance = cls.__new__(cls)
+        nn.Module.__init__(distance)
+        distance.model = Frozen(_build_lpips(network))
+        return distance
+
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Images (B,3,H,W), the target in [-1,1] -> mean distance over the batch, float32 scalar.
 

@@ -126,8 +126,12 @@ TERMS: dict[str, Term] = {
 }
 
 
-def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | None:
-    """The perceptual distance of the recipe. Raises WeightsError if its network can't be had."""
+def build_perceptual(config: LossConfig, tokenizer: Tokenizer, weights: bool = True) -> nn.Module | None:
+    """The perceptual distance of the recipe. Raises WeightsError if its network can't be had.
+
+    Args:
+        weights: False leaves LPIPS without any, for who counts what it computes.
+    """
     if config.perceptual == "none" or config.perceptual_weight == 0:
         return None
     if config.perceptual_encoder is not None:
@@ -136,7 +140,8 @@ def build_perceptual(config: LossConfig, tokenizer: Tokenizer) -> nn.Module | No
         if "encoder" not in tokenizer.frozen_parts:
             raise ConfigError("loss.perceptual: encoder needs a tokenizer with a frozen encoder")
         return EncoderPerceptual(tokenizer.encoder)
-    return LPIPS(config.perceptual.removeprefix("lpips-"), config.perceptual_weights)
+    network = config.perceptual.removeprefix("lpips-")
+    return LPIPS(network, config.perceptual_weights) if weights else LPIPS.without_weights(network)
 
 
 def perceptual_distance(perceptual: nn.Module, images: Tensor, out: TokenizerOutput) -> Tensor:
