@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import print_header, print_machine, print_row
 from photographs import jpeg, photographs
 from PIL import Image
 from torchvision.transforms import functional
@@ -174,18 +175,13 @@ def without_simplejpeg(call: Callable[[], int]) -> Callable[[], int]:
 
 
 def report(seconds: dict[str, float]) -> None:
-    print(f"median of {TURNS} turns, one thread, one process; {torch.backends.cpu.get_cpu_capability()}")
+    """Times of an image. Ours go from LMDB, or shards, to uint8 batches; their bound is their own decoder alone."""
+    print_machine(torch.device("cpu"))
+    print(f"median of {TURNS} turns, one thread, one process; targets: 70% of {PILLOW}, 1.8x the published path")
+    print_header("images/s", f"of {PILLOW}", "times the published path")
     for name, value in seconds.items():
-        print(f"  {name:38s} {1e3 * value:6.3f} ms  {1 / value:7.0f} images/s")
-    print("ours goes from LMDB, or shards, to uint8 batches; its images/s as a share of a bound's images/s:")
-    for name, bound in OURS.items():
-        if name in seconds:
-            ours = seconds[name]
-            own = f"{seconds[bound] / ours:4.0%} of {bound}, " if bound != PILLOW else ""
-            print(
-                f"  {name:38s} {own}{seconds[PILLOW] / ours:4.0%} of {PILLOW} (target 70%), "
-                f"{seconds[PUBLISHED] / ours:.2f}x the published path (target 1.8x)"
-            )
+        more = f"{1 / value:.0f}", f"{seconds[PILLOW] / value:.0%}", f"{seconds[PUBLISHED] / value:.2f}"
+        print_row(name, value, seconds.get(OURS.get(name)), *more)
     if SIMPLEJPEG not in seconds:
         print("simplejpeg is not installed: neither its bound nor ours with it was measured")
 

@@ -10,11 +10,11 @@ their products by turns: whatever else the machine does slows both down. Weights
 """
 
 import argparse
-import time
 from collections import Counter
 from collections.abc import Callable
 
 import torch
+from machine import DTYPES, print_header, print_machine, print_row, timed
 from torch import Tensor, nn
 
 import vfmtok
@@ -30,11 +30,11 @@ def main() -> None:
     torch.manual_seed(0)
     allow_tf32(False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     dit = vfmtok.build_generator(generator_config(arguments.gpt_model)).to(device)
     shape = " x ".join(map(str, dit.code.shape))
-    print(f"torch {torch.__version__} on {name}; {arguments.gpt_model}, latents {shape}, {arguments.precision}")
-    print(f"{'batch':>5} {'step':10}{'ms':>9}{'products, ms':>14}{'images/s':>10}{'products / step':>17}")
+    print_machine(device)
+    print(f"{arguments.gpt_model}, latents {shape}, {arguments.precision}; bound: its products alone")
+    print_header("images/s")
     for batch in arguments.batch:
         for kind in ("training", "sampling"):
             compare(dit, batch, kind, arguments)
@@ -55,26 +55,15 @@ def compare(dit: vfmtok.DiT, batch: int, kind: str, arguments: argparse.Namespac
     precision = "bf16" if arguments.precision == "bf16" else "none"
     with autocast(precision, device):
         shapes = product_shapes(dit, batch if trains else 2 * batch)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES[arguments.precision]
         alone = products(shapes, device, dtype, trains)
         step()
         alone()
         best = [float("inf"), float("inf")]
         for _ in range(arguments.repeat):
             for index, call in enumerate((step, alone)):
-                best[index] = min(best[index], seconds(call, device))
-    ms = [1e3 * value for value in best]
-    print(f"{batch:5} {kind:10}{ms[0]:9.1f}{ms[1]:14.1f}{batch / best[0]:10.2f}{best[1] / best[0]:17.0%}")
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+                best[index] = min(best[index], timed(call, device))
+    print_row(f"{kind} step, batch {batch}", *best, f"{batch / best[0]:.2f}")
 
 
 def training_step(dit: vfmtok.DiT, batch: int) -> Callable[[], None]:

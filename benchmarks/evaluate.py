@@ -14,7 +14,17 @@ import io
 import time
 
 import torch
-from tokenizer import matrix_rate, peak_memory, seconds, synchronise
+from machine import (
+    bound,
+    peak_memory,
+    print_header,
+    print_machine,
+    print_row,
+    product_rate,
+    seconds,
+    synchronise,
+    timed,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -31,12 +41,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    double = float64_rate(device)
-    print(f"{device}, {torch.get_num_threads()} threads, float64 matrix product {double / 1e9:.0f} GFLOP/s")
+    print_machine(device)
+    double = product_rate(device, torch.float64)
+    print(f"{device}, float64 matrix product {double / 1e9:.0f} GFLOP/s")
+    print_header("more")
     if arguments.only in (None, "fid"):
-        measure_fid(arguments.fid_samples, device, double)
+        measure_fid(arguments.fid_samples, device)
     if arguments.only in (None, "pairs"):
-        measure_pairs(arguments.pair_samples, device, double)
+        measure_pairs(arguments.pair_samples, device)
     if arguments.only in (None, "inception"):
         measure_inception(arguments.batch, device)
 
@@ -52,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_fid(count: int, device: torch.device, rate: float) -> None:
+def measure_fid(count: int, device: torch.device) -> None:
     sets = [like_pool(count, seed).to(device) for seed in range(2)]
     start = time.perf_counter()
     gaussians = []
@@ -65,32 +77,32 @@ def measure_fid(count: int, device: torch.device, rate: float) -> None:
     collected = time.perf_counter()
     distance = frechet_distance(*gaussians)
     end = time.perf_counter()
-    report(f"statistics of 2 x {count}", collected - start, 2 * 2 * count * DIM**2, rate)
-    print(f"{'distance (decompositions, checked)':36}{end - collected:8.2f} s    FD {distance:.4f}")
-    print(f"{'together':36}{end - start:8.2f} s")
+    least = bound(device, torch.float64, 2 * 2 * count * DIM**2)
+    print_row(f"statistics of 2 x {count}", collected - start, least, "")
+    print_row("distance (decompositions, checked)", end - collected, None, f"FD {distance:.4f}")
+    print_row("together", end - start, None, "")
 
 
-def measure_pairs(count: int, device: torch.device, rate: float) -> None:
+def measure_pairs(count: int, device: torch.device) -> None:
     samples, reference = (like_pool(count, seed).to(device) for seed in range(2))
-    elapsed, _ = timed(lambda: precision_recall(samples, reference), device)
-    # both sets with themselves, and with each other
-    report(f"precision/recall {count} vs {count}", elapsed, 3 * 2 * count**2 * DIM, rate)
+    elapsed = timed(lambda: precision_recall(samples, reference), device)
     memory = peak_memory(lambda: precision_recall(samples, reference), device)
-    print(f"{'  extra memory':36}{memory / 2**20:8.0f} MiB")
+    least = bound(device, torch.float64, 3 * 2 * count**2 * DIM)  # both sets with themselves, and with each other
+    print_row(f"precision/recall {count} vs {count}", elapsed, least, f"{memory / 2**20:.0f} MiB besides")
     size, subsets = min(1000, count), 100
-    elapsed, _ = timed(lambda: kernel_distance(samples, reference, subsets, size), device)
-    report(f"KID, {subsets} subsets of {size}", elapsed, subsets * 3 * 2 * size**2 * DIM, rate)
+    elapsed = timed(lambda: kernel_distance(samples, reference, subsets, size), device)
+    least = bound(device, torch.float64, subsets * 3 * 2 * size**2 * DIM)
+    print_row(f"KID, {subsets} subsets of {size}", elapsed, least, "")
 
 
 def measure_inception(batch: int, device: torch.device) -> None:
-    rate = matrix_rate(device, "fp32")
     network = Inception(random_weights()).to(device)
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8, device=device)
     with FlopCounterMode(display=False) as counter:
         network(images)
     elapsed = seconds(lambda: network(images), device, 3)
-    report(f"Inception, batch {batch}", elapsed, counter.get_total_flops(), rate)
-    print(f"{'  images a second':36}{batch / elapsed:8.1f}      (float32 product {rate / 1e9:.0f} GFLOP/s)")
+    least = bound(device, torch.float32, counter.get_total_flops())
+    print_row(f"Inception, batch {batch}, float32", elapsed, least, f"{batch / elapsed:.1f} images/s")
 
 
 def like_pool(count: int, seed: int) -> torch.Tensor:
@@ -109,25 +121,6 @@ def random_weights() -> dict[str, torch.Tensor]:
     torch.save({}, empty)
     empty.seek(0)
     return Initialised("inception", ["2048"], feature_extractor_weights_path=empty).state_dict()
-
-
-def timed(function, device: torch.device) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = function()
-    synchronise(device)
-    return time.perf_counter() - start, result
-
-
-def float64_rate(device: torch.device) -> float:
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.float64)
-    return 2 * size**3 / min(timed(lambda: a @ b, device)[0] for _ in range(9))
-
-
-def report(name: str, elapsed: float, flops: float, rate: float) -> None:
-    print(
-        f"{name:36}{elapsed:8.2f} s {flops / elapsed / 1e9:8.0f} GFLOP/s {flops / elapsed / rate:6.0%} of the product"
-    )
 
 
 if __name__ == "__main__":

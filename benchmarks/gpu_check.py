@@ -24,14 +24,13 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizer import matrix_rate, synchronise
+from machine import DTYPES, machine_line, product_rate, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
@@ -89,7 +88,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What this was measured on."""
     facts = {"python": platform.python_version(), "torch": torch.__version__, "vfmtok": vfmtok.__version__}
     if device.type == "cpu":
-        return facts | {"device": f"no GPU; CPU with {torch.get_num_threads()} threads"}
+        return facts | {"device": f"no GPU; {machine_line(device)}"}
     found = torch.cuda.get_device_properties(0)
     peak = stated_peak(found.name)
     return facts | {
@@ -161,7 +160,7 @@ def measure_speed(device: torch.device, report: dict[str, Any]) -> None:
     if not large:
         report["skipped"].append("speed of the published sizes: no GPU; tiny models stand for them here")
     precision = "bf16" if large else "fp32"
-    rate = matrix_rate(device, precision)
+    rate = product_rate(device, DTYPES[precision])
     peak = stated_peak(torch.cuda.get_device_name()) if large else None
     against = peak[0] * 1e12 if peak else rate
     report["machine"] |= {"matrix_product_tflops": rate / 1e12, "mfu_against": "stated peak" if peak else "measured"}
@@ -247,14 +246,6 @@ def sampling(device: torch.device, scale: float, large: bool) -> dict[str, Any]:
     timed(lambda: vfmtok.generate(model, labels, cfg_scale=scale), device)
     seconds = timed(lambda: vfmtok.generate(model, labels, cfg_scale=scale), device)
     return {"seconds": seconds, "count": batch * config.num_tokens, "batch": batch, "unit": "tokens"}
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    function()
-    synchronise(device)
-    return time.perf_counter() - start
 
 
 # --------------------------------------------------------------------------------------

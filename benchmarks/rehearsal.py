@@ -26,6 +26,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from machine import print_machine
 from PIL import Image
 from torch import Tensor, nn
 
@@ -335,6 +336,7 @@ def main() -> None:
             shutil.rmtree(args.folder)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)
+    print_machine(torch.device("cpu"))
     report(found, args.only)
 
 

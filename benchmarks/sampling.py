@@ -1,37 +1,40 @@
-"""Tokens per second of generation, beside what the machine allows, and beside plainer loops.
+"""Milliseconds a token of generation, beside what the machine allows, and beside plainer loops.
 
     python benchmarks/sampling.py  # GPT-B: fp32 and bf16, batch 1 and 8, CFG 1.0 and 1.5
     python benchmarks/sampling.py --precision bf16 --batch 8 --compile  # torch.compile beside it
     python benchmarks/sampling.py --gpt-model GPT-L --batch 1 --steps 0
     python benchmarks/sampling.py --gpt-model RAR-B  # any generator of ids that draws one token after the other
 
-Two bounds, both measured in the same run, at the rows that a step has (batch, twice that with guidance):
+The bound of a step is the larger of (bytes of its linear layers' weights / bandwidth of reading an array larger than
+the caches) and (their FLOPs / rate of a large matrix product of this precision), at the rows that a step has (batch,
+twice that with guidance); both rates are measured in the same run. Of the first pass (RAR computes the modulations of
+all slots there, once) every token has its share.
 
-- "linears": the time of the linear layers that a step runs, alone, on 2-D inputs of that many rows; and, shared among
-  the tokens, of those of the first pass (RAR's modulations of all slots are computed there, once);
-- "roofline": the larger of (bytes of their weights / bandwidth of reading an array larger than the caches)
-  and (their FLOPs / rate of a large matrix product of this precision).
+"ours" is ``vfmtok.generate`` for the whole of an image's tokens, everything included; "ours, plain" the same with
+``F.linear`` for all layers (VFMTOK_SAMPLING_LINEARS=plain). They take turns, ``--repeat`` times, and the best of each
+counts. What was chosen for the layers is printed at the end. "the linear layers alone" are those of a step by
+``F.linear``, with nothing between them: the mean of medians before and after.
 
-Three loops for the whole of an image's tokens: "ours" is ``vfmtok.generate``, everything included; "concatenating
-cache" appends to growing keys and values (GPT only); "full forward" runs the whole sequence for every token. The
-last two are timed at ``--steps`` lengths spread over the image, so that the benchmark ends, without guidance's
-and the draw's small cost. The bound by the linears is the mean of medians before and after: whatever else the
-machine does slows it down as well.
+Plainer loops: "concatenating cache" appends to growing keys and values (GPT only); "full forward" runs the whole
+sequence for every token. They are timed at ``--steps`` lengths spread over the image, so that the benchmark ends,
+without guidance's and the draw's small cost.
 Weights are random: no timing depends on their values.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from tokenizer import matrix_rate, seconds, synchronise
+from machine import DTYPES, bound, print_header, print_machine, print_row, rates, seconds, timed
 from torch import Tensor, nn
 
 import vfmtok
 from vfmtok.generators import generator_config
 from vfmtok.generators.gpt.rotary import rotate
+from vfmtok.generators.linear_kernels import VARIABLE, chosen
 from vfmtok.layers.precision import allow_tf32
 
 
@@ -40,20 +43,20 @@ def main() -> None:
     torch.manual_seed(0)
     allow_tf32(False)  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     config = generator_config(arguments.gpt_model, num_tokens=arguments.tokens)
     gpt = vfmtok.build_generator(config).to(device).eval()
-    print(f"torch {torch.__version__} on {name}; {arguments.gpt_model}, {config.num_tokens} tokens")
+    print_machine(device)
     for precision in arguments.precision:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        gpt = gpt.to(dtype)
-        rate, bandwidth = matrix_rate(device, precision), read_bandwidth(device)
-        print(f"\n{precision}: matrix products {rate / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.1f} GB/s")
-        print(f"{'batch':>5}{'CFG':>5} {'loop':22}{'tokens/s':>10}{'ms/step':>9}{'of linears':>12}{'of roofline':>13}")
+        gpt = gpt.to(DTYPES[precision])
+        print(f"\n{arguments.gpt_model}, {config.num_tokens} tokens, {precision}: {rates(device, DTYPES[precision])}")
+        print_header("tokens/s")
         for batch in arguments.batch:
             for scale in arguments.cfg_scale:
                 with torch.no_grad():
-                    compare(gpt, batch, scale, rate, bandwidth, arguments)
+                    compare(gpt, batch, scale, arguments)
+    for shape, rows, dtype, way, taken in chosen():
+        times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in taken.items())
+        print(f"layers {shape[0]}x{shape[1]}, {rows} rows, {str(dtype).removeprefix('torch.')}: {way} ({times})")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,42 +67,53 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cfg-scale", type=float, nargs="+", default=[1.0, 1.5])
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=2, help="lengths at which the plainer loops run; 0: none")
+    parser.add_argument("--repeat", type=int, default=1, help="images one after the other; the best counts")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     return parser.parse_args()
 
 
-def compare(gpt, batch: int, scale: float, rate: float, bandwidth: float, arguments) -> None:
+def compare(gpt, batch: int, scale: float, arguments) -> None:
     device, tokens = gpt.output.weight.device, gpt.config.num_tokens
     rows = batch if scale == 1 else 2 * batch
     labels = torch.arange(batch, device=device) % gpt.config.num_classes
     first, later = linear_layers(gpt, labels.repeat(rows // batch))
-    roofline = (least_time(first, bandwidth, rate) + (tokens - 1) * least_time(later, bandwidth, rate)) / tokens
-    bound = linears_time(first, later, tokens) / 2
-    generate = {"ours": {}} | ({"ours, compiled": {"compile": True}} if arguments.compile else {})
-    steps = {}
-    for name, options in generate.items():
-        if options:  # compile first
-            vfmtok.generate(gpt, labels, cfg_scale=scale, **options)
-        synchronise(device)
-        start = time.perf_counter()
-        vfmtok.generate(gpt, labels, cfg_scale=scale, **options)
-        synchronise(device)
-        steps[name] = (time.perf_counter() - start) / tokens
-    bound += linears_time(first, later, tokens) / 2
-    print(row(batch, scale, "bound: linears", bound, bound, roofline))
+    least = (least_time(first) + (tokens - 1) * least_time(later)) / tokens
+    linears = linears_time(first, later, tokens) / 2
+    kinds = {"ours": ("auto", False), "ours, plain": ("plain", False)}
+    if device.type != "cpu":
+        del kinds["ours, plain"]
+    if arguments.compile:
+        kinds["ours, compiled"] = ("auto", True)
+        vfmtok.generate(gpt, labels, cfg_scale=scale, compile=True)  # compile first
+    steps = dict.fromkeys(kinds, float("inf"))
+    for _ in range(arguments.repeat):
+        for name, (way, compiled) in kinds.items():
+            with linears_by(way):
+                taken = timed(lambda c=compiled: vfmtok.generate(gpt, labels, cfg_scale=scale, compile=c), device)
+            steps[name] = min(steps[name], taken / tokens)
+    linears += linears_time(first, later, tokens) / 2
+    steps = {"the linear layers alone": linears} | steps
     lengths = [int((index + 0.5) * tokens / arguments.steps) for index in range(arguments.steps)]
     if lengths:
         for name, (loop, repeat) in PLAINER_LOOPS[gpt.config.kind].items():
             calls = [loop(gpt, labels.repeat(rows // batch), length) for length in lengths]
             steps[name] = sum(seconds(call, device, repeat) for call in calls) / len(calls)
-    for name, step in steps.items():
-        print(row(batch, scale, name, step, bound, roofline))
+    for name, step in steps.items():  # the seconds in which every image of the batch gets a token
+        print_row(f"batch {batch}, CFG {scale:g}: {name}", step, least, f"{batch / step:.1f}")
 
 
-def row(batch: int, scale: float, name: str, step: float, bound: float, roofline: float) -> str:
-    """``step`` is the seconds in which every image of the batch gets a token."""
-    speed = f"{batch / step:10.1f}{step * 1e3:9.1f}"
-    return f"{batch:5}{scale:5.1f} {name:22}{speed}{bound / step:12.0%}{roofline / step:13.0%}"
+@contextlib.contextmanager
+def linears_by(way: str) -> Iterator[None]:
+    """Linear layers multiply as the user's environment says, or if it says nothing, in this way."""
+    before = os.environ.get(VARIABLE)
+    if way == "plain" or not before:
+        os.environ[VARIABLE] = way
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 # --------------------------------------------------------------------------------------
@@ -145,16 +159,11 @@ def running(calls: list[Call]) -> Callable[[], None]:
     return run
 
 
-def least_time(calls: list[Call], bandwidth: float, rate: float) -> float:
+def least_time(calls: list[Call]) -> float:
     """Seconds in which this machine could read the weights and multiply, whichever takes longer."""
+    weight = calls[0][0].weight
     read = sum(layer.weight.numel() * layer.weight.element_size() for layer, _ in calls)
-    return max(read / bandwidth, sum(2 * layer.weight.numel() * rows for layer, rows in calls) / rate)
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second of summing an array of 512 MiB."""
-    array = torch.ones(2**27, device=device)
-    return array.numel() * 4 / seconds(array.sum, device, 5)
+    return bound(weight.device, weight.dtype, sum(2 * layer.weight.numel() * rows for layer, rows in calls), read)
 
 
 # --------------------------------------------------------------------------------------

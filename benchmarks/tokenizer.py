@@ -11,9 +11,6 @@ adds to what the process held before it.
 """
 
 import argparse
-import ctypes
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import DTYPES, bound, peak_memory, print_header, print_machine, print_row, product_rate, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
@@ -34,16 +32,16 @@ def main() -> None:
     torch.manual_seed(0)
     allow_tf32(False)  # fp32 means fp32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__} on {name}; median of {arguments.repeat} runs")
+    print_machine(device)
+    print(f"median of {arguments.repeat} runs")
     if arguments.only != "sampling":
         config = vfmtok.load_config(arguments.config, arguments.set)
         tokenizer = vfmtok.VFMTok(config).to(device)
         images = torch.rand(arguments.batch, 3, config.image_size, config.image_size, device=device) * 2 - 1
         for precision in arguments.precision:
-            rate = matrix_rate(device, precision)
+            rate = product_rate(device, DTYPES[precision])
             print(f"\n{precision}, batch {arguments.batch}: matrix products run at {rate / 1e9:.0f} GFLOP/s")
-            measure_tokenizer(tokenizer, images, precision, rate, arguments)
+            measure_tokenizer(tokenizer, images, precision, arguments)
     if arguments.only != "parts":
         compare_sampling(device, arguments.repeat)
 
@@ -65,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
 # --------------------------------------------------------------------------------------
 
 
-def measure_tokenizer(tokenizer, images, precision: str, rate: float, arguments) -> None:
-    device = images.device
+def measure_tokenizer(tokenizer, images, precision: str, arguments) -> None:
+    device, dtype = images.device, DTYPES[precision]
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with autocast:
         with torch.no_grad():
@@ -82,9 +80,10 @@ def measure_tokenizer(tokenizer, images, precision: str, rate: float, arguments)
                 "ViT decoder": lambda: tokenizer.decoder(codes),
                 "pixel decoder": lambda: tokenizer.pixel_decoder(image_map),
             }
-            print_header("encode and decode (eval, no gradient)")
-            rows = [print_row(name, part, rate, device, arguments.repeat) for name, part in parts.items()]
-            print_sum("ours, all but the encoder", rows[1:], rate)
+            print("\nencode and decode (eval, no gradient)")
+            print_header(*COLUMNS)
+            rows = [measure_part(name, part, dtype, device, arguments.repeat) for name, part in parts.items()]
+            print_sum("ours, all but the encoder", rows[1:], dtype, device)
 
         tokenizer.train()
         leaf = {name: x.detach().float().requires_grad_() for name, x in
@@ -96,10 +95,11 @@ def measure_tokenizer(tokenizer, images, precision: str, rate: float, arguments)
             "ViT decoder, two branches": lambda: backward(*tokenizer.decoder(leaf["codes"], with_features=True)),
             "pixel decoder": lambda: backward(tokenizer.pixel_decoder(leaf["map"])),
         }
-        print_header("forward and backward (train)")
-        rows = [print_row(name, part, rate, device, arguments.repeat) for name, part in parts.items()]
-        print_sum("ours, all but the encoder", rows[1:], rate)
-        print_row("whole tokenizer", lambda: whole_step(tokenizer, images), rate, device, arguments.repeat)
+        print("\nforward and backward (train)")
+        print_header(*COLUMNS)
+        rows = [measure_part(name, part, dtype, device, arguments.repeat) for name, part in parts.items()]
+        print_sum("ours, all but the encoder", rows[1:], dtype, device)
+        measure_part("whole tokenizer", lambda: whole_step(tokenizer, images), dtype, device, arguments.repeat)
         tokenizer.zero_grad(set_to_none=True)
 
 
@@ -170,88 +170,28 @@ def grid_sample_loop(value, grids, locations, weights):
 # --------------------------------------------------------------------------------------
 
 
-def print_header(title: str) -> None:
-    print(f"\n{title:30}{'GFLOP':>9}{'time':>12}{'GFLOP/s':>10}{'of bound':>10}{'memory':>12}")
+COLUMNS = ("GFLOP", "GFLOP/s", "memory")
 
 
-def print_row(name: str, part: Callable, rate: float, device, repeat: int) -> tuple[float, float]:
+def measure_part(name: str, part: Callable, dtype: torch.dtype, device, repeat: int) -> tuple[float, float]:
     """Measure, print and return (FLOPs, seconds)."""
     with FlopCounterMode(display=False) as counter:
         part()
     flops = counter.get_total_flops()
     memory = peak_memory(part, device)
     elapsed = seconds(part, device, repeat)
-    print(f"{format_rates(name, flops, elapsed, rate)}{memory / 2**20:8.0f} MiB")
+    print_part(name, flops, elapsed, dtype, device, f"{memory / 2**20:.0f} MiB")
     return flops, elapsed
 
 
-def print_sum(name: str, rows: list[tuple[float, float]], rate: float) -> None:
+def print_sum(name: str, rows: list[tuple[float, float]], dtype: torch.dtype, device) -> None:
     flops, elapsed = (sum(column) for column in zip(*rows, strict=True))
-    print(format_rates(name, flops, elapsed, rate))
+    print_part(name, flops, elapsed, dtype, device, "")
 
 
-def format_rates(name: str, flops: float, elapsed: float, rate: float) -> str:
-    achieved = flops / elapsed
-    return f"{name:30}{flops / 1e9:9.1f}{elapsed * 1e3:9.0f} ms{achieved / 1e9:10.0f}{achieved / rate:10.0%}"
-
-
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product, by whichever library is faster here.
-
-    On CPUs PyTorch sends ``a @ b`` and a 1x1 convolution, the same product, to different libraries
-    (MKL, oneDNN), whose rates can differ twofold.
-    """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    size = 2048 if device.type == "cpu" else 8192
-    if device.type == "cpu":  # without native bfloat16 a product of that size takes minutes
-        a, b = torch.randn(2, 256, 256).to(dtype)
-        probed = seconds(lambda: a @ b, device, 3)
-        size = next((side for side in (2048, 1024, 512) if probed * (side / 256) ** 3 < 1), 256)
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    image, kernel = a.t().reshape(1, size, 64, -1), b[:, :, None, None]
-    product = seconds(lambda: a @ b, device, 9)
-    convolution = seconds(lambda: F.conv2d(image, kernel), device, 9)
-    return 2 * size**3 / min(product, convolution)
-
-
-def seconds(function: Callable, device: torch.device, repeat: int) -> float:
-    """Median wall time after one warm-up run."""
-    times = []
-    for _ in range(repeat + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        function()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repeat // 2]
-
-
-def peak_memory(function: Callable, device: torch.device) -> float:
-    """Bytes that one call adds at its peak; NaN where the system does not tell (CPU, other than Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    if sys.platform != "linux":
-        return float("nan")
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give freed memory back, or the peak would reuse it unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-    before = resident_bytes("VmRSS")
-    function()
-    return resident_bytes("VmHWM") - before
-
-
-def resident_bytes(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return float("nan")
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def print_part(name: str, flops: float, elapsed: float, dtype: torch.dtype, device, memory: str) -> None:
+    rates = f"{flops / 1e9:.1f}", f"{flops / elapsed / 1e9:.0f}"
+    print_row(name, elapsed, bound(device, dtype, flops), *rates, memory)
 
 
 if __name__ == "__main__":

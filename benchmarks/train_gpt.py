@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from machine import milliseconds, print_header, print_machine, print_row
 from torch import nn
 
 from vfmtok import distributed
@@ -41,6 +42,8 @@ def main() -> None:
     if args.anno_file:
         sources["images"] = ["--anno-file", args.anno_file]
     with distributed.program("benchmarks/train_gpt.py") as world:
+        if world.is_main:
+            print_machine(world.device)
         totals = {source: measure(source, [*flags, *others], args.steps, world) for source, flags in sources.items()}
         if len(totals) == 2 and world.is_main:
             print(f"a step from images takes {totals['images'] / totals['token cache']:.2f} times one from the cache")
@@ -57,18 +60,14 @@ def measure(source: str, flags: list[str], steps: int, world: distributed.World)
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))
     bound = time_products(run)
     batch, tokens = run.recipe.run.global_batch, run.generator.code.num_tokens
-    distributed.print_main(
-        f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
-        f"{run.recipe.run.precision} on {world.device}, {torch.get_num_threads()} threads\n"
-        f"  step       {1e3 * total:8.1f} ms  {batch / total:.0f} images/s, {batch * tokens / total:.0f} tokens/s, "
-        f"median of {steps}"
-    )
-    for name, seconds in split.items():
-        if seconds:
-            distributed.print_main(f"    {name:8s} {1e3 * seconds:8.1f} ms  {seconds / total:6.1%}")
-    distributed.print_main(
-        f"  matrix products alone {1e3 * bound:.1f} ms: the step reaches {bound / total:.0%} of this bound"
-    )
+    if world.is_main:
+        print(f"{source}: {run.parameters / 1e6:.1f} M parameters, batch {batch} x {tokens} tokens, "
+              f"{run.recipe.run.precision}, median of {steps}; bound: its matrix products alone")  # fmt: skip
+        print_header("images/s", "of the step")
+        print_row(f"step from {source}", total, bound, f"{batch / total:.0f}", milliseconds(total))
+        for name, seconds in split.items():
+            if seconds:
+                print_row(name, seconds, None, "", f"{seconds / total:.1%}")
     return total
 
 

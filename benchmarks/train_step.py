@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 import torchvision
-from tokenizer import grid_sample_loop, matrix_rate
+from machine import DTYPES, bound, print_header, print_machine, print_row, product_rate, resident_bytes
+from tokenizer import grid_sample_loop
 from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
@@ -34,15 +35,12 @@ from vfmtok.layers import deformable_attention
 from vfmtok.layers.region_sampler import SamplerLayer
 from vfmtok.losses import perceptual
 from vfmtok.tokenizers.vfmtok.vit_decoder import DecoderLayer, ViTDecoder
+from vfmtok.training.adversaries import Adversary, DiscriminatorPass
 from vfmtok.training.ema import EMA
-from vfmtok.training.objective import (
-    DiscriminatorPass,
-    TokenizerObjective,
-    checkpoint_activations,
-    discriminator_terms,
-)
+from vfmtok.training.objective import TokenizerObjective
 from vfmtok.training.optimizer import Stepper, build_optimizer
 from vfmtok.training.recipe import AdversarialConfig, LossConfig, OptimizerConfig
+from vfmtok.training.tokenizer_passes import checkpoint_activations
 from vfmtok.weights.name_maps import own_tensors
 
 PARTS = ("encoder", "sampler and decoders", "losses", "backward", "discriminator", "optimizer and EMA")
@@ -59,16 +57,16 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(torchvision.models.vgg16(weights=None).state_dict(), f"{folder}/vgg.pth")
             lpips = perceptual.LPIPS("vgg", f"{folder}/vgg.pth")
-        self.judge = DiscriminatorPass(build_discriminator("dinogan", config.image_size, "none"))
-        self.adversarial = AdversarialConfig()
-        self.objective = TokenizerObjective(
-            LossConfig(), self.adversarial, self.tokenizer, lpips, self.judge.discriminator
-        )
+        adversarial = AdversarialConfig()
+        self.adversary = Adversary("", adversarial, build_discriminator("dinogan", config.image_size, "none"))
+        self.discriminators = DiscriminatorPass(self.adversary)
+        discriminator = self.adversary.discriminator
+        self.objective = TokenizerObjective(LossConfig(), adversarial, self.tokenizer, lpips, discriminator)
         self.ema = EMA(own_tensors(self.tokenizer), 0.9999)
         self.images = torch.rand(arguments.batch, 3, config.image_size, config.image_size) * 2 - 1
         self.precision = precision
-        self.steppers = [self.stepper(self.tokenizer), self.stepper(self.judge)]
-        self.plain = [self.plain_optimizer(self.tokenizer), self.plain_optimizer(self.judge)]
+        self.steppers = [self.stepper(self.tokenizer), self.stepper(self.discriminators)]
+        self.plain = [self.plain_optimizer(self.tokenizer), self.plain_optimizer(self.discriminators)]
         self.encoder_seconds = 0.0
         forward = self.tokenizer.encoder.forward
         self.tokenizer.encoder.forward = lambda images: self.clocked(forward, images)
@@ -104,8 +102,8 @@ class Bench:
         clock.split("backward")
         if adversarial:
             with self.autocast():
-                real, fake = self.judge(self.images, out.reconstruction.detach())
-                judged = sum(discriminator_terms(self.adversarial, real, fake, None).values())
+                real, fake = self.discriminators(self.images, out.reconstruction.detach())
+                judged = sum(self.adversary.terms(real, fake).values())
             self.steppers[1].backward(judged)
             clock.split("discriminator")
             self.steppers[1].step(1e-4)
@@ -120,15 +118,15 @@ class Bench:
             out = self.tokenizer(self.images)
             clock.split("sampler and decoders", without=self.encoder_time())
             terms = self.objective(self.images, out, with_discriminator=False)
-            judged = self.judge.discriminator(out.reconstruction)  # with gradients for the discriminator too
+            judged = self.adversary.discriminator(out.reconstruction)  # with gradients for the discriminator too
             loss = sum(terms.values()) + 0.5 * torch.nn.functional.softplus(-judged.float()).mean()
             clock.split("losses")
         loss.backward()
         clock.split("backward")
         self.plain[1].zero_grad()
         with self.autocast():
-            real, fake = self.judge(self.images, out.reconstruction.detach())
-            disc = sum(discriminator_terms(self.adversarial, real, fake, None).values())
+            real, fake = self.discriminators(self.images, out.reconstruction.detach())
+            disc = sum(self.adversary.terms(real, fake).values())
         disc.backward()
         clock.split("discriminator")
         for optimizer in self.plain:
@@ -197,7 +195,8 @@ def main() -> None:
     if arguments.memory_of:
         print(peak_bytes(arguments))
         return
-    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, batch {arguments.batch}")
+    print_machine(torch.device("cpu"))
+    print(f"batch {arguments.batch}")
     for precision in arguments.precision:
         measure(arguments, precision)
 
@@ -215,7 +214,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(arguments, precision: str) -> None:
-    bench, rate = Bench(arguments, precision), matrix_rate(torch.device("cpu"), precision)
+    bench, device, dtype = Bench(arguments, precision), torch.device("cpu"), DTYPES[precision]
+    rate = product_rate(device, dtype)
     flops = {}
     for kind in KINDS:  # the step that does not count, for time
         with FlopCounterMode(display=False) as counter:
@@ -232,10 +232,10 @@ def measure(arguments, precision: str) -> None:
         row = [median([run.get(part, 0.0) for run in times[kind]]) for kind in KINDS]
         print(f"{part:28}" + "".join(f"{seconds:28.3f}" for seconds in row))
     totals = {kind: median([sum(run.values()) for run in times[kind]]) for kind in KINDS}
-    print(f"{'step':28}" + "".join(f"{totals[kind]:28.3f}" for kind in KINDS))
-    print(f"{'GFLOP':28}" + "".join(f"{flops[kind] / 1e9:28.0f}" for kind in KINDS))
-    print(f"{'of the bound':28}" + "".join(f"{flops[kind] / rate / totals[kind]:28.0%}" for kind in KINDS))
-    print(f"{'times as fast as naive':28}" + "".join(f"{totals['naive'] / totals[kind]:28.2f}" for kind in KINDS))
+    print_header("GFLOP", "times as fast as naive")
+    for kind, name in KINDS.items():
+        more = f"{flops[kind] / 1e9:.0f}", f"{totals['naive'] / totals[kind]:.2f}"
+        print_row(f"step, {precision}: {name}", totals[kind], bound(device, dtype, flops[kind]), *more)
     if not arguments.no_memory:
         print_memory(arguments, precision)
 
@@ -263,8 +263,7 @@ def peak_bytes(arguments) -> int:
         for _ in range(2):
             bench.run(arguments.memory_of.split(",")[0])
     # Not ru_maxrss: a new process inherits that from the one that started it.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return int(resident_bytes("VmHWM"))
 
 
 def median(values: list[float]) -> float:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: small tokenizers on the CPU."""
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,7 @@ import vfmtok
 from vfmtok import cli
 from vfmtok.tokenizers import TOKENIZERS
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run beside each other, and no command chooses and says so
 pytest_plugins = ["inception_by_rule", "local_hub"]  # fixtures for tests of several rooms
 ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a loaded machine may take any time

@@ -11,7 +11,7 @@ import vfmtok
 PACKAGE = Path(vfmtok.__file__).parent
 # A room may import the rooms of the lines above its own, and its own; rooms of one line do not import each other.
 RANKS = [
-    {"errors"},
+    {"errors", "waiting"},
     {"trees"},
     {"config", "files", "distributed"},
     {"code"},

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from vfmtok import __version__
+from vfmtok import __version__, waiting
 from vfmtok.commands.parser import OneLineParser
 from vfmtok.errors import VFMTokError, is_printed_here
 
@@ -60,10 +60,13 @@ SUMMARIES = {  # shown by --help without importing the modules
     "download": "published weights, or anyone's, into the cache or a folder, checked",
     "reproduce": "a published number, measured again: passed or failed",
 }
+WITHOUT_PYTORCH = {"prepare", "import-recipe", "download"}
 
 
 def program() -> NoReturn:
     """`vfmtok` on a command line: the process ends with the exit code of ``main``."""
+    if sys.argv[1:] and sys.argv[1] in COMMANDS.keys() - WITHOUT_PYTORCH and not {"-h", "--help"} & set(sys.argv):
+        waiting.choose(f"vfmtok {sys.argv[1]}")  # before a command loads PyTorch
     code = main()
     if "WORLD_SIZE" in os.environ:  # torchrun started it; alone, most commands need no torch
         from vfmtok import distributed

@@ -1,0 +1,72 @@
+"""How PyTorch's threads on a CPU wait for each other, chosen before PyTorch is loaded.
+
+Threads of OpenMP spin where they wait, by default for some milliseconds. Alone on a machine that costs nothing. Beside
+another busy process a thread that spins holds the core that the thread it waits for needs, and a training with two
+threads on two cores takes many times as long. The OpenMP runtimes read how to wait from the environment when they are
+loaded, so a command chooses at its very start: ``choose``. Whatever the user has set is left alone.
+
+Needs no PyTorch, and does nothing once that is loaded: then it is too late.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+
+# Any of them says how to wait: OpenMP's own, GNU's (PyTorch's wheels for Linux), Intel's and LLVM's.
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+BUSY = 0.5  # a load below that is the system's own
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+def choose(program: str, environment: MutableMapping[str, str] | None = None) -> None:
+    """Set how this process's threads will wait, and say so in one line on stderr, unless there is nothing to choose.
+
+    Args:
+        program: its name, for the line.
+        environment: of the process, by default.
+    """
+    environment = os.environ if environment is None else environment
+    if "torch" in sys.modules or not hasattr(os, "getloadavg"):
+        return
+    cores, load = usable_cores(), busy_processes()
+    settings = chosen(cores, load, environment)
+    environment.update(settings)
+    if settings and int(environment.get("RANK") or 0) == 0:
+        said = " ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"{program}: {cores} cores, load {load:.1f}: threads wait without spinning ({said})", file=sys.stderr)
+
+
+def chosen(cores: int, load: float, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set on a machine with ``cores`` for this process, where ``load`` others compute on average:
+    none, or those of waiting without spinning, where threads and others are more than the cores."""
+    if any(name in environment for name in VARIABLES):
+        return {}
+    threads = thread_count(cores, environment)
+    return dict(PASSIVE) if threads > 1 and load >= BUSY and threads + load > cores else {}
+
+
+def thread_count(cores: int, environment: Mapping[str, str]) -> int:
+    """How many threads PyTorch will take."""
+    told = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(told) if told.isdecimal() and int(told) else cores
+
+
+def busy_processes(samples: int = 5, pause: float = 0.02) -> float:
+    """How many others compute: the average of the last minute, but no more than now, where the system says that (an
+    earlier stage of one's own may just have ended)."""
+    load = os.getloadavg()[0]
+    running = []
+    for _ in range(samples if load >= BUSY else 0):
+        try:
+            running.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)  # without this one
+        except (OSError, ValueError, IndexError):
+            return load
+        time.sleep(pause)
+    return min(load, sum(running) / len(running)) if running else load
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
