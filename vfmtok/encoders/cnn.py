@@ -6,11 +6,11 @@ Shapes: B batch, S image side, C channels, g side of the map.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmtok.config import require, require_positive, require_share
+from vfmtok.layers.memory_format import Convolutional
 from vfmtok.layers.residual import ResBlock, SpatialAttention, group_norm
 from vfmtok.weights.name_maps import Names
 
@@ -41,7 +41,7 @@ class CNNEncoderConfig:
         return 2 ** (len(self.multipliers) - 1)
 
 
-class CNNEncoder(nn.Module):
+class CNNEncoder(Convolutional):
     """(B,3,S,S) in [-1,1] -> (B,z_channels,g,g), S = g * stride."""
 
     def __init__(self, config: CNNEncoderConfig, z_channels: int):
@@ -64,7 +64,7 @@ class CNNEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(images.clone(memory_format=torch.channels_last))  # (B,C,S,S); faster, see decoders/vqgan.py
+        x = self.conv_in(self.laid_out(images))  # (B,C,S,S)
         for level in self.levels:
             x = level(x)  # (B,C,h/2,w/2), the last (B,C,g,g)
         x = self.middle(x)  # (B,C,g,g)

@@ -3,6 +3,7 @@
 attention, feed_forward   transformer blocks' parts
 norms                     of vectors, in float32
 residual                  convolutional blocks of VQGAN
+memory_format             the layout of maps that convolutions compute on
 modulated                 convolutions modulated by a style vector
 map_attention             self-attention over the cells of a map
 upsampling                doubling of maps by pixel shuffle and blur

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vfmtok import distributed
@@ -15,6 +16,7 @@ from vfmtok.data.training_crop import training_crop
 from vfmtok.discriminators.build import build_discriminator
 from vfmtok.encoders.config import for_training
 from vfmtok.errors import ConfigError, DataError
+from vfmtok.layers.memory_format import LARGE_IMAGE, Convolutional, weights_learn_faster_in_nchw
 from vfmtok.layers.precision import autocast
 from vfmtok.losses.adversarial import LeCam
 from vfmtok.pretrained import loading as pretrained
@@ -51,6 +53,7 @@ class TokenizerRun:
             self._open_data()
             self._build_models()
             self._build_state()
+        self._choose_memory_format()
         self.notes += run_folder.resume(self.state, self.checkpoints, self.plan.steps, world)
         if run.checkpoint_activations:
             checkpoint_activations(self.tokenizer, self.tokenizer.recomputed)
@@ -107,6 +110,17 @@ class TokenizerRun:
             recipe.loss, recipe.adversarial, self.tokenizer, self.perceptual, discriminator, scale, second
         )
         self.notes += self.objective.notes
+
+    def _choose_memory_format(self) -> None:
+        """Of maps whose convolutions learn in float32 on a CPU, as the first process's suits: all must round alike."""
+        networks = [part for part in self.tokenizer.modules() if isinstance(part, Convolutional) and part.training]
+        large = self.recipe.tokenizer.image_size >= LARGE_IMAGE
+        if not (networks and large and self.world.device.type == "cpu" and self.recipe.run.precision == "none"):
+            return
+        if distributed.gather(weights_learn_faster_in_nchw())[0]:
+            for network in networks:
+                network.training_format = torch.contiguous_format
+            self.notes.append("convolutions learn in NCHW, where this CPU is faster at their weights' gradients")
 
     def _synchronise_batch_norm(self) -> None:
         """Of what is trained. Frozen parts keep their statistics."""
