@@ -64,11 +64,13 @@ RECONSTRUCTION = [f"llamagen-tokenizer-{name}-{size}" for name, size in LLAMAGEN
     "hita-tokenizer-v",
     "hita-tokenizer-u",
     "vfmae-tokenizer",
+    "vfmvae-tokenizer",
 ]
 
 
 def test_every_row_has_a_manifest():
-    ours = [name for name in manifest_names() if name.startswith(("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-"))]
+    stems = ("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-", "vfmvae-")
+    ours = [name for name in manifest_names() if name.startswith(stems)]
     assert ours == sorted([*GENERATION, *RECONSTRUCTION])
 
 
@@ -102,6 +104,11 @@ def test_the_numbers_of_reconstructions():
     assert {number.name: number.value for number in manifest.expected} == published
     row = published_file(*split_name(manifest.tokenizer))
     assert row.config.image_size == manifest.image_size and row.config.kind == "vfmae"
+    manifest = find_manifest("vfmvae-tokenizer")
+    published = {"rFID": 0.52, "rIS": 214.1, "LPIPS": 0.221, "PSNR": 22.99, "SSIM (Gaussian)": 0.593}
+    assert {number.name: number.value for number in manifest.expected} == published
+    row = published_file(*split_name(manifest.tokenizer))
+    assert row.config.kind == "vfm_vae" and manifest.protocol == "vfm-vae"
 
 
 def test_what_is_sampled_is_a_part_on_its_own_tokenizer():
@@ -144,6 +151,7 @@ def test_what_is_sampled_is_a_part_on_its_own_tokenizer():
         ("llamagen-tokenizer-vq8-256", None),
         ("hita-tokenizer-u", None),
         ("vfmae-tokenizer", None),
+        ("vfmvae-tokenizer", None),
     ],
 )
 def test_the_scripts_take_what_a_dry_run_tells(name, sampling, capsys, monkeypatch):
@@ -153,7 +161,7 @@ def test_the_scripts_take_what_a_dry_run_tells(name, sampling, capsys, monkeypat
     args, manifest = parser.parse_args(told[1:]), find_manifest(name)
     assert args.vq_ckpt == manifest.tokenizer and args.prefer == manifest.prefer
     if sampling is None:
-        assert args.resize == manifest.resize
+        assert (args.resize, args.protocol) == (manifest.resize, manifest.protocol)
         assert args.reference == ("DATA" if manifest.rfid_against == "dataset" else None)
         return
     family = {"hita": HolisticSampling, "rar-": RARSampling}.get(name[:4])

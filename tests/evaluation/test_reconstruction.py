@@ -1,6 +1,7 @@
 """vqgan_test.py and what it calls: the numbers against a plain loop, shared among processes, interrupted, and wrong."""
 
 import csv
+import io
 import json
 from functools import partial
 
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tiny_models import BAD, COUNT, WORLD, run_script, values
+from tokenizers.vfm_vae.tiny import tiny
+from torchvision import transforms
 
 import vfmtok
 from vfmtok import distributed
@@ -23,6 +26,8 @@ from vfmtok.evaluation.reconstruction import evaluate_reconstruction
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, FinishedBlocks, Measures, all_numbers
 from vfmtok.evaluation.reference_file import Reference
 from vfmtok.evaluation.sampling_points import picture_of_points
+from vfmtok.generators.counter_random import Draws
+from vfmtok.losses.structural import ssim_loss
 from vfmtok.metrics.frechet import Gaussian
 from vfmtok.pictures.reconstruction import colour_of_error
 from vfmtok.tokenizers.vfmtok.model import to_pixels
@@ -95,6 +100,28 @@ def test_pillow_resizes_both_sides_as_uint8(tokenizer, records, plain, tmp_path)
     results["job"]["resize"] = "bicubic"
     (before / "results.json").write_text(json.dumps({**results, "job": _without(results["job"], "resize")}))
     assert values(evaluate(tokenizer, records, before)) == values(results)
+
+
+def test_the_protocol_of_vfm_vae(records, tmp_path):
+    """torchvision's crops, latents drawn by (seed, record), pixels by truncating 255 times the image in [0,1]."""
+    model, found = tiny(), {"PSNR": [], "SSIM (Gaussian)": []}
+    cut = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.PILToTensor()])
+    for index in GOOD:
+        original = cut(Image.open(io.BytesIO(records[index].image)).convert("RGB"))
+        posterior = model.encode(original[None] / 127.5 - 1).posterior
+        noise = Draws(0, torch.tensor([index])).normal("posterior", posterior.mean.numel()).view_as(posterior.mean)
+        decoded = model.decode(posterior.mean + (posterior.logvar / 2).exp() * noise)[0].detach()
+        pixels = (255 * ((decoded + 1) / 2).clamp(0, 1)).to(torch.uint8)
+        found["PSNR"].append(peak_signal_noise_ratio(original.numpy(), pixels.numpy()))
+        both = (image[None] / 127.5 - 1 for image in (pixels, original))
+        found["SSIM (Gaussian)"].append(1 - ssim_loss(*both).item())
+    results = evaluate(model, records, tmp_path, Measures(protocol="vfm-vae"), size=64)
+    assert {name: values(results)[name] for name in found} == pytest.approx(
+        {name: np.mean(each) for name, each in found.items()}, rel=1e-5, abs=2e-6
+    )
+    assert all("latents sampled" in results["numbers"][name]["protocol"] for name in found)
+    with pytest.raises(DataError, match="another pixel protocol"):
+        evaluate(model, records, tmp_path, size=64)
 
 
 def _without(tree: dict, key: str) -> dict:

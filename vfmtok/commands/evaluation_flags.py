@@ -16,6 +16,7 @@ from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.records import RecordDataset
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.image_sources import is_dataset
+from vfmtok.evaluation.pixel_protocols import PixelProtocol
 from vfmtok.evaluation.resizing import Resize
 from vfmtok.evaluation.samples import Samples
 from vfmtok.generators.contract import Generator
@@ -79,6 +80,12 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         choices=typing.get_args(Resize),
         default="bicubic",
         help="to --image-size-eval, of both sides: without antialiasing (default), or as uint8 by Pillow, as Hita does",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=typing.get_args(PixelProtocol),
+        default="ours",
+        help="vfm-vae: torchvision's resize and crop, sampled latents, truncation, and a Gaussian SSIM besides",
     )
     parser.add_argument("--tokens", metavar="N,N", help="tokens whose sampling points are drawn (default: four)")
     parser.add_argument(

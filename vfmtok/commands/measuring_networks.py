@@ -54,7 +54,9 @@ def open_measures(args: argparse.Namespace, world: distributed.World, probe: Tok
             where, size = path_of(args.reference), args.image_size_eval
             reference = open_reference(where, inception, size, args.batch_size, world)
     lpips_sha256 = weights if lpips else None
-    return Measures(inception, reference, lpips, lpips_sha256, distance, probe, tuple(notes), args.resize)
+    return Measures(
+        inception, reference, lpips, lpips_sha256, distance, probe, tuple(notes), args.resize, args.protocol
+    )
 
 
 def open_references(

@@ -130,6 +130,7 @@ def script_arguments(manifest: Manifest, args: argparse.Namespace) -> tuple[str,
         is_whole = args.num in (None, manifest.count)
         own += ["--reference", args.data or "DATA"] if is_whole and manifest.rfid_against == "dataset" else []
         own += ["--resize", manifest.resize] if manifest.resize != "bicubic" else []
+        own += ["--protocol", manifest.protocol] if manifest.protocol != "ours" else []
         lpips = any(number.name == "LPIPS" for number in manifest.expected)
         return "vqgan_test.py", [*common, *own, *([] if lpips else ["--no-lpips"])]
     own = ["--gpt-ckpt", manifest.gpt, "--sample-dir", folder]

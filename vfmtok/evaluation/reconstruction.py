@@ -26,14 +26,16 @@ from vfmtok.code import Ids
 from vfmtok.data.loader import Batch, ImageLoader, check_bad
 from vfmtok.data.order import BlockOrder
 from vfmtok.data.records import RecordDataset
-from vfmtok.data.transforms import EvaluationCrop, to_unit_range
+from vfmtok.data.transforms import to_unit_range
 from vfmtok.errors import SharedError
 from vfmtok.evaluation import jobs
+from vfmtok.evaluation.pixel_protocols import PIXEL_PROTOCOLS, SEED, Pixels
 from vfmtok.evaluation.reconstruction_numbers import PIXEL_NAMES, FinishedBlocks, Measures, all_numbers
 from vfmtok.evaluation.resizing import Resize, resize_with_pillow
 from vfmtok.evaluation.results import as_tree, not_finite
 from vfmtok.evaluation.sampling_points import check_tokens, picture_of_points
 from vfmtok.files import replace_file
+from vfmtok.generators.counter_random import Draws
 from vfmtok.layers.precision import full_float32
 from vfmtok.metrics.pixels import PixelMetrics, psnr
 from vfmtok.pictures.reconstruction import draw_reconstructions
@@ -57,14 +59,28 @@ class RoundTrip(NamedTuple):
 
 
 @torch.no_grad()
-def round_trip(tokenizer: Tokenizer, crops: Tensor, size: int, resize: Resize = "bicubic") -> RoundTrip:
-    """crops (B,3,S,S) uint8 on the tokenizer's device -> both sides brought to ``size`` alike, in full float32."""
+def round_trip(
+    tokenizer: Tokenizer,
+    crops: Tensor,
+    size: int,
+    resize: Resize = "bicubic",
+    pixels: Pixels = PIXEL_PROTOCOLS["ours"],
+    records: Tensor | None = None,
+) -> RoundTrip:
+    """crops (B,3,S,S) uint8 on the tokenizer's device -> both sides brought to ``size`` alike, in full float32.
+
+    Args:
+        records: (B,) int64, by which latents are drawn where the protocol samples them.
+    """
     images = to_unit_range(crops)  # (B,3,S,S)
     with full_float32(images.device.type):
-        code = code_of(tokenizer.encode(images), tokenizer.code)
+        drawn = pixels.samples and getattr(tokenizer, "encode_draws", False)
+        draws = {"draws": Draws(SEED, records.to(images.device))} if drawn else {}
+        code = code_of(tokenizer.encode(images, **draws), tokenizer.code)
+        first = size if resize == "bicubic" else images.shape[-1]
+        both = to_pixels(images, first), to_pixels(tokenizer.decode(code), first, pixels.offset)
         if resize == "bicubic":
-            return RoundTrip(code, to_pixels(images, size), tokenizer.decode_to_uint8(code, size))
-        both = to_pixels(images, images.shape[-1]), tokenizer.decode_to_uint8(code, images.shape[-1])
+            return RoundTrip(code, *both)
     return RoundTrip(code, *(resize_with_pillow(pixels, size) for pixels in both))
 
 
@@ -99,7 +115,9 @@ def evaluate_reconstruction(
         if measures.probe is not None:
             measures.probe.check(tokenizer, records)
     job = _job(tokenizer, records, measures, size)
-    results = jobs.begin_together(folder, job, world, unsaid={"resize": "bicubic", "distance": None})
+    results = jobs.begin_together(
+        folder, job, world, unsaid={"resize": "bicubic", "pixel protocol": "ours", "distance": None}
+    )
     if results is not None:
         if shown_tokens is not None:  # drawn again: nothing else depends on them
             with distributed.together():
@@ -148,6 +166,7 @@ def _job(tokenizer: Tokenizer, records: RecordDataset, measures: Measures, size:
         "distance": f"{distance.name}, {distance.protocol}" if distance is not None else None,
         "linear probe": measures.probe.job() if measures.probe else None,
         "resize": measures.resize,
+        "pixel protocol": measures.protocol,
     }
 
 
@@ -167,7 +186,7 @@ def _reconstruct_blocks(
     num_workers: int,
 ) -> None:
     """Compute this process's share of the blocks. Raises DataError: too many bad records, or the disk refuses."""
-    crop = EvaluationCrop(tokenizer.config.image_size)
+    crop = measures.pixels.crop(tokenizer.config.image_size)
     loader = ImageLoader(records, crop, BlockOrder(blocks), num_workers=num_workers, max_bad_fraction=None)
     bad = 0
     with contextlib.closing(loader), tqdm(total=sum(map(len, blocks)), unit="image", disable=not world.is_main) as bar:
@@ -187,7 +206,8 @@ def measure_block(
 
     The loader puts other records in the place of bad ones; here those are left out again, none counts twice.
     """
-    code, *both = round_trip(tokenizer, found.images.to(device, non_blocking=True), size, measures.resize)
+    crops, records = found.images.to(device, non_blocking=True), torch.from_numpy(rows)
+    code, *both = round_trip(tokenizer, crops, size, measures.resize, measures.pixels, records)
     with full_float32(device.type):
         originals, decoded = (pixels.permute(0, 3, 1, 2).contiguous() for pixels in both)  # (B,3,E,E)
         values = PixelMetrics(PIXEL_NAMES, measures.distances).update(originals, decoded)
@@ -226,7 +246,9 @@ def _draw(
     chosen = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     for name, places in chosen.items():
         indices = found.indices[places].tolist()
-        _, originals, decoded = round_trip(tokenizer, _crops(records, indices, tokenizer, world), size, measures.resize)
+        crops = _crops(records, indices, tokenizer, world, measures.pixels)
+        drawn_by = torch.tensor(indices)
+        _, originals, decoded = round_trip(tokenizer, crops, size, measures.resize, measures.pixels, drawn_by)
         captions = [f"record {index}, {psnr[place]:.2f} dB" for index, place in zip(indices, places, strict=True)]
         groups[name] = (originals.cpu().numpy(), decoded.cpu().numpy(), captions)
     title = f"Original, reconstruction, error: {len(order):,} images by PSNR at {size} px"
@@ -245,15 +267,21 @@ def _draw_points(
     tokens: tuple[int, ...] | None,
 ) -> None:
     """sampling_points.png of these records, if the tokenizer has such points."""
-    images = to_unit_range(_crops(records, indices, tokenizer, world))
+    images = to_unit_range(_crops(records, indices, tokenizer, world, PIXEL_PROTOCOLS["ours"]))
     points = picture_of_points(tokenizer, images, tokens)
     if points is not None:
         _save(points, folder / "sampling_points.png")
 
 
-def _crops(records: RecordDataset, indices: list[int], tokenizer: Tokenizer, world: distributed.World) -> torch.Tensor:
+def _crops(
+    records: RecordDataset,
+    indices: list[int],
+    tokenizer: Tokenizer,
+    world: distributed.World,
+    pixels: Pixels,
+) -> Tensor:
     """uint8 (b,3,S,S), cut as they were measured."""
-    crop = EvaluationCrop(tokenizer.config.image_size)
+    crop = pixels.crop(tokenizer.config.image_size)
     return torch.stack([crop(records[index].image) for index in indices]).to(world.device)
 
 

@@ -17,6 +17,7 @@ from vfmtok.data.loader import check_bad
 from vfmtok.data.records import RecordDataset
 from vfmtok.evaluation import jobs
 from vfmtok.evaluation.encoder_distance import EncoderDistance
+from vfmtok.evaluation.pixel_protocols import GAUSSIAN_SSIM, PIXEL_PROTOCOLS, PixelProtocol, Pixels
 from vfmtok.evaluation.resizing import PROTOCOLS, Resize
 from vfmtok.evaluation.results import Measured, Number
 from vfmtok.evaluation.token_probe import TokenProbe
@@ -46,6 +47,11 @@ class Measures:
     probe: TokenProbe | None = None
     notes: tuple[str, ...] = ()  # why something is left out, for the results
     resize: Resize = "bicubic"
+    protocol: PixelProtocol = "ours"
+
+    @property
+    def pixels(self) -> Pixels:
+        return PIXEL_PROTOCOLS[self.protocol]
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -55,7 +61,12 @@ class Measures:
     @property
     def distances(self) -> dict[str, Distance]:
         found = {"lpips": self.lpips, ENCODER_DISTANCE: self.distance}
-        return {name: distance for name, distance in found.items() if distance is not None}
+        return {name: distance for name, distance in found.items() if distance is not None} | dict(self.pixels.further)
+
+    @property
+    def said(self) -> str:
+        """What a number's protocol adds of how images became the pixels."""
+        return self.pixels.said + PROTOCOLS[self.resize]
 
 
 class FinishedBlocks:
@@ -159,7 +170,7 @@ def _inception_numbers(
     if not world.is_main:  # the distance takes seconds of all cores; one process is enough
         return Measured()
     against = f"the same {count:,} originals" if reference is None else reference.description
-    about = f"{count:,} reconstructions at {size} px{PROTOCOLS[measures.resize]}"
+    about = f"{count:,} reconstructions at {size} px{measures.said}"
     network = measures.inception.description
     protocol = f"pool3; {about}, against {against}; {network}"
     results = Measured()
@@ -174,13 +185,15 @@ def _inception_numbers(
 
 def _pixel_numbers(found: FinishedBlocks, measures: Measures, size: int) -> list[Number]:
     """Means over the images in their order: the same to the last bit, however they were shared."""
-    at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px{PROTOCOLS[measures.resize]}"
+    at = f"mean over {len(found.indices):,} images, uint8 RGB at {size} px{measures.said}"
     protocols = {
         "psnr": ("PSNR", f"dB, {at}, peak 255"),
         "ssim": ("SSIM", f"{at}, 7x7 windows, data range 1 of [0,1] (correct)"),
         "ssim_data_range_2": ("SSIM (data range 2)", f"{at}; FLATTERING: the range published tokenizers used"),
         "lpips": ("LPIPS", f"{at}, LPIPS 0.1 VGG16, weights {(measures.lpips_sha256 or 'unknown')[:8]}"),
     }
+    windows = "11x11 Gaussian windows of sigma 1.5, borders reflected, data range 2 of [-1,1]"
+    protocols[GAUSSIAN_SSIM] = ("SSIM (Gaussian)", f"{at}, {windows}")
     if measures.distance is not None:
         protocols[ENCODER_DISTANCE] = (measures.distance.name, f"{at}, {measures.distance.protocol}")
     return [Number(protocols[n][0], float(found.whole(n).mean()), protocols[n][1], 4) for n in measures.value_names]

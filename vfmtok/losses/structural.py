@@ -21,6 +21,16 @@ def ssim_loss(reconstruction: Tensor, target: Tensor) -> Tensor:
     A Gaussian window of 11x11 px and sigma 1.5 around every pixel, images reflected at their borders, variances
     E[x^2] - E[x]^2 under the window floored at 0; the mean over pixels, channels and images.
     """
+    return 1 - _similarities(reconstruction, target).mean()
+
+
+def structural_similarity(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """The same SSIM of every image: two batches (B,3,H,W) -> float32 (B,), at most 1."""
+    return _similarities(reconstructions, originals).mean(dim=(1, 2, 3))
+
+
+def _similarities(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Of the windows around all pixels: float32 (B,3,H,W)."""
     with torch.autocast(target.device.type, enabled=False):
         x, y = (at_least_float32(images).clamp(-1, 1) for images in (reconstruction, target))
         moments = _windowed(torch.cat([x, y, x * x, y * y, x * y]))  # (5B,3,H,W)
@@ -29,7 +39,7 @@ def ssim_loss(reconstruction: Tensor, target: Tensor) -> Tensor:
         covariance = product - mean_x * mean_y
         luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
         structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
-        return 1 - (luminance * structure).mean()
+        return luminance * structure
 
 
 def _windowed(maps: Tensor) -> Tensor:

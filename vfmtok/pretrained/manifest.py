@@ -17,7 +17,7 @@ from vfmtok.generators import family_of_size
 FOLDER = Path(__file__).parent / "manifests"
 NUMBERS = {  # that each task measures
     "reconstruction": (
-        *("rFID", "rIS", "PSNR", "SSIM", "SSIM (data range 2)", "LPIPS"),
+        *("rFID", "rIS", "PSNR", "SSIM", "SSIM (data range 2)", "SSIM (Gaussian)", "LPIPS"),
         *("codebook usage", "codebook usage of segment 1", "codebook usage of segment 2"),
     ),
     "generation": ("gFID", "sFID", "IS", "Pr", "Rc"),
@@ -101,6 +101,7 @@ class Manifest:
     tokenizer_settings: tuple[str, ...] = ()  # changes of its configuration, such as image_size=384
     rfid_against: Literal["originals", "dataset"] = "originals"  # as they are decoded, or cut at image_size directly
     resize: Literal["bicubic", "pillow"] = "bicubic"  # of a reconstruction: see evaluation.resizing
+    protocol: Literal["ours", "vfm-vae"] = "ours"  # of its pixels: see evaluation.pixel_protocols
 
     def __post_init__(self):
         require_positive(self, "", "count", "image_size")
@@ -115,7 +116,7 @@ class Manifest:
             require(given == (self.task == "generation"), name, f"does not fit task {self.task}", getattr(self, name))
         foreign = {
             "reconstruction": {"gpt_model": None, "variants": (), "latent_stats": None},
-            "generation": {"rfid_against": "originals", "resize": "bicubic"},
+            "generation": {"rfid_against": "originals", "resize": "bicubic", "protocol": "ours"},
         }
         for name, default in foreign[self.task].items():
             value = getattr(self, name)
