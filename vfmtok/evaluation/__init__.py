@@ -7,6 +7,6 @@ a generator    generation, samples (which, checked), sweep; sample_metrics measu
                latent_agreement (of latents)
 any model      alignment (how alike neighbourhoods are in features), alignment_conditions (the images it is measured on)
 networks       inception, inception_weights, lpips, encoder_distance (fd@...), model_size (parameters, FLOPs)
-their inputs   image_sources, given_images, resizing, reference (opened or measured), reference_file
+their inputs   image_sources, given_images, resizing, pixel_protocols, reference (opened or measured), reference_file
 what is kept   results (numbers and their protocols), jobs (unfinished work)
 """
