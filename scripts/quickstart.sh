@@ -3,6 +3,8 @@
 # on two CPU cores, from the environment to quickstart/report.html. The same command again continues where it stopped.
 #   scripts/quickstart.sh                      the sample set that ships with the package
 #   scripts/quickstart.sh --data FOLDER        your own images: class folders, a zip, shards (see vfmtok prepare --help)
+#   scripts/quickstart.sh --system NAME        another tokenizer and generator than VFMTok with a GPT: hita, rar, vfmae,
+#                                              vfm_vae or vqgan (a table in this file has their recipes)
 #   scripts/quickstart.sh --encoder dinov2     DINOv2-S as the frozen encoder, where its weights can be reached
 #   scripts/quickstart.sh --preset gpu         the second stage: 256 px, 256 tokens, GPT-B, hours on one consumer GPU
 #   scripts/quickstart.sh --out FOLDER         instead of quickstart/
@@ -11,15 +13,30 @@
 # makes it.
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
 fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
-again="$0 $*" source=sample out=quickstart encoder=package preset=cpu
+# A system a row: the recipes of its tokenizer, a stage each; its generator's; how its samples are drawn, and with how many
+# steps besides. All lie under configs/.
+system_row() {
+    case $1 in
+        vfmtok) tokenizers=(vfmtok/emoji64) generator=vfmtok/emoji64_gpt ;;
+        hita) tokenizers=(hita/emoji64) generator=hita/emoji64_gpt ;;
+        vqgan) tokenizers=(vqgan/emoji64) generator=vfmtok/emoji64_gpt ;;
+        rar) tokenizers=(vfmtok/emoji64) generator=vfmtok/emoji64_rar ;;
+        vfmae) tokenizers=(vfmae/emoji64) generator=diffusion/dit_dh_small sampling=(--steps 50) steps=(5 10 20) ;;
+        vfm_vae) tokenizers=(vfm_vae/emoji64_stage{0,1,2,3}) generator=diffusion/dit_small sampling=(--steps 50)
+            steps=(5 10 20) ;;
+        *) fail "--system is vfmtok, hita, rar, vfmae, vfm_vae or vqgan, not $1" ;;
+    esac
+}
+
+again="$0 $*" source=sample out=quickstart encoder=package preset=cpu system=vfmtok
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --data | --out | --encoder | --preset) [ $# -ge 2 ] || fail "$1 needs a value" ;;
+        --data | --out | --encoder | --preset | --system) [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) fail "unknown option $1 (--help lists them)" ;;
     esac
     case $1 in
@@ -27,17 +44,25 @@ while [ $# -gt 0 ]; do
         --out) out=$(absolute "$2") ;;
         --encoder) encoder=$2 ;;
         --preset) preset=$2 ;;
+        --system) system=$2 ;;
     esac
     shift 2
 done
 cd "$(dirname "$0")/.."
+sampling=() steps=()
+system_row "$system"
 case $preset in
-    cpu) recipe=configs/vfmtok/emoji64 extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
-    gpu) recipe=configs/vfmtok/gpu256 extras=train,quickstart,eval modules=lpips,matplotlib,tensorboard,torch_fidelity
+    cpu) extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
+    gpu) [ "$system" = vfmtok ] || fail "--preset gpu is for the system vfmtok, not $system"
+        tokenizers=(vfmtok/gpu256) generator=vfmtok/gpu256_gpt extras=train,quickstart,eval modules=lpips,matplotlib,tensorboard,torch_fidelity
         encoder=dinov2 ;;
     *) fail "--preset is cpu or gpu, not $preset" ;;
 esac
 [ "$encoder" = package ] || [ "$encoder" = dinov2 ] || fail "--encoder is package or dinov2, not $encoder"
+case $encoder-$system in
+    dinov2-vfmtok | dinov2-rar | package-*) ;;
+    *) fail "--encoder dinov2 is for the systems vfmtok and rar, not $system" ;;
+esac
 mkdir -p "$out/samples"
 
 # A stage is printed as the command a user would type, and timed.
@@ -103,21 +128,31 @@ fi
 stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"} ${PREPARE_FLAGS:-}
 [ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"
 stage data vfmtok stats "$out/data" --out "$out/data.png"
-training "$out/tokenizer" tokenizer python vq_train.py --recipe $recipe.yaml --data-path "$out/data" --results-dir "$out/tokenizer" \
-    ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
+before=()
+for number in "${!tokenizers[@]}"; do # the stages of a tokenizer: the last one's folder has no number
+    place=$out/tokenizer
+    [ $number = $((${#tokenizers[@]} - 1)) ] || place=$out/tokenizer_stage$number
+    training "$place" tokenizer python vq_train.py --recipe "configs/${tokenizers[$number]}.yaml" --data-path "$out/data" \
+        --results-dir "$place" ${before[@]+"${before[@]}"} ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
+    before=(--set "run.start_from=$place")
+done
 stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file "$out/data" \
     --output_dir "$out/reconstruction" --image-size-eval $size ${quality[@]+"${quality[@]}"}
 stage codes vfmtok codes "$out/data/train_lmdb" "$out/codes/train" --vq-ckpt "$out/tokenizer" --views $views
 stage codes vfmtok codes "$out/data/val_lmdb" "$out/codes/val" --vq-ckpt "$out/tokenizer" --views center
-training "$out/generator" generator python train_c2i.py --recipe ${recipe}_gpt.yaml --code-path "$out/codes/train" \
+training "$out/generator" generator python train_c2i.py --recipe configs/$generator.yaml --code-path "$out/codes/train" \
     --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" ${GENERATOR_FLAGS:-}
 for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
-        --cfg-scale $scale --batch-size $batch --out "$out/samples/guidance-$scale.png"
+        --cfg-scale $scale ${sampling[@]+"${sampling[@]}"} --batch-size $batch --out "$out/samples/guidance-$scale.png"
+done
+for count in ${steps[@]+"${steps[@]}"}; do
+    stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
+        --cfg-scale 2 --steps $count --batch-size $batch --out "$out/samples/steps-$(printf %02d $count).png"
 done
 # The class probe needs two classes and training images of each; the page does without.
 stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --data "$out/data" \
-    --code-path "$out/codes/train" --cfg-scales 1 2 --out "$out/agreement" || {
+    --code-path "$out/codes/train" --cfg-scales 1 2 ${sampling[@]+"${sampling[@]}"} --out "$out/agreement" || {
     status=$?
     [ $status = 2 ] || exit $status
     echo "continuing with the page without this stage"

@@ -66,6 +66,22 @@ def test_own_images_become_a_page(photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_continuous_system_becomes_a_page(photos, tmp_path):
+    """VFM-VAE's four stages, each from the one before, and a LightningDiT."""
+    done = run(
+        *("--system", "vfm_vae", "--data", photos, "--out", tmp_path / "out"),
+        TOKENIZER_FLAGS="--set optimizer.steps=3 --set optimizer.warmup_steps=0 --global-batch-size 4",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Not there yet" not in page and "The codebook" not in page and "region tokens" not in page
+    for word in ("The latents", "latents of 16 x 8 x 8", "steps 05", "curves of tokenizer_stage2"):
+        assert word in page, word
+    for place in ("tokenizer_stage1", "tokenizer_stage2", "tokenizer"):
+        assert "start_from: " in (tmp_path / "out" / place / "recipe.yaml").read_text()
+
+
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(photos, tmp_path):
     def weights():
         return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
@@ -115,7 +131,8 @@ def recorded(tmp_path):
         binaries = tmp_path / "venv/bin"
         binaries.mkdir(parents=True)
         (tmp_path / "out/data/val_lmdb").mkdir(parents=True)
-        for name in {"tokenizer", "generator"} - set(stopped):
+        stages = {f"tokenizer_stage{number}" for number in range(3)}
+        for name in {"tokenizer", "generator", *stages} - set(stopped):
             (tmp_path / "out" / name).mkdir()
             (tmp_path / "out" / name / "finished").touch()
         for name in (*names, "maker"):
@@ -137,6 +154,33 @@ def test_the_gpu_preset_measures_what_it_can(recorded, words, quality):
     assert measured[-2 - len(quality) :] == ["--image-size-eval", "256", *quality]
     without = "continuing without rFID, whose Inception network cannot be found: so it is" in done.stdout
     assert without == bool(quality)
+
+
+def test_the_table_of_systems(recorded, tmp_path):
+    """Every recipe is there; stages begin with the weights of the one before; continuous systems sample in steps."""
+    done = recorded("nothing", "--system", "vfm_vae")
+    assert done.returncode == 0, done.stderr
+    trained = [command for command in commands(done) if "vq_train.py" in command]
+    recipes, folders = ([command[command.index(flag) + 1] for command in trained] for flag in FLAGS_OF_STAGES)
+    assert recipes == [f"configs/vfm_vae/emoji64_stage{stage}.yaml" for stage in range(4)]
+    assert folders == [
+        str(tmp_path / "out" / name) for name in (*(f"tokenizer_stage{n}" for n in range(3)), "tokenizer")
+    ]
+    started = [[word for word in command if word.startswith("run.start_from=")] for command in trained]
+    assert started == [[], *([f"run.start_from={folder}"] for folder in folders[:-1])]
+    steps = [command[command.index("--steps") + 1] for command in commands(done) if "sample" in command]
+    assert steps == ["50", "50", "5", "10", "20"]
+
+
+FLAGS_OF_STAGES = ("--recipe", "--results-dir")
+
+
+@pytest.mark.parametrize("system", ["vfmtok", "hita", "vqgan", "rar", "vfmae"])
+def test_recipes_of_systems_are_there(recorded, system):
+    done = recorded("nothing", "--system", system)
+    assert done.returncode == 0, done.stderr
+    recipes = [ROOT / word for command in commands(done) for word in command if word.startswith("configs/")]
+    assert len(recipes) == 2 and all(recipe.is_file() for recipe in recipes)
 
 
 def test_without_the_agreement_there_is_a_page(recorded):
@@ -169,6 +213,9 @@ def test_an_environment_that_was_left_half_made_is_made_again(recorded, tmp_path
         (("--data", "/no/such/folder"), "no images at /no/such/folder"),
         (("--out",), "--out needs a value"),
         (("--preset", "tpu"), "--preset is cpu or gpu, not tpu"),
+        (("--system", "gan"), "--system is vfmtok, hita, rar, vfmae, vfm_vae or vqgan, not gan"),
+        (("--system", "hita", "--preset", "gpu"), "--preset gpu is for the system vfmtok, not hita"),
+        (("--system", "hita", "--encoder", "dinov2"), "--encoder dinov2 is for the systems vfmtok and rar, not hita"),
         (("--encoder", "clip"), "--encoder is package or dinov2, not clip"),
         (("--fast",), "unknown option --fast"),
     ],

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vfmtok import distributed
-from vfmtok.code import Code, Ids
+from vfmtok.code import Code, Ids, Latents
 from vfmtok.data import code_cache
 from vfmtok.data.code_cache import CodeCacheWriter, as_code
 from vfmtok.data.dataset_folder import open_dataset
@@ -26,6 +27,7 @@ from vfmtok.errors import DataError
 from vfmtok.metrics.pixels import psnr
 from vfmtok.metrics.usage import count_codes, usage_of_counts
 from vfmtok.pictures.contact_sheet import draw_pairs
+from vfmtok.pictures.latent_channels import LATENTS_SHEET, draw_channels
 from vfmtok.pictures.rows import draw_rows
 
 CHECKED_ENTRIES = 32  # decoded into the contact sheet
@@ -75,17 +77,23 @@ def finish(
     title = (
         f"Original and decoded, {len(rows)} of {len(records):,} entries: mean PSNR {values.mean():.2f} dB at {size} px"
     )
-    sheet = writer.path / "contact_sheet.png"
-    try:
-        draw_pairs(originals, decoded, captions, title).save(sheet)
-    except OSError as error:
-        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all codes are written, run again") from None
+    _save(draw_pairs(originals, decoded, captions, title), writer.path / "contact_sheet.png")
+    if isinstance(tokenizer.code, Latents):
+        latents = as_code(codes[rows, 0], tokenizer.code).numpy()  # (n,C,h,w)
+        _save(draw_channels(originals, decoded, latents, names), writer.path / LATENTS_SHEET)
     writer.finish(
         round_trip={"psnr_db": float(values.mean()), "entries": rows.tolist(), "protocol": protocol},
         **_usages(codes, tokenizer.code),
         **facts,
     )
     _report(open_cache(writer.path))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; all codes are written, run again") from None
 
 
 def _usages(codes: np.ndarray, code: Code) -> dict[str, Any]:
@@ -161,11 +169,8 @@ def draw_decoded(tokenizer: nn.Module, writer: CodeCacheWriter, labels: np.ndarr
     codes, size = writer.written_rows(), tokenizer.config.image_size
     entries = [as_code(codes[row, :1], tokenizer.code) for row in rows]  # n x (1,...)
     pixels = torch.stack([tokenizer.decode_to_uint8(entry, size) for entry in entries]).numpy()  # (n,1,S,S,3)
-    sheet = writer.path / "contact_sheet.png"
-    try:
-        draw_rows(pixels, [classes[label] for label in labels[rows]], f"Decoded: {writer.path.name}").save(sheet)
-    except OSError as error:
-        raise DataError(f"cannot write {sheet}: {error.strerror or error}; all codes are written, run again") from None
+    names = [classes[label] for label in labels[rows]]
+    _save(draw_rows(pixels, names, f"Decoded: {writer.path.name}"), writer.path / "contact_sheet.png")
 
 
 def classes_of(dataset: str | None, labels: np.ndarray, source: Path) -> list[str]:

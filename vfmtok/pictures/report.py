@@ -19,6 +19,7 @@ from vfmtok.errors import DataError
 from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.pictures import web_page
 from vfmtok.pictures.curves import draw_curves, read_log
+from vfmtok.pictures.latent_channels import LATENTS_SHEET
 
 TIMINGS = "timings.tsv"  # a line per finished stage: name, seconds, command
 
@@ -31,26 +32,28 @@ def build_page(folder: Path) -> str:
         ("Reconstructions", _reconstructions),
         ("Where the region tokens look", _sampling_points),
         ("The codebook", _codebook),
+        ("The latents", _latents),
         ("Generated images", _samples),
         ("Do they look like their classes?", _agreement),
         ("Training the tokenizer", _tokenizer_curves),
         ("Training the generator", _generator_curves),
         ("What was run", _timings),
     )
-    body = "\n".join(_section(title, make, folder) for title, make in sections)
+    body = "\n".join(filter(None, (_section(title, make, folder) for title, make in sections)))
     return web_page.page("An image tokenizer and a generator, from scratch", _INTRODUCTION + body, "vfmtok quickstart")
 
 
-def _section(title: str, make: Callable[[Path], str], folder: Path) -> str:
+def _section(title: str, make: Callable[[Path], str | None], folder: Path) -> str | None:
+    """None of what this system has not."""
     try:
         content = make(folder)
     except FileNotFoundError as missing:
         content = f"<p class='missing'>Not there yet: {html.escape(str(missing.filename or missing))}</p>"
-    return web_page.section(title, content)
+    return None if content is None else web_page.section(title, content)
 
 
 # --------------------------------------------------------------------------------------
-# Sections: each reads the files of a stage, and raises FileNotFoundError where there are none
+# Sections: each reads the files of a stage, and raises FileNotFoundError where there are none; None: nothing to say
 # --------------------------------------------------------------------------------------
 
 
@@ -69,8 +72,10 @@ def _headline(folder: Path) -> str:
     if (folder / "generator/log.jsonl").is_file():
         log = read_log(folder / "generator")
         if "validation/loss" in log:
-            against = f"uniform guessing: {log['validation/uniform'][1][-1]:.2f}"
-            tiles.append((f"{log['validation/loss'][1][-1]:.2f}", "nats per held-out token", against))
+            what, against = "loss of held-out latents", "mean squared error of the velocity"
+            if "validation/uniform" in log:
+                what, against = "nats per held-out token", f"uniform guessing: {log['validation/uniform'][1][-1]:.2f}"
+            tiles.append((f"{log['validation/loss'][1][-1]:.2f}", what, against))
     if (folder / TIMINGS).is_file():
         total = sum(seconds for _, seconds, _ in _stages(folder))
         finished = "stages that did not finish are not counted; the others are at the end of this page"
@@ -109,20 +114,33 @@ def _reconstructions(folder: Path) -> str:
     )
 
 
-def _sampling_points(folder: Path) -> str:
+def _sampling_points(folder: Path) -> str | None:
+    picture, measured = (folder / "reconstruction" / name for name in ("sampling_points.png", "results.json"))
+    if measured.is_file() and not picture.is_file():
+        return None
     text = (
         "Each token reads the frozen encoder's maps at a few learned points. Four tokens of the grid in the first, a "
         "middle and the last layer: the cross is the token's own place, a dot's area the weight of a point."
     )
-    return web_page.paragraph(text) + web_page.picture(_needed(folder / "reconstruction/sampling_points.png"))
+    return web_page.paragraph(text) + web_page.picture(_needed(picture))
 
 
-def _codebook(folder: Path) -> str:
+def _latents(folder: Path) -> str | None:
+    place = folder / "codes/train"
+    if not place.is_dir() or not isinstance(cache := open_cache(place), LatentCache):
+        return None
+    text = f"No codebook: {cache.code}. Over all training images and views: {shown(cache.statistics)}."
+    sheets = [("Training images, and what their latents decode to:", web_page.picture(place / "contact_sheet.png"))]
+    if (place / LATENTS_SHEET).is_file():  # older caches have none
+        sheets.append(("Some of them, and their latents by channel:", web_page.picture(place / LATENTS_SHEET)))
+    return web_page.paragraph(text) + "".join(web_page.paragraph(said) + picture for said, picture in sheets)
+
+
+def _codebook(folder: Path) -> str | None:
     cache = open_cache(_needed(folder / "codes/train"))
     sheet = web_page.picture(folder / "codes/train/contact_sheet.png")
     if isinstance(cache, LatentCache):
-        text = f"No codebook: {cache.code}. Over all training images and views: {shown(cache.statistics)}."
-        return web_page.paragraph(f"{text} Training images, and what their latents decode to:") + sheet
+        return None
     figure, axis = web_page.figure("share of tokens", "code, the most frequent first")
     text = ""
     for segment, counts in zip(cache.code.segments, cache.code_counts(), strict=True):
@@ -146,7 +164,10 @@ def _samples(folder: Path) -> str:
     pictures = sorted((folder / "samples").glob("*.png"))
     if not pictures:
         raise FileNotFoundError(folder / "samples/*.png")
-    text = "A row for every class, the same seeds in every picture. Guidance 1 is without guidance."
+    text = (
+        "A row for every class, the same seeds in every picture. Guidance 1 is without guidance. Steps, where there "
+        "are any, lead from noise to data."
+    )
     return web_page.paragraph(text) + "".join(f"<h3>{_title(path)}</h3>{web_page.picture(path)}" for path in pictures)
 
 
@@ -155,7 +176,9 @@ def _agreement(folder: Path) -> str:
 
 
 def _tokenizer_curves(folder: Path) -> str:
-    return _curves(folder / "tokenizer") + _recipe(folder / "tokenizer")
+    """Of its stages, where there are several: the last one has no number."""
+    stages = [*sorted(folder.glob("tokenizer_stage*")), folder / "tokenizer"]
+    return "".join(_curves(stage) + _recipe(stage) for stage in stages)
 
 
 def _generator_curves(folder: Path) -> str:
@@ -232,7 +255,7 @@ def _title(path: Path) -> str:
     return html.escape(path.stem.replace("-", " "))
 
 
-_INTRODUCTION = """<p>Images become a few ids each (a frozen vision model, a region sampler, a codebook), a small GPT
-learns the ids of every class, and what it writes is decoded into new images. Small models and minutes of training: the
-same code, with other settings, is the full-size system.</p>
+_INTRODUCTION = """<p>A tokenizer learns to make a short code of every image, ids or latents; a generator learns the
+codes of every class, and what it writes is decoded into new images. Small models and minutes of training: the same
+code, with other settings, is the full-size system.</p>
 """
