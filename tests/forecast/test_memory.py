@@ -15,7 +15,7 @@ from vfmtok.forecast.training_pass import training_pass
 from vfmtok.generators import build_generator
 from vfmtok.training import construction, sharding
 from vfmtok.training.generator_recipe import GeneratorRecipe
-from vfmtok.training.recipe import RunConfig
+from vfmtok.training.recipe import OptimizerConfig, RunConfig
 
 # Widths that no number of processes divides, as the vocabulary and the classes are.
 CONFIG = tiny_config(n_layer=4, dim=80, num_classes=10, vocab_size=97)
@@ -42,7 +42,7 @@ def held(rank: int) -> Tensor:
 
     model = sharding.build_sharded(lambda: build_generator(CONFIG), shard, cpu)
     average = construction.average(model, chosen.ema)
-    stepper = construction.stepper([{"params": list(model.parameters())}], chosen.optimizer, chosen.run)
+    stepper = construction.stepper(model, [{"params": list(model.parameters())}], chosen.optimizer, chosen.run)
     code = torch.zeros(2, *CONFIG.code.shape, dtype=torch.int64)
     stepper.backward(sum(model.loss(code, torch.zeros(2, dtype=torch.int64)).values()))
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -65,6 +65,20 @@ def test_states_are_those_of_the_fullest_process(tmp_path, processes, found):
     assert predicted == pytest.approx(held_by.amax(dim=0).tolist(), rel=0.01)
     whole = sum(parameter.numel() for parameter in build_generator(CONFIG).parameters())
     assert sum(predicted) == pytest.approx(5 * 4 * whole / processes, rel=0.1)
+
+
+def test_muon_keeps_one_moment_of_a_matrix(found):
+    optimizer = OptimizerConfig(name="muon")
+    model = build_generator(CONFIG)
+    stepper = construction.stepper(model, [{"params": list(model.parameters())}], optimizer, recipe().run)
+    code = torch.zeros(2, *CONFIG.code.shape, dtype=torch.int64)
+    stepper.backward(sum(model.loss(code, torch.zeros(2, dtype=torch.int64)).values()))
+    stepper.step(1e-4)
+    moments = [value for state in stepper.optimizer.state.values() for value in state.values() if value.ndim]
+    alone = Setting(1, 2, recompute=False, fsdp=False, bf16=False, ema=True, muon=True)
+    assert states(found, alone)["the optimizer's moments"] == bytes_of(moments)
+    two = dataclasses.replace(alone, muon=False)
+    assert states(found, two)["the optimizer's moments"] > bytes_of(moments)
 
 
 def test_more_processes_need_less_each_and_the_gathered_layer_stays(found):

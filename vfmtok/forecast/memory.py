@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vfmtok.forecast.machines import GIB
 from vfmtok.forecast.training_pass import TrainingPass
+from vfmtok.training.muon import hidden_matrices
 from vfmtok.weights.name_maps import own_tensors
 from vfmtok.weights.sharded import FILE_BYTES
 
@@ -34,6 +35,7 @@ class Setting:
         fsdp: weights and states are spread over the processes.
         bf16: products in bfloat16 under autocast.
         ema: there is an average of the weights.
+        muon: has one moment of the hidden matrices, where AdamW has two.
     """
 
     processes: int
@@ -42,6 +44,7 @@ class Setting:
     fsdp: bool
     bf16: bool
     ema: bool
+    muon: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def states(found: TrainingPass, setting: Setting) -> dict[str, float]:
     parameters = [parameter for module in modules for parameter in module.parameters()]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     buffers = [buffer for module in modules for buffer in module.buffers()]
+    matrices = hidden_matrices(found.model) if setting.muon else ()
     averaged = own_tensors(found.model).values() if setting.ema else ()
 
     def share(tensors: Iterable[Tensor]) -> float:
@@ -75,7 +79,7 @@ def states(found: TrainingPass, setting: Setting) -> dict[str, float]:
     return {
         "parameters": share(parameters),
         "gradients": share(trained),
-        "AdamW's two moments": 2 * share(trained),
+        "the optimizer's moments": 2 * share(trained) - share(m for m in matrices if m.requires_grad),
         "average of the weights (EMA)": share(averaged),
         "buffers and frozen networks": sum(b.numel() * b.element_size() for b in buffers) + found.frozen_bytes,
     }

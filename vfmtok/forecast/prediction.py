@@ -9,7 +9,8 @@
 
 Three numbers are assumed: the share of their rate that products reach (``utilisation``), the share of the bandwidth
 that other operations reach, and which part of the bytes of those is left where ``run.compile`` fuses them. What is not
-in it: reading and decoding images, launches, validation, checkpoints. ``PUBLISHED`` says what real runs reached.
+in it: reading and decoding images, launches, Muon's products, validation, checkpoints. ``PUBLISHED`` says what real
+runs reached.
 """
 
 import dataclasses
@@ -146,7 +147,8 @@ def predict(
     fsdp = getattr(recipe, "parallel", "ddp") == "fsdp" and machines.count > 1
     bf16 = recipe.run.precision == "bf16"
     recompute = recipe.run.checkpoint_activations and found.recomputes
-    setting = Setting(machines.count, plan.micro_batch, recompute, fsdp, bf16, recipe.ema.enabled)
+    muon = recipe.optimizer.name == "muon"
+    setting = Setting(machines.count, plan.micro_batch, recompute, fsdp, bf16, recipe.ema.enabled, muon)
     memory = memory_of(found, setting)
     advice = [] if memory.total <= machines.gpu.memory else list(_advice(found, recipe, setting, machines))
     return Prediction(
