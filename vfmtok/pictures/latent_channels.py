@@ -6,6 +6,7 @@ Shapes: n images, S side; latents of C channels on a map (h,w).
 import numpy as np
 from PIL import Image
 
+from vfmtok.data.order import evenly_spaced
 from vfmtok.pictures.style import CAPTION, FAINT, MARGIN, at_side, new_sheet, write_text
 
 LATENTS_SHEET = "latents.png"  # beside the contact sheet of a cache
@@ -15,7 +16,7 @@ SPREAD = 2.5  # standard deviations from the mean to black and to white
 
 
 def draw_channels(originals: np.ndarray, decoded: np.ndarray, latents: np.ndarray, names: list[str]) -> Image.Image:
-    """A row for each of the first ``ROWS`` images: original, decoded, then channels.
+    """A row for each of ``ROWS`` images, evenly spaced: original, decoded, then channels.
 
     Args:
         originals, decoded: (n,S,S,3) uint8.
@@ -28,14 +29,14 @@ def draw_channels(originals: np.ndarray, decoded: np.ndarray, latents: np.ndarra
     headings = ["image", "decoded", *(f"channel {number}" for number in range(channels))]
     which = "" if channels == latents.shape[1] else f", {channels} of {latents.shape[1]}"
     title = f"Latents by channel{which}: grey is the mean, black and white {SPREAD:g} standard deviations from it"
-    line, names = CELL + CAPTION, names[:ROWS]
-    sheet, draw, top = new_sheet(len(headings) * (CELL + GAP) - GAP, CAPTION + len(names) * line, title)
+    line, chosen = CELL + CAPTION, evenly_spaced(ROWS, len(names)).tolist()
+    sheet, draw, top = new_sheet(len(headings) * (CELL + GAP) - GAP, CAPTION + len(chosen) * line, title)
     for column, heading in enumerate(headings):
         write_text(draw, (MARGIN + column * (CELL + GAP), top + CAPTION // 2), heading, 13, CELL, FAINT)
-    for row, name in enumerate(names):
+    for row, number in enumerate(chosen):
         upper = top + CAPTION + row * line
-        maps = np.repeat(grey[row, :channels, :, :, None], 3, axis=-1)  # (c,h,w,3)
-        for column, pixels in enumerate((originals[row], decoded[row], *maps)):
+        maps = np.repeat(grey[number, :channels, :, :, None], 3, axis=-1)  # (c,h,w,3)
+        for column, pixels in enumerate((originals[number], decoded[number], *maps)):
             sheet.paste(at_side(pixels, CELL), (MARGIN + column * (CELL + GAP), upper))
-        write_text(draw, (MARGIN, upper + CELL + CAPTION // 2), name, 13, 2 * CELL)
+        write_text(draw, (MARGIN, upper + CELL + CAPTION // 2), names[number], 13, 2 * CELL)
     return sheet
