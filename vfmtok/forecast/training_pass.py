@@ -6,6 +6,7 @@ Shapes: B batch, S image side.
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -94,13 +95,11 @@ def _of_tokenizer(recipe: TokenizerRecipe) -> TrainingPass:
     train_mode(tokenizer, recipe.train)
     first, second = (next((a for a in adversaries if a.prefix == prefix), None) for prefix in ("", "second_"))
     discriminator = None if first is None else first.discriminator
-    objective = TokenizerObjective(loss, recipe.adversarial, tokenizer, perceptual, discriminator, 1.0, second)
-    learner = TokenizerPass(tokenizer, objective)
     passes = [DiscriminatorPass(adversary) for adversary in adversaries]
     blocks = [part for part in tokenizer.modules() if isinstance(part, tokenizer.recomputed)]
     side = config.image_size
 
-    def run(batch: int, watch: Watch) -> None:
+    def run(learner: TokenizerPass, batch: int, watch: Watch) -> None:
         images, draws = torch.zeros(batch, 3, side, side), Draws(0, torch.arange(batch))
         with autocast(recipe.run.precision, CPU):
             terms, made = learner(images, None, 0, None, draws)
@@ -116,7 +115,9 @@ def _of_tokenizer(recipe: TokenizerRecipe) -> TrainingPass:
 
     held = [module for module in (perceptual, *(adversary.lecam for adversary in adversaries)) if module is not None]
     with faked(tokenizer, *held, *(adversary.discriminator for adversary in adversaries)) as tensors:
-        counted = measure(run, tensors, blocks)
+        # Not before: it keeps the layer that adaptive weights go by, and fake parameters are other objects.
+        objective = TokenizerObjective(loss, recipe.adversarial, tokenizer, perceptual, discriminator, 1.0, second)
+        counted = measure(partial(run, TokenizerPass(tokenizer, objective)), tensors, blocks)
     beside = tuple(adversary.discriminator for adversary in adversaries)
     return TrainingPass(counted, tokenizer, (), beside, _bytes_apart(tensors, (tokenizer, *beside)), bool(blocks))
 
