@@ -9,8 +9,8 @@
 
 Three numbers are assumed: the share of their rate that products reach (``utilisation``), the share of the bandwidth
 that other operations reach, and which part of the bytes of those is left where ``run.compile`` fuses them. What is not
-in it: reading and decoding images, launches, Muon's products, validation, checkpoints. ``PUBLISHED`` says what real
-runs reached.
+in it: reading and decoding images, launches, Muon's products, the gradients that adaptive weights are
+ratios of, validation, checkpoints. ``PUBLISHED`` says what real runs reached.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ Shapes: B batch, S image side.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from vfmtok.losses.adversarial import LeCam
 from vfmtok.tokenizers import build_tokenizer
 from vfmtok.training.adversaries import Adversary, DiscriminatorPass
 from vfmtok.training.generator_recipe import GeneratorRecipe
+from vfmtok.training.loss_recipe import AdversarialConfig
 from vfmtok.training.objective import TokenizerObjective, build_perceptual
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.tokenizer_passes import TokenizerPass
@@ -87,6 +88,8 @@ def _of_generator(recipe: GeneratorRecipe) -> TrainingPass:
 
 def _of_tokenizer(recipe: TokenizerRecipe) -> TrainingPass:
     config, loss = without_weights(recipe.tokenizer), without_weights(recipe.loss)
+    # The gradients that adaptive weights are ratios of are not counted.
+    loss = replace(loss, alignment=replace(loss.alignment, adaptive=False))
     with torch.device("meta"):
         tokenizer = build_tokenizer(config)
         choose_trained(tokenizer, recipe.train)
@@ -115,8 +118,9 @@ def _of_tokenizer(recipe: TokenizerRecipe) -> TrainingPass:
 
     held = [module for module in (perceptual, *(adversary.lecam for adversary in adversaries)) if module is not None]
     with faked(tokenizer, *held, *(adversary.discriminator for adversary in adversaries)) as tensors:
-        # Not before: it keeps the layer that adaptive weights go by, and fake parameters are other objects.
-        objective = TokenizerObjective(loss, recipe.adversarial, tokenizer, perceptual, discriminator, 1.0, second)
+        objective = TokenizerObjective(
+            loss, _not_adaptive(recipe.adversarial), tokenizer, perceptual, discriminator, 1.0, second
+        )
         counted = measure(partial(run, TokenizerPass(tokenizer, objective)), tensors, blocks)
     beside = tuple(adversary.discriminator for adversary in adversaries)
     return TrainingPass(counted, tokenizer, (), beside, _bytes_apart(tensors, (tokenizer, *beside)), bool(blocks))
@@ -128,7 +132,11 @@ def _adversaries(recipe: TokenizerRecipe) -> Iterator[Adversary]:
             weights = "none" if config.discriminator.startswith("dinogan") else config.weights
             size = recipe.tokenizer.image_size
             network = build_discriminator(config.discriminator, size, weights, config.resize)
-            yield Adversary(prefix, config, network, LeCam() if config.lecam_weight else None)
+            yield Adversary(prefix, _not_adaptive(config), network, LeCam() if config.lecam_weight else None)
+
+
+def _not_adaptive(config: AdversarialConfig) -> AdversarialConfig:
+    return replace(config, adaptive_weight=False)
 
 
 def _bytes_apart(tensors: list[Tensor], modules: tuple[nn.Module, ...]) -> int:
