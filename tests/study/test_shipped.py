@@ -26,7 +26,7 @@ def test_every_row_has_its_recipes(path):
     assert len(rows) == len(study.rows) >= 2
     for row in rows:
         assert row.code.num_tokens > 0 and (row.generator is None or row.generator.generator.code.num_tokens > 0)
-    assert any(row.published for row in study.rows)
+    assert any(row.published for row in study.rows) or path.stem == "league"  # a comparison of our own
 
 
 @pytest.mark.slow
