@@ -1,5 +1,7 @@
 """The stages of VFM-VAE as recipes: what each trains, and (slow) the small ones, each started from the one before."""
 
+import shutil
+
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +21,11 @@ LOSSES = {
     3: ("adversarial", "feature_matching", "discriminator"),
 }
 DECODING = {"expand", "style", "decoder"}
+
+
+def read_all(checkpoint) -> dict[str, dict[str, torch.Tensor]]:
+    """Every file of tensors of a checkpoint: models, their averages, optimizers."""
+    return {path.name: safetensors.torch.load_file(path) for path in checkpoint.rglob("*.safetensors")}
 
 
 def recipe_of(root, name: str, *overrides: str) -> TokenizerRecipe:
@@ -57,18 +64,25 @@ def test_an_average_by_images(root):
 
 @pytest.mark.slow
 def test_the_small_stages_in_short(root, sample_set, tmp_path):
-    """Each starts from the average of the one before and changes the parts that it trains alone."""
+    """Each starts from the average of the one before, trains its parts alone, and resumes bit for bit."""
     before = None
     for stage in range(4):
         settings = [f"data.path={sample_set}", f"run.results_dir={tmp_path}/stage{stage}", "optimizer.steps=3",
-                    "run.save_every=3", "run.validate_every=3", "run.validation_images=8", "run.log_every=1",
+                    "run.save_every=2", "run.validate_every=3", "run.validation_images=8", "run.log_every=1",
                     "data.num_workers=0", "run.tensorboard=false"]  # fmt: skip
         if stage:
             settings.append(f"run.start_from={tmp_path}/stage{stage - 1}")
         recipe = recipe_of(root, f"emoji64_stage{stage}", *settings)
         train_tokenizer(recipe, distributed.World())
         folder = tmp_path / f"stage{stage}/checkpoints/step_0000003"
-        after = safetensors.torch.load_file(folder / "model.safetensors")
+        after, files = safetensors.torch.load_file(folder / "model.safetensors"), read_all(folder)
+        shutil.rmtree(folder)  # as if it had been killed in the third step
+        (tmp_path / f"stage{stage}/finished").unlink()
+        train_tokenizer(recipe, distributed.World())
+        resumed = read_all(folder)
+        assert files.keys() == resumed.keys() and len(files) >= 3
+        for name, tensors in files.items():
+            assert all(torch.equal(tensor, resumed[name][key]) for key, tensor in tensors.items()), (stage, name)
         if before is not None:
             changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
             assert changed and (not recipe.train or all(name.startswith(recipe.train) for name in changed))
