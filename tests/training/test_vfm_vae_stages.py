@@ -8,9 +8,7 @@ import torch
 from training_runs import logged
 
 import vfmtok
-from vfmtok import distributed
 from vfmtok.training.recipe import TokenizerRecipe
-from vfmtok.training.train_tokenizer import train_tokenizer
 from vfmtok.training.trained_parts import choose_trained
 
 EVERYTHING = {"fusion", "expand", "style", "decoder", "to_features"}
@@ -63,7 +61,7 @@ def test_an_average_by_images(root):
 
 
 @pytest.mark.slow
-def test_the_small_stages_in_short(root, sample_set, tmp_path):
+def test_the_small_stages_in_short(root, sample_set, train, tmp_path):
     """Each starts from the average of the one before, trains its parts alone, and resumes bit for bit."""
     before = None
     for stage in range(4):
@@ -73,12 +71,12 @@ def test_the_small_stages_in_short(root, sample_set, tmp_path):
         if stage:
             settings.append(f"run.start_from={tmp_path}/stage{stage - 1}")
         recipe = recipe_of(root, f"emoji64_stage{stage}", *settings)
-        train_tokenizer(recipe, distributed.World())
+        train(recipe)
         folder = tmp_path / f"stage{stage}/checkpoints/step_0000003"
         after, files = safetensors.torch.load_file(folder / "model.safetensors"), read_all(folder)
         shutil.rmtree(folder)  # as if it had been killed in the third step
         (tmp_path / f"stage{stage}/finished").unlink()
-        train_tokenizer(recipe, distributed.World())
+        train(recipe)
         resumed = read_all(folder)
         assert files.keys() == resumed.keys() and len(files) >= 3
         for name, tensors in files.items():
