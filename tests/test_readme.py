@@ -129,7 +129,7 @@ def test_linked_files_and_headings_exist():
 
 def test_published_numbers_are_those_of_the_manifests():
     """Every manifest of VFMTok's own is named, and the row of its model shows its numbers; a page names the others."""
-    systems = ("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-")
+    systems = ("llamagen-", "hita-", "rar-", "vfmae-", "ditdh-", "vfmvae-")
     others = [name for name in manifest_names() if name.startswith(systems)]
     for stem in {name.split("-")[0] for name in others}:
         assert any(f"`{name}`" in PAGES["evaluation"] for name in others if name.startswith(stem))
@@ -143,7 +143,13 @@ def test_published_numbers_are_those_of_the_manifests():
 
 def test_configuration_tables_are_true():
     """Every `key=value ...` in the tables is accepted."""
-    vfmtoks, hitas, vfmaes = re.split("## Hita|## VFMAE", PAGES["configuration"])
+    training, tokenizers = PAGES["configuration"].split("## VFMTok")
+    overrides = settings(training)
+    assert len(overrides) > 6
+    for together in overrides:
+        words = [word if word.startswith("ema.") else f"optimizer.{word}" for word in together]
+        with_overrides(TokenizerRecipe(), words)
+    vfmtoks, hitas, vfmaes = re.split("## Hita|## VFMAE", tokenizers)
     for text, file, least in ((vfmtoks, "vit_transformer", 10), (hitas, "hita_vqgan", 4), (vfmaes, "vfmae/vfmae", 4)):
         overrides = settings(text)
         assert len(overrides) > least

@@ -79,11 +79,10 @@ def encoder_features(encoder: Encoder, images: Tensor) -> Tensor:
         return encoder(to_unit_range(images))[-1].float().mean(dim=1)
 
 
-def feature_protocol(encoder: Encoder) -> str:
+def feature_protocol(encoder: Encoder, levels: tuple[int, ...]) -> str:
     """Which features those are."""
     config = encoder.config
-    levels = ", ".join(map(str, config.levels))
-    of = f"level {levels}" if len(config.levels) == 1 else f"levels {levels}"
+    of = f"level{'s' if len(levels) > 1 else ''} {', '.join(map(str, levels))}"
     return f"{of} at {config.image_size} px, weights {(config.weights_sha256 or 'unknown')[:8]}"
 
 
@@ -107,7 +106,7 @@ class HeldOutDistances:
         protocol = f"of {statistics.count:,} images against {held_out.count:,} held-out ones, mean over the cells of "
         name = f"fd@{self.encoder.config.name}, {what}"
         distance = functools.partial(frechet_distance, statistics, held_out, name)
-        self.found.add(name, distance, protocol + feature_protocol(self.encoder))
+        self.found.add(name, distance, protocol + feature_protocol(self.encoder, self.encoder.levels[-1:]))
 
     def _statistics(self, batches: Iterable[Tensor]) -> Gaussian:
         statistics = EncoderStatistics(self.encoder)
@@ -127,7 +126,7 @@ class EncoderDistance:
     def __init__(self, encoder: Encoder):
         self.encoder = encoder.eval()
         self.name = f"distance@{encoder.config.name}"
-        self.protocol = f"squared, of unit features of {feature_protocol(encoder)}"
+        self.protocol = f"squared, of unit features of {feature_protocol(encoder, encoder.levels)}"
 
     @torch.no_grad()
     def __call__(self, originals: Tensor, reconstructions: Tensor) -> Tensor:

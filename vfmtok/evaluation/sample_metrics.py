@@ -191,5 +191,7 @@ def _add_encoder_distance(
         found.notes.append(f"{name} is left out: the reference holds no images")
         return
     against = f"{gaussians[1].count:,} images of {references.reference.description}"
-    protocol = f"mean over the cells of {feature_protocol(encoder)}; {subject.about}, against {against}"
+    protocol = (
+        f"mean over the cells of {feature_protocol(encoder, encoder.levels[-1:])}; {subject.about}, against {against}"
+    )
     found.add(subject.named(name), lambda: frechet_distance(*gaussians, name), protocol)
