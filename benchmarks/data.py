@@ -1,6 +1,7 @@
 """Images per second of one core, from LMDB and from WebDataset shards to 336 px random crops.
 
     python benchmarks/data.py [--seconds 3] [--size 336]
+    python benchmarks/data.py --stream 20000
 
 A bound is JPEG decoding alone, at the full size, which these crops need: Pillow's, and simplejpeg's where that is
 installed. Ours runs with either decoder, and each run is compared with its own decoder's bound and with Pillow's,
@@ -9,11 +10,20 @@ path: full decode, BOX halving, bicubic resize of the whole image, crop, flip, f
 normalisation. The photographs are those that scikit-image and scikit-learn ship, resized to 500x375 or
 375x500, as JPEGs of quality 90 to 95. All paths take turns in one process on one thread, so that what else
 the machine does touches all alike; the median of the turns counts.
+
+--stream N: N made JPEGs of 64 px in shards of 1,000 and in an LMDB, in the orders that training reads them in. Their
+rates are compared as above. Then two processes read an epoch of each, are killed (SIGKILL) after 100 and 97 steps, and
+continue from the last step that both had finished; what they were given is checked: every sample exactly once. Memory
+is each process's own resident pages that are no file's, after a tenth of the rest of the epoch and at its end.
 """
 
 import argparse
+import contextlib
 import io
 import itertools
+import multiprocessing
+import os
+import signal
 import statistics
 import tarfile
 import tempfile
@@ -29,7 +39,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from vfmtok.data import transforms
-from vfmtok.data.dataset_folder import open_dataset
+from vfmtok.data.dataset_folder import open_dataset, open_for_training
 from vfmtok.data.image_files import open_image
 from vfmtok.data.loader import ImageLoader
 from vfmtok.data.order import SampleOrder
@@ -120,13 +130,116 @@ def measure(paths: dict[str, Callable[[], int]], seconds: float) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+# --------------------------------------------------------------------------------------
+# Small images in number: shards beside LMDB, two processes, killed and continued
+# --------------------------------------------------------------------------------------
+
+SIDE, SHARD, GLOBAL_BATCH, READERS = 64, 1000, 80, 2
+DIES_AFTER = (100, 97)  # steps of each process
+
+
+def make_small_images(folder: Path, count: int) -> dict[str, Path]:
+    """The same images twice, by what holds them."""
+    random, records = np.random.default_rng(0), []
+    for number in range(count):
+        pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.BICUBIC)
+        records.append(Record(jpeg(image, quality=90, subsampling=2), number % 10, f"{number:06d}.jpg"))
+    write_records(folder / "lmdb", records)
+    (folder / "shards").mkdir()
+    for first in range(0, count, SHARD):
+        with tarfile.open(folder / f"shards/{first // SHARD:04d}.tar", "w") as tar:
+            for record in records[first : first + SHARD]:
+                for suffix, content in ((".jpg", record.image), (".cls", str(record.label).encode())):
+                    member = tarfile.TarInfo(record.name.removesuffix(".jpg") + suffix)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return {"LMDB": folder / "lmdb", "shards": folder / "shards"}
+
+
+def small_images(path: Path, samples_seen: int = 0, rank: int = 0, world_size: int = 1) -> ImageLoader:
+    """As training reads them."""
+    records, _ = open_for_training(path)
+    order = SampleOrder(len(records), GLOBAL_BATCH, rank=rank, world_size=world_size, shard_sizes=records.shard_sizes)
+    return ImageLoader(records, RandomCrop(SIDE), order, samples_seen=samples_seen, num_workers=0, pin_memory=False)
+
+
+def own_memory() -> float:
+    """MiB of this process that are no file's."""
+    resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def read_share(path: Path, count: int, rank: int, samples_seen: int, dies_after: int | None, log: Path) -> None:
+    """To the end of the epoch; a line for every step that is finished, its samples and this process's memory."""
+    torch.set_num_threads(1)
+    with contextlib.closing(small_images(path, samples_seen, rank, READERS)) as loader, log.open("a") as file:
+        for step in itertools.count(1):
+            batch = next(loader)
+            print(batch.samples_seen, f"{own_memory():.1f}", *batch.indices.tolist(), file=file, flush=True)
+            if step == dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if batch.samples_seen >= count:
+                return
+
+
+def read_killed_and_continued(path: Path, count: int, logs: list[Path]) -> None:
+    """Prints what was found. Raises SystemExit if a sample did not come exactly once."""
+    seen, given, memory = 0, [], []
+    for dies_after in (DIES_AFTER, (None,) * READERS):
+        spawn = multiprocessing.get_context("spawn")
+        readers = [
+            spawn.Process(target=read_share, args=(path, count, rank, seen, dies_after[rank], log))
+            for rank, log in enumerate(logs)
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        codes = [reader.exitcode for reader in readers]
+        lines = [[line.split() for line in log.read_text().splitlines()] for log in logs]
+        last = min(int(steps[-1][0]) for steps in lines)  # what a checkpoint of both could have been
+        finished = [[line for line in steps if seen < int(line[0]) <= last] for steps in lines]
+        given += [int(index) for steps in finished for line in steps for index in line[2:]]
+        memory = [[float(line[1]) for line in steps] for steps in finished]
+        print(f"  {path.name}: exit codes {codes}, samples {seen:,} to {last:,}")
+        for log in logs:
+            log.unlink()
+        seen = last
+    if sorted(given) != list(range(count)):
+        raise SystemExit(
+            f"{path}: the epoch had {len(given):,} samples, {len(set(given)):,} different ones of {count:,}"
+        )
+    grown = ", ".join(f"{steps[len(steps) // 10]:.1f} to {steps[-1]:.1f} MiB" for steps in memory)
+    print(f"  {path.name}: every one of {count:,} samples exactly once; memory of the two: {grown}")
+
+
+def stream(folder: Path, count: int, seconds: float) -> None:
+    paths = make_small_images(folder, count)
+    loaders = {name: small_images(path) for name, path in paths.items()}
+    for loader in loaders.values():
+        next(loader)  # the epoch's order, and the shards' index
+    found = measure({name: lambda loader=loader: len(next(loader).images) for name, loader in loaders.items()}, seconds)
+    print(f"median of {TURNS} turns, one thread, one process; {torch.backends.cpu.get_cpu_capability()}")
+    for name, value in found.items():
+        print(f"  {count:,} JPEGs of {SIDE} px from {name:6s} {1 / value:7.0f} images/s")
+    print(f"  shards come at {found['LMDB'] / found['shards']:.0%} of the rate from LMDB")
+    for path in paths.values():
+        read_killed_and_continued(path, count, [folder / f"reader{rank}" for rank in range(READERS)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3, help="for each path (default 3)")
     parser.add_argument("--size", type=int, default=336)
+    parser.add_argument("--stream", type=int, metavar="N", help="small images in number instead: a multiple of 1,000")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        if args.stream is not None:
+            if args.stream < 10 * SHARD or args.stream % SHARD:
+                parser.error("--stream takes a multiple of 1,000, from 10,000")
+            return stream(Path(folder), args.stream, args.seconds)
         records = make_dataset(Path(folder) / "lmdb")
         IMAGES.extend(records[i].image for i in range(len(records)))
         shards = Path(folder) / "shards"
