@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from vfmtok.code import Ids
-from vfmtok.evaluation.model_size import ModelSize, generator_size, tokenizer_size
+from vfmtok.evaluation.model_size import without_weights
 from vfmtok.files import read_json
+from vfmtok.generators import build_generator
+from vfmtok.tokenizers import build_tokenizer
 
 if TYPE_CHECKING:
     from vfmtok.study.rows import Row
@@ -32,11 +36,11 @@ def _bits(row: Row, steps: dict[str, Step]) -> float:
 
 
 def _tokenizer_parameters(row: Row, steps: dict[str, Step]) -> float:
-    return _trained(_size_of_tokenizer(row.tokenizer))
+    return _trained_millions(build_tokenizer, without_weights(row.tokenizer))
 
 
 def _generator_parameters(row: Row, steps: dict[str, Step]) -> float | None:
-    return None if row.generator is None else _trained(_size_of_generator(steps["generator"].recipe.generator))
+    return None if row.generator is None else _trained_millions(build_generator, steps["generator"].recipe.generator)
 
 
 def _minutes(kind: str) -> Callable[[Row, dict[str, Step]], float | None]:
@@ -47,12 +51,10 @@ def _minutes(kind: str) -> Callable[[Row, dict[str, Step]], float | None]:
     return minutes
 
 
-_size_of_tokenizer = functools.cache(tokenizer_size)  # a pass over fake tensors takes a second or two
-_size_of_generator = functools.cache(generator_size)
-
-
-def _trained(size: ModelSize) -> float:
-    return sum(part.trained for part in size.parts) / 1e6
+def _trained_millions(build: Callable[[Any], nn.Module], config: Any) -> float:
+    with torch.device("meta"):
+        model = build(config)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / 1e6
 
 
 FACTS: dict[str, Fact] = {

@@ -108,17 +108,18 @@ def ours_in_words(cell: Cell, column: ColumnConfig) -> str:
 
 def gather(plan: Plan) -> Table:
     """What there is so far. Raises VFMTokError: a result is damaged."""
-    study, found = plan.study, {}
+    study, rows, found = plan.study, {row.name: row for row in plan.rows}, {}
     for row in study.rows:
         for column in study.columns:
             values, protocol, seen = {}, "", set()
             for seed in study.seeds:
+                steps = plan.by_row[row.name, seed]
                 if column.of == "row":
-                    step, (value, said) = None, _fact(plan, row.name, seed, column)
+                    key, fact = seed, FACTS[column.key]
+                    value, said = fact.of(rows[row.name], steps), fact.about
                 else:
-                    step = plan.by_row[row.name, seed].get(column.of)
-                    value, said = _read(step, column)
-                key = seed if step is None else step.key
+                    step = steps.get(column.of)
+                    key, (value, said) = step and step.key, _read(step, column)
                 if value is not None and key not in seen:  # given weights are the same for all seeds
                     seen.add(key)
                     values[seed], protocol = value, said
@@ -176,12 +177,6 @@ def _read(step: Step | None, column: ColumnConfig) -> tuple[float | None, str]:
             if fnmatchcase(name, column.key):
                 return entry["value"], f"{name}: {entry['protocol']}"
     return None, ""
-
-
-def _fact(plan: Plan, row: str, seed: int, column: ColumnConfig) -> tuple[float | None, str]:
-    fact = FACTS[column.key]
-    (config,) = (found for found in plan.rows if found.name == row)
-    return fact.of(config, plan.by_row[row, seed]), fact.about
 
 
 def result_files(out: Path) -> list[Path]:
