@@ -8,6 +8,7 @@ loaded, so a command chooses at its very start: ``choose``. Whatever the user ha
 Needs no PyTorch, and does nothing once that is loaded: then it is too late.
 """
 
+import math
 import os
 import sys
 import time
@@ -30,7 +31,10 @@ def choose(program: str, environment: MutableMapping[str, str] | None = None) ->
     environment = os.environ if environment is None else environment
     if "torch" in sys.modules or not hasattr(os, "getloadavg"):
         return
-    cores, load = usable_cores(), busy_processes()
+    cores = usable_cores()
+    if not chosen(cores, math.inf, environment):  # whatever the load: looking at it takes a tenth of a second
+        return
+    load = busy_processes()
     settings = chosen(cores, load, environment)
     environment.update(settings)
     if settings and int(environment.get("RANK") or 0) == 0:
