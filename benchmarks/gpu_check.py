@@ -4,9 +4,10 @@
     scripts/gpu_check.sh --only speed --out results/speed
 
 1. The tests marked ``gpu``: parity with the golden data on CUDA, bfloat16, both trainings for 200 steps and resumed,
-   sampling, compilation, flash-attn where it is installed, FSDP2, NCCL where there are several GPUs.
+   sampling, CUDA graphs, compilation, flash-attn where it is installed, FSDP2, NCCL where there are several GPUs.
 2. Training steps and sampling of the tokenizer and of GPTs: images or tokens a second, and MFU, the FLOPs of a step
-   (counted by PyTorch, recomputation left out) over its time and the stated peak of the card.
+   (counted by PyTorch, recomputation left out) over its time and the stated peak of the card. Sampling by the growing
+   cache of keys and values, and by the fixed one, whose steps are replayed as CUDA graphs.
 3. ``benchmarks/tokenizer.py`` and ``benchmarks/sampling.py``, part by part.
 
 Without a GPU it runs to the end with tiny models on the CPU, so that the script itself is known to work, and says what
@@ -35,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vfmtok
 from vfmtok.files import write_json
+from vfmtok.generators.kv_cache import CACHES
 
 ROOT = Path(__file__).parents[1]
 TEST_MINUTES, BENCHMARK_MINUTES = 12, 3  # limits of a stage: 20 minutes in all
@@ -170,8 +172,13 @@ def measure_speed(device: torch.device, report: dict[str, Any]) -> None:
     for name, batch in (("GPT-B", 64), ("GPT-L", 64), ("GPT-L", 256)) if large else (("GPT-B", 2),):
         step = functools.partial(gpt_step, device, name, batch, large)
         stages[f"{name}, training step, batch {batch}"] = step
-    for scale in (1.0, 1.5):
-        stages[f"GPT-L, sampling, CFG {scale:g}"] = functools.partial(sampling, device, scale, large)
+    for batch in (1, 64) if large else (2,):
+        for scale in (1.0, 1.5):
+            name = f"GPT-L, sampling, batch {batch}, CFG {scale:g}"
+            ids: dict[str, torch.Tensor] = {}  # of this name, by cache
+            for cache in CACHES:
+                step = functools.partial(sampling, device, batch, scale, cache, ids, large)
+                stages[f"{name}, {cache} cache"] = step
     for name, stage in stages.items():
         row = {"name": name if large else f"tiny model for: {name}", "precision": precision, "failed": False}
         try:
@@ -236,16 +243,36 @@ def timed_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device:
     return {"seconds": seconds, "flops": counter.get_total_flops(), "peak_gib": peak}
 
 
-def sampling(device: torch.device, scale: float, large: bool) -> dict[str, Any]:
-    """``vfmtok.generate`` of whole images."""
+def sampling(
+    device: torch.device, batch: int, scale: float, cache: str, ids: dict[str, torch.Tensor], large: bool
+) -> dict[str, Any]:
+    """``vfmtok.generate`` of whole images. ``ids`` are those of the caches that were measured before, to compare with;
+    memory that is still reserved after the second call is what CUDA graphs did not give back."""
     sizes = {} if large else {"n_layer": 2, "dim": 64, "n_head": 4, "num_tokens": 16, "vocab_size": 64}
-    config = vfmtok.gpt_config("GPT-L", **sizes)
-    dtype, batch = (torch.bfloat16, 64) if large else (torch.float32, 2)
-    model = vfmtok.build_generator(config).to(device, dtype).eval()
-    labels = torch.randint(config.num_classes, (batch,), device=device)
-    timed(lambda: vfmtok.generate(model, labels, cfg_scale=scale), device)
-    seconds = timed(lambda: vfmtok.generate(model, labels, cfg_scale=scale), device)
-    return {"seconds": seconds, "count": batch * config.num_tokens, "batch": batch, "unit": "tokens"}
+    config, gpu = vfmtok.gpt_config("GPT-L", **sizes), device.type == "cuda"
+    torch.manual_seed(0)
+    model = vfmtok.build_generator(config)
+    torch.nn.init.normal_(model.output.weight, std=0.1)  # or all logits were equal
+    model = model.to(device, torch.bfloat16 if large else torch.float32).eval()
+    labels = torch.arange(batch, device=device) % config.num_classes
+
+    def draw() -> None:
+        ids[cache] = vfmtok.generate(model, labels, cfg_scale=scale, kv_cache=cache)
+
+    draw()  # warms up
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+    found = {"seconds": timed(draw, device), "count": batch * config.num_tokens, "batch": batch, "unit": "tokens"}
+    first = next(iter(ids))
+    same = (ids[cache][:, :8] == ids[first][:, :8]).double().mean().item()
+    found["said"] = f"{same:.0%} of the first 8 tokens as by the {first} cache"
+    if gpu:
+        found["peak_gib"] = torch.cuda.max_memory_reserved() / 2**30  # graphs keep what they have not allocated, too
+        torch.cuda.empty_cache()
+        found["said"] += f", {(torch.cuda.memory_reserved() - before) / 2**20:.0f} MiB kept"
+    return found
 
 
 # --------------------------------------------------------------------------------------
@@ -271,15 +298,16 @@ def as_markdown(report: dict[str, Any]) -> str:
     passed = sum(not row["failed"] for row in report["tests"])
     lines += [f"Tests: {passed} passed, {len(report['tests']) - passed} failed.", ""]
     if report["speed"]:
-        lines += ["| what | precision | step | a second | MFU | peak memory |", "|---|---|---|---|---|---|"]
+        lines += ["| what | precision | step | a second | MFU | peak memory | |", "|---|---|---|---|---|---|---|"]
     for row in report["speed"]:
         if row["failed"]:
-            lines.append(f"| {row['name']} | {row['precision']} | failed: {row['said']} | | | |")
+            lines.append(f"| {row['name']} | {row['precision']} | failed: {row['said']} | | | | |")
             continue
         mfu = f"{row['mfu']:.0%}" if "mfu" in row else ""
         memory = f"{row['peak_gib']:.1f} GiB" if row.get("peak_gib") else ""
         each = f"{row['count'] / row['seconds']:,.0f} {row['unit']}"
-        cells = (row["name"], row["precision"], f"{row['seconds'] * 1e3:,.1f} ms", each, mfu, memory)
+        step, said = f"{row['seconds'] * 1e3:,.1f} ms", row.get("said", "")
+        cells = (row["name"], row["precision"], step, each, mfu, memory, said)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {row['name']}: {row['said']}" for row in report["benchmarks"])]
     lines += [f"- FAILED {row['name']}: {row['said']}" for row in report["tests"] if row["failed"]]

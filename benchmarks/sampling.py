@@ -12,7 +12,8 @@ all slots there, once) every token has its share.
 
 "ours" is ``vfmtok.generate`` for the whole of an image's tokens, everything included; "ours, plain" the same with
 ``F.linear`` for all layers (VFMTOK_SAMPLING_LINEARS=plain). They take turns, ``--repeat`` times, and the best of each
-counts. What was chosen for the layers is printed at the end. "the linear layers alone" are those of a step by
+counts. What was chosen for the layers is printed at the end. On a GPU "ours" replays CUDA graphs, and "ours, growing
+cache" (``kv_cache="growing"``) takes its turn instead of "plain". "the linear layers alone" are those of a step by
 ``F.linear``, with nothing between them: the mean of medians before and after.
 
 Plainer loops: "concatenating cache" appends to growing keys and values (GPT only); "full forward" runs the whole
@@ -79,17 +80,19 @@ def compare(gpt, batch: int, scale: float, arguments) -> None:
     first, later = linear_layers(gpt, labels.repeat(rows // batch))
     least = (least_time(first) + (tokens - 1) * least_time(later)) / tokens
     linears = linears_time(first, later, tokens) / 2
-    kinds = {"ours": ("auto", False), "ours, plain": ("plain", False)}
-    if device.type != "cpu":
-        del kinds["ours, plain"]
+    kinds = {"ours": ("auto", {})}
+    if device.type == "cpu":
+        kinds["ours, plain"] = ("plain", {})
+    else:
+        kinds["ours, growing cache"] = ("auto", {"kv_cache": "growing"})
     if arguments.compile:
-        kinds["ours, compiled"] = ("auto", True)
+        kinds["ours, compiled"] = ("auto", {"compile": True})
         vfmtok.generate(gpt, labels, cfg_scale=scale, compile=True)  # compile first
     steps = dict.fromkeys(kinds, float("inf"))
     for _ in range(arguments.repeat):
-        for name, (way, compiled) in kinds.items():
+        for name, (way, settings) in kinds.items():
             with linears_by(way):
-                taken = timed(lambda c=compiled: vfmtok.generate(gpt, labels, cfg_scale=scale, compile=c), device)
+                taken = timed(lambda given=settings: vfmtok.generate(gpt, labels, cfg_scale=scale, **given), device)
             steps[name] = min(steps[name], taken / tokens)
     linears += linears_time(first, later, tokens) / 2
     steps = {"the linear layers alone": linears} | steps

@@ -16,6 +16,7 @@ import vfmtok
 from vfmtok.code import Latents
 from vfmtok.generators import GENERATORS, build_generator
 from vfmtok.generators.counter_random import Draws, exponentials
+from vfmtok.generators.kv_cache import CACHES
 from vfmtok.layers.equivariance import Transformation
 from vfmtok.tokenizers import TOKENIZERS
 from vfmtok.tokenizers.contract import code_of
@@ -235,18 +236,20 @@ def test_gpt_logits_and_loss(bf16):
     assert cuda.waits == []
 
 
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
-def test_gpt_decode_step(bf16, weights):
+def test_gpt_decode_step(bf16, weights, cache):
     gpt = vfmtok.GPT(tiny_gpt()).to(weights).eval()
     with FakeCuda(bf16) as cuda, torch.no_grad():
         cuda.put(gpt)
         labels = torch.empty(2, dtype=torch.int64, device="cuda")
-        cache, logits = gpt.begin(labels, torch.empty(2, 3, dtype=torch.int64, device="cuda"))
+        prefix = torch.empty(2, 3, dtype=torch.int64, device="cuda")
+        state, logits = gpt.begin(labels, prefix, cache=CACHES[cache])
         assert_on_cuda(logits)
-        cache.reserve(5)
-        logits = gpt.decode_step(labels, torch.full((1,), 4, device="cuda"), cache)
+        state.reserve(5)
+        logits = gpt.decode_step(labels, torch.full((1,), 4, device="cuda"), state)
         assert logits.shape == (2, gpt.config.vocab_size) and logits.dtype == torch.float32
-        assert_on_cuda(logits, cache.layers[0].keys)
+        assert_on_cuda(logits, state.layers[0].keys)
     assert cuda.waits == []
 
 
@@ -257,6 +260,7 @@ def test_gpt_decode_step(bf16, weights):
         {"cfg_scale": 2.0, "cfg_schedule": "cosine", "cfg_interval": 3},
         {"temperature": 0.9, "top_k": 5, "top_p": 0.9},
         {"greedy": True},
+        {"kv_cache": "growing"},
     ],
     ids=lambda settings: ", ".join(settings),
 )

@@ -112,8 +112,8 @@ def test_memory_is_what_pytorch_keeps():
     assert memory["gradients"] == sum(p.grad.numel() * p.grad.element_size() for p in gpt.parameters())
     assert memory["AdamW's two moments"] == sum(tensor.numel() * tensor.element_size() for tensor in kept)
     assert training_memory(size.parts, "bf16") == {name: count // 2 for name, count in memory.items()}
-    cache, _ = gpt.begin(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64))
-    assert size.cache_values() == sum(keys.numel() + values.numel() for keys, values in cache._memory)
+    state, _ = gpt.begin(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64))
+    assert size.cache_values() == sum(keys.numel() + values.numel() for keys, values in state.cache._memory)
 
 
 def test_the_output_head_is_counted_apart():

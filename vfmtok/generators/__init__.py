@@ -5,6 +5,7 @@ drawing         codes and images of labels, by all processes of a run
 autoregressive  sampling ids one after the other; token_sampling: from logits to a token
 inpainting      a part of an image kept, the rest drawn
 kv_cache        keys and values of the tokens so far; causal_attention: the kernels over them and over sequences
+cuda_graphs     on GPUs: the kernels of a step recorded once and replayed
 linear_kernels  the fastest product of linear layers with a few rows, on CPUs
 counter_random  random numbers by (seed, sample, ...)
 orders          random orders of tokens, annealed to the raster order

@@ -4,8 +4,8 @@
 Shapes: B batch, R rows (B, or 2B with the unguided copies after the others), K tokens, P prefix, V vocabulary.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Hashable
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -15,16 +15,24 @@ from torch import Tensor
 from vfmtok.code import Ids
 from vfmtok.errors import ConfigError, VFMTokError
 from vfmtok.generators.counter_random import exponentials
-from vfmtok.generators.kv_cache import LayerCache
+from vfmtok.generators.cuda_graphs import Replayed, recorder_of
+from vfmtok.generators.kv_cache import KVCache, LayerCache, cache_class
 from vfmtok.generators.linear_kernels import FasterLinears
 from vfmtok.generators.orders import known_first, raster
 from vfmtok.generators.token_sampling import Guidance, Sampling, choose, guide
 
 
 class DecodeState(Protocol):
-    """What a model keeps between two tokens, such as a ``KVCache``."""
+    """What a model keeps between two tokens: a ``KVCache``, and what else it needs.
+
+    Attributes:
+        layers: the cache's.
+        phase: what a step is decided by besides tensors: steps of one phase, and as many rows, run the same kernels on
+            the same memory.
+    """
 
     layers: list[LayerCache]
+    phase: Hashable
 
     def reserve(self, slots: int) -> None:
         """Bring the first ``slots`` slots into reach."""
@@ -50,10 +58,12 @@ class Autoregressive(Protocol):
     null_class: int
     any_order: bool
 
-    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None, **options: Any) -> tuple[DecodeState, Tensor]:
+    def begin(
+        self, labels: Tensor, prefix: Tensor, order: Tensor | None, cache: type[KVCache], **options: Any
+    ) -> tuple[DecodeState, Tensor]:
         """labels (R,), the first tokens (R,P), order (R,K) -> the state, logits (R,V) float32 of the next token.
 
-        ``options`` are the model's own, as ``generate`` was given them.
+        ``cache`` is the class of its cache; ``options`` are the model's own, as ``generate`` was given them.
         """
 
     def decode_step(self, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
@@ -77,6 +87,7 @@ def generate(
     order: Tensor | None = None,
     known: tuple[Tensor, Tensor] | None = None,
     sample_indices: Tensor | None = None,
+    kv_cache: str = "auto",
     compile: bool = False,
     **options: Any,
 ) -> Tensor:
@@ -101,6 +112,9 @@ def generate(
             come first in the order, then the others are drawn row by row. A model that draws row by row only takes
             masks of an image's first tokens. Instead of ``prefix_ids`` and ``order``.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
+        kv_cache: "growing" reads as much of the memory for keys and values as is filled; "fixed" reads all of it at
+            every step, so that on CUDA step and draw are recorded at the second token and replayed from then on, as
+            CUDA graphs (not with FSDP). "auto": fixed on CUDA, growing elsewhere. Equal, up to rounding as below.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
         options: of the model's ``begin``.
 
@@ -110,9 +124,9 @@ def generate(
     differ in their last bits, and a draw between two tokens that come out equal to these bits goes the other way,
     which makes that image another one from there on. In float32 that is rare (0 of 2400 draws of a GPT-B, batch 1
     against 16); in bfloat16 it was one draw in 130, which meets most images. Where low precision must repeat
-    exactly, keep the batch size (pad the last batch); ``compile``, another number of threads and another
-    device round differently, too. So do the kernels of linear layers in float32 on a CPU, which are chosen by a
-    measurement in every process: where float32 must repeat to the last bit, fix one (see ``linear_kernels``).
+    exactly, keep the batch size (pad the last batch); ``compile``, the other ``kv_cache``, another number of threads
+    and another device round differently, too. So do the kernels of linear layers in float32 on a CPU, which are chosen
+    by a measurement in every process: where float32 must repeat to the last bit, fix one (see ``linear_kernels``).
 
     Raises:
         ConfigError: a label, id, seed or setting is out of its range, or the model can't draw in this order.
@@ -130,13 +144,16 @@ def generate(
             raise ConfigError("give known, or prefix_ids and order: known says both")
         prefix, order, counts = _known_first(model, len(labels), *(tensor.to(device) for tensor in known))
     samples = torch.arange(len(labels), device=device) if sample_indices is None else sample_indices
+    caching = cache_class(kv_cache, device)
+    recorder = recorder_of(model) if caching.fixed_length else None
+    replayed = Replayed(recorder), Replayed(recorder)  # of step and draw: kept until the device has been waited for
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            drawn = _decode(
-                model, labels, prefix, order, guidance, sampling, seed, samples.to(device), compile, options, counts
-            )
+            begin = partial(model.begin, cache=caching, **options)
+            draw = partial(_draw, sampling, seed, samples.to(device))
+            drawn = _decode(model, labels, prefix, order, guidance, begin, draw, compile, replayed, counts)
     finally:
         model.train(training)
     ids = drawn if order is None else torch.empty_like(drawn).scatter_(1, order, drawn)
@@ -177,16 +194,16 @@ def _decode(
     prefix: Tensor,
     order: Tensor | None,
     guidance: Guidance,
-    sampling: Sampling,
-    seed: int,
-    samples: Tensor,
+    begin: Callable[..., tuple[DecodeState, Tensor]],
+    draw: Callable[[Tensor, Tensor], Tensor],
     compile: bool,
-    options: dict[str, Any],
+    replayed: tuple[Replayed, Replayed],
     counts: Tensor | None = None,
 ) -> Tensor:
-    """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K), samples (B,) -> ids (B,K) as drawn.
+    """The loop of ``generate``: labels (B,), prefix (B,P), order (B,K) -> ids (B,K) as drawn.
 
-    ``counts`` (B,): of the prefix so many tokens are given in each row; None: all.
+    ``begin`` is the model's with all its options; ``draw`` takes logits (B,V) and a token's number (1,); ``counts``
+    (B,): of the prefix so many tokens are given in each row; None: all.
     """
     batch, most = prefix.shape
     fewest = int(counts.min()) if counts is not None and batch else most
@@ -195,7 +212,7 @@ def _decode(
     numbers = torch.arange(tokens, device=labels.device).split(1)  # there already, so that no step has to send its own
     slots = (torch.arange(tokens, device=labels.device) + before).split(1)
     ids = torch.cat([prefix, prefix.new_empty(batch, tokens - most)], dim=1)  # (B,K)
-    step = _compiled_step(type(model)) if compile else _eager_step
+    step, (call_step, call_draw) = _compiled_step(type(model)) if compile else _eager_step, replayed
     state, logits = None, None
     to_draw = tokens - fewest if batch and not compile else 0  # compiled steps have products of their own
     with FasterLinears(model, to_draw) as linears:
@@ -205,7 +222,7 @@ def _decode(
                 copies = 2 if is_guided else 1
                 rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if is_guided else labels  # (R,)
                 orders = None if order is None else order.repeat(copies, 1)
-                state, logits = model.begin(rows, ids[:, :fewest].repeat(copies, 1), orders, **options)  # (R,V)
+                state, logits = begin(rows, ids[:, :fewest].repeat(copies, 1), orders)  # (R,V)
                 linears.listen()
             else:
                 if token == guided:  # the unguided copies have done their work
@@ -213,14 +230,20 @@ def _decode(
                 chosen = ids[:, token - 1].clamp(max=model.config.vocab_size - 1)  # (B,); see ``choose`` on NaN
                 state.reserve(before + token)
                 chosen = torch.cat([chosen, chosen]) if is_guided else chosen
-                logits = step(model, chosen, slots[token - 1], state)  # (R,V)
+                phase = len(chosen), state.phase
+                logits = call_step(phase, partial(step, model, state), chosen, slots[token - 1])  # (R,V)
                 linears.settle()
             if is_guided:
                 logits = guide(logits, guidance.scale_at(token, tokens))  # (B,V)
-            draws = None if sampling.greedy else exponentials(seed, samples, numbers[token], logits.shape[1])  # (B,V)
-            chosen = choose(logits, sampling, draws)  # (B,)
+            chosen = call_draw("draw", draw, logits, numbers[token])  # (B,)
             ids[:, token] = chosen if token >= most else torch.where(counts > token, ids[:, token], chosen)
     return ids
+
+
+def _draw(sampling: Sampling, seed: int, samples: Tensor, logits: Tensor, number: Tensor) -> Tensor:
+    """samples (B,), logits (B,V), number (1,) of the token -> ids (B,); see ``choose``."""
+    draws = None if sampling.greedy else exponentials(seed, samples, number, logits.shape[1])  # (B,V)
+    return choose(logits, sampling, draws)
 
 
 def computing_dtype(weight: Tensor) -> torch.dtype:
@@ -241,19 +264,19 @@ def score_logits(logits: Tensor, ids: Tensor, code: Ids) -> dict[str, Tensor]:
     return values
 
 
-def _eager_step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
+def _eager_step(model: Autoregressive, state: DecodeState, ids: Tensor, slot: Tensor) -> Tensor:
     return model.decode_step(ids, slot, state)  # looked up in the instance, where FSDP puts its own around it
 
 
 @cache
-def _compiled_step(kind: type) -> Callable[[Autoregressive, Tensor, Tensor, DecodeState], Tensor]:
+def _compiled_step(kind: type) -> Callable[[Autoregressive, DecodeState, Tensor, Tensor], Tensor]:
     """``decode_step`` of a class compiled into one graph for caches of any reach."""
     compiled = torch.compile(kind.decode_step, fullgraph=True)
 
-    def step(model: Autoregressive, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
+    def step(model: Autoregressive, state: DecodeState, ids: Tensor, slot: Tensor) -> Tensor:
         for layer in state.layers:
-            torch._dynamo.mark_dynamic(layer.keys, 2)
-            torch._dynamo.mark_dynamic(layer.values, 2)
+            torch._dynamo.maybe_mark_dynamic(layer.keys, 2)
+            torch._dynamo.maybe_mark_dynamic(layer.values, 2)
         return compiled(model, ids, slot, state)
 
     return step

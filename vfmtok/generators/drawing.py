@@ -22,7 +22,7 @@ from vfmtok.layers.precision import DTYPES, autocast
 NEUTRAL = {
     "cfg_interval": -1, "cfg_schedule": "constant", "cfg_power": 1.0,
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False,
-    "compile": False,
+    "kv_cache": "auto", "compile": False,
 }  # fmt: skip
 
 

@@ -5,11 +5,15 @@ Shapes: B batch, H heads, E dimensions of a head, K tokens, n filled slots, c sl
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vfmtok.errors import ConfigError
+
 BLOCK = 32  # slots by which the reach grows
+ALIGNMENT = 8  # CUDA's attention with a mask copies masks whose length is no multiple of this
 
 
 @dataclass
@@ -36,6 +40,8 @@ class KVCache:
     The batch comes first in memory: the first samples of a cache are a view of it.
     """
 
+    fixed_length: ClassVar[bool] = False  # whether all steps read and write the same memory
+
     def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, like: Tensor):
         """Room for ``slots`` slots in the dtype and on the device of ``like``; none is in reach yet."""
         self.batch, self.heads, self.slots, self.head_dim = batch, heads, slots, head_dim
@@ -43,6 +49,11 @@ class KVCache:
         self._memory = [(like.new_empty(size), like.new_empty(size)) for _ in range(layers)]
         self.reach = 0
         self.layers = self._views(0)
+
+    @property
+    def phase(self) -> int:
+        """Steps of one phase read and write the same memory."""
+        return self.reach
 
     def reserve(self, slots: int) -> None:
         """Bring the first ``slots`` slots into reach, keeping what is in those that already were."""
@@ -75,3 +86,41 @@ class KVCache:
         shape = (self.batch, self.heads, reach, self.head_dim)
         size = self.batch * self.heads * reach * self.head_dim
         return [LayerCache(keys[:size].view(shape), values[:size].view(shape)) for keys, values in self._memory]
+
+
+class FixedKVCache(KVCache):
+    """All slots are in reach from the start: every step does the same on the same memory, and can be replayed from a
+    recording (``cuda_graphs``). Attention reads all slots at every step, over an image about twice as many as are
+    filled; the length is rounded up to a multiple of ``ALIGNMENT``.
+    """
+
+    fixed_length = True
+
+    def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, like: Tensor):
+        """As ``KVCache``, with zeros in all slots."""
+        slots = -(-slots // ALIGNMENT) * ALIGNMENT
+        super().__init__(layers, batch, heads, slots, head_dim, like)
+        super().reserve(slots)
+        beyond = torch.ones(slots, slots, dtype=torch.bool, device=like.device).triu(1)
+        self._masks = like.new_zeros(slots, slots).masked_fill_(beyond, -torch.inf)  # row n: of slot n
+        self._mask = like.new_empty(1, slots)
+
+    def reserve(self, slots: int) -> None:
+        """They are in reach already."""
+
+    def mask(self, slot: Tensor) -> Tensor:
+        """As of ``KVCache``, in memory that the next call overwrites."""
+        return torch.index_select(self._masks, 0, slot, out=self._mask)[0]
+
+
+CACHES = {"growing": KVCache, "fixed": FixedKVCache}
+BY_DEVICE = {"cuda": "fixed"}  # on all others growing, which reads less
+
+
+def cache_class(name: str, device: torch.device) -> type[KVCache]:
+    """The cache of a name in ``CACHES``, or with "auto" of a device. Raises ConfigError."""
+    if name == "auto":
+        name = BY_DEVICE.get(device.type, "growing")
+    if name not in CACHES:
+        raise ConfigError(f"kv_cache must be auto, {' or '.join(CACHES)}, got '{name}'")
+    return CACHES[name]

@@ -83,6 +83,9 @@ class TokenSampling:
     top_k: int = field(default=0, metadata={"label": "Top-k", "help": "0: all"})
     top_p: float = field(default=1.0, metadata={"label": "Top-p", "range": (0.05, 1, 0.05)})
     greedy: bool = field(default=False, metadata={"help": "the likeliest token every time"})
+    kv_cache: Literal["auto", "growing", "fixed"] = field(
+        default="auto", metadata={"label": "Key/value cache", "help": "auto: fixed on CUDA, otherwise growing"}
+    )
 
     def __post_init__(self):
         Guidance(self.cfg_scale, self.cfg_interval, self.cfg_schedule, self.cfg_power)

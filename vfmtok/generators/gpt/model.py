@@ -31,7 +31,7 @@ from vfmtok.generators.gpt.config import GPTConfig
 from vfmtok.generators.gpt.layers import Layer
 from vfmtok.generators.gpt.released import RELEASED, fields_of_released
 from vfmtok.generators.gpt.rotary import rotary_table
-from vfmtok.generators.gpt.segments import HolisticSampling, OrderedCache, SegmentedCache
+from vfmtok.generators.gpt.segments import DecodeState, HolisticSampling
 from vfmtok.generators.kv_cache import KVCache
 from vfmtok.generators.linear_kernels import linear_part
 from vfmtok.generators.orders import raster, training_orders
@@ -239,11 +239,17 @@ class GPT(nn.Module):
         return GPTOutput(logits, sum(losses.values()), losses)
 
     def begin(
-        self, labels: Tensor, prefix: Tensor, order: Tensor | None = None, published_boundary: bool = False
-    ) -> tuple[KVCache, Tensor]:
-        """labels (B,), the first tokens (B,P) -> a cache that holds [class, prefix], logits (B,V) of the next token.
+        self,
+        labels: Tensor,
+        prefix: Tensor,
+        order: Tensor | None = None,
+        cache: type[KVCache] = KVCache,
+        published_boundary: bool = False,
+    ) -> tuple[DecodeState, Tensor]:
+        """labels (B,), the first tokens (B,P) -> a state that holds [class, prefix], logits (B,V) of the next token.
 
         Args:
+            cache: of keys and values.
             published_boundary: embed the last holistic token by the table of the patches, as Hita's published sampler
                 does, though training does not.
 
@@ -253,30 +259,27 @@ class GPT(nn.Module):
         weight, config = self.output.weight, self.config
         self._check_order(order)
         like = torch.empty(0, dtype=computing_dtype(weight), device=weight.device)
-        size = (config.n_layer, len(labels), config.n_head, 1 + self.code.num_tokens, config.head_dim, like)
-        holistic = config.num_holistic
-        if config.permuted:
-            order = raster(prefix.new_empty(len(labels), config.num_tokens)) if order is None else order  # (B,K)
-            cache = OrderedCache(order, *size)
-        else:
-            cache = SegmentedCache(holistic, published_boundary, *size) if holistic else KVCache(*size)
-        return cache, self.prefill(labels, prefix, cache)
+        empty = cache(config.n_layer, len(labels), config.n_head, 1 + self.code.num_tokens, config.head_dim, like)
+        if config.permuted and order is None:
+            order = raster(prefix.new_empty(len(labels), config.num_tokens))  # (B,K)
+        state = DecodeState(empty, order, config.num_holistic, published_boundary)
+        return state, self.prefill(labels, prefix, state)
 
-    def prefill(self, labels: Tensor, ids: Tensor, cache: KVCache) -> Tensor:
-        """Fill an empty cache with [class, ids]: labels (B,), ids (B,P) -> logits (B,V) float32 of token P."""
-        x = self._embed(labels, ids, getattr(cache, "published", False))  # (B,1+P,D)
-        cache.reserve(x.shape[1])
-        return self._through_cache(x, torch.arange(x.shape[1], device=x.device), cache)  # (B,V)
+    def prefill(self, labels: Tensor, ids: Tensor, state: DecodeState) -> Tensor:
+        """Fill an empty state with [class, ids]: labels (B,), ids (B,P) -> logits (B,V) float32 of token P."""
+        x = self._embed(labels, ids, state.published)  # (B,1+P,D)
+        state.reserve(x.shape[1])
+        return self._through_cache(x, torch.arange(x.shape[1], device=x.device), state)  # (B,V)
 
-    def decode_step(self, ids: Tensor, slot: Tensor, cache: KVCache) -> Tensor:
+    def decode_step(self, ids: Tensor, slot: Tensor, state: DecodeState) -> Tensor:
         """One more token: ids (B,), the tokens just chosen -> logits (B,V) float32 of the tokens after them.
 
         ``slot`` (1,) int64 is theirs in the cache, which must be in its reach: the class has slot 0, token n slot n+1.
         """
         table = self.token_embedding
-        if self.config.num_holistic and not cache.embeds_grid:
+        if self.config.num_holistic and not state.embeds_grid:
             table = self.holistic_embedding
-        return self._through_cache(table(ids)[:, None], slot, cache)  # (B,V)
+        return self._through_cache(table(ids)[:, None], slot, state)  # (B,V)
 
     def _embed(self, labels: Tensor, ids: Tensor, published_boundary: bool = False) -> Tensor:
         """labels (B,), ids (B,P) -> the input of slots 0...P: (B,1+P,D)."""
@@ -309,20 +312,18 @@ class GPT(nn.Module):
         return rotary, added.unflatten(-1, (1, self.config.n_head, -1))
 
     def _logits(self, x: Tensor, segment: int) -> Tensor:
-        """x (...,D) after the last norm -> (...,V) float32 by the head of a segment."""
+        """x (...,D) after the last norm -> (...,V) float32 by the head of a segment, where there are two."""
         size = self.config.vocab_size
         if not self.config.num_holistic:
             return at_least_float32(self.output(x))
         return at_least_float32(linear_part(self.output, x, segment * size, (segment + 1) * size))
 
-    def _through_cache(self, x: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
+    def _through_cache(self, x: Tensor, slots: Tensor, state: DecodeState) -> Tensor:
         """x (B,T,D) at ``slots`` (T,), whose predecessors the cache holds -> logits (B,V) float32 after the last."""
-        order = getattr(cache, "order", None)  # (B,K)
-        if order is not None:
-            x = x + self._targets(slots, order)
-        rotary, added = self._positions(slots, order)  # (2,T,1,E) or (2,B,T,1,E), (T,1,H,E)
-        mask = cache.mask(slots[-1:])  # (c,)
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+        if state.order is not None:
+            x = x + self._targets(slots, state.order)
+        rotary, added = self._positions(slots, state.order)  # (2,T,1,E) or (2,B,T,1,E), (T,1,H,E)
+        mask = state.cache.mask(slots[-1:])  # (c,)
+        for layer, layer_cache in zip(self.layers, state.layers, strict=True):
             x = layer(x, rotary, layer_cache, slots, mask, added)  # (B,T,D)
-        segment = int(cache.predicts_grid) if self.config.num_holistic else 0
-        return self._logits(self.norm(x[:, -1]), segment)  # (B,V)
+        return self._logits(self.norm(x[:, -1]), int(state.predicts_grid))  # (B,V)

@@ -1,11 +1,12 @@
 """What decoding keeps besides keys and values: on which side of the boundary between holistic tokens and those of the
-grid it is, or in which order tokens come."""
+grid it is, and in which order tokens come."""
 
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from vfmtok.generators.kv_cache import KVCache
+from vfmtok.generators.kv_cache import KVCache, LayerCache
 from vfmtok.generators.token_sampling import TokenSampling
 
 
@@ -16,35 +17,38 @@ class HolisticSampling(TokenSampling):
     published_boundary: bool = field(default=False, metadata={"help": "embed the last holistic token as Hita did"})
 
 
-class SegmentedCache(KVCache):
-    """A cache that knows on which side of the boundary the next step is.
+@dataclass
+class DecodeState:
+    """What sampling keeps between two tokens.
 
     Attributes:
+        order: (B,K) int64, the position of the k-th token, of a model that knows any order.
+        boundary: the number of holistic tokens.
+        published: see ``GPT.begin``.
         embeds_grid: the token that enters next is embedded by the table of the grid's tokens.
         predicts_grid: the token after it is one of the grid's.
     """
 
-    def __init__(self, boundary: int, published: bool, *args: int | Tensor):
-        """``boundary``: the number of holistic tokens; ``published``: see ``GPT.begin``; the rest as ``KVCache``."""
-        super().__init__(*args)
-        self.boundary, self.published = boundary, published
-        self.embeds_grid = self.predicts_grid = False
+    cache: KVCache
+    order: Tensor | None = None
+    boundary: int = 0
+    published: bool = False
+    embeds_grid: bool = False
+    predicts_grid: bool = False
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        return self.cache.layers
+
+    @property
+    def phase(self) -> Hashable:
+        return self.cache.phase, self.embeds_grid, self.predicts_grid
 
     def reserve(self, slots: int) -> None:
-        super().reserve(slots)
+        self.cache.reserve(slots)
         self.embeds_grid = slots - 1 > self.boundary - self.published  # slot n + 1 holds token n
         self.predicts_grid = slots > self.boundary
 
-
-class OrderedCache(KVCache):
-    """A cache of tokens in any order: ``order`` (B,K) int64, the position of the k-th token."""
-
-    def __init__(self, order: Tensor, *args: int | Tensor):
-        """The rest as ``KVCache``."""
-        super().__init__(*args)
-        self.order = order
-
-    def first(self, samples: int) -> "OrderedCache":
-        part = super().first(samples)
-        part.order = self.order[:samples]
-        return part
+    def first(self, samples: int) -> "DecodeState":
+        order = None if self.order is None else self.order[:samples]
+        return replace(self, cache=self.cache.first(samples), order=order)

@@ -56,6 +56,10 @@ class DecodeState:
     def layers(self) -> list[LayerCache]:
         return self.cache.layers
 
+    @property
+    def phase(self) -> int:
+        return self.cache.phase
+
     def reserve(self, slots: int) -> None:
         self.cache.reserve(slots)
 
@@ -203,13 +207,15 @@ class RAR(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), drawn.flatten()) if with_loss else None
         return RAROutput(logits, loss)
 
-    def begin(self, labels: Tensor, prefix: Tensor, order: Tensor | None = None) -> tuple[DecodeState, Tensor]:
+    def begin(
+        self, labels: Tensor, prefix: Tensor, order: Tensor | None = None, cache: type[KVCache] = KVCache
+    ) -> tuple[DecodeState, Tensor]:
         """labels (B,), first tokens of the order (B,P), order (B,K) -> the state, logits (B,V) of the next token."""
         config, batch = self.config, len(labels)
         order = raster(prefix.new_empty(batch, config.num_tokens)) if order is None else order  # (B,K)
         like = torch.empty(0, dtype=computing_dtype(self.output.weight), device=labels.device)
-        cache = KVCache(config.n_layer, batch, config.n_head, 1 + config.num_tokens, config.head_dim, like)
-        state = DecodeState(cache, [[] for _ in range(config.n_layer + 1)], order)
+        empty = cache(config.n_layer, batch, config.n_head, 1 + config.num_tokens, config.head_dim, like)
+        state = DecodeState(empty, [[] for _ in range(config.n_layer + 1)], order)
         return state, self.prefill(labels, prefix, state)
 
     def prefill(self, labels: Tensor, prefix: Tensor, state: DecodeState) -> Tensor:
