@@ -259,8 +259,7 @@ def test_gpt_decode_step(bf16, weights, cache):
         {"cfg_scale": 1.0},
         {"cfg_scale": 2.0, "cfg_schedule": "cosine", "cfg_interval": 3},
         {"temperature": 0.9, "top_k": 5, "top_p": 0.9},
-        {"greedy": True},
-        {"kv_cache": "growing"},
+        {"greedy": True, "kv_cache": "growing"},
     ],
     ids=lambda settings: ", ".join(settings),
 )

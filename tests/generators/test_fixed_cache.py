@@ -11,7 +11,7 @@ import vfmtok
 from vfmtok.generators import cuda_graphs
 from vfmtok.generators.kv_cache import ALIGNMENT, BLOCK, FixedKVCache, KVCache, cache_class
 
-TOKENS = 81  # the growing cache grows twice
+TOKENS = 49  # the growing cache grows once
 LABELS = torch.tensor([1, 0, 2, 3, 1])
 
 
@@ -86,7 +86,7 @@ def test_ids_are_those_of_the_growing_cache(model, guidance):
     """In float32, of batches of every size, and in float64, where rounding decides no draw."""
     settings = {**GUIDANCE[guidance], "seed": 3, "top_k": 60, "top_p": 0.95}
     expected = vfmtok.generate(model, LABELS, **settings)
-    for size in (5, 2, 1):
+    for size in (5, 2):  # 2, 2 and 1
         parts = [
             vfmtok.generate(model, LABELS[rows], sample_indices=rows, kv_cache="fixed", **settings)
             for rows in torch.arange(5).split(size)
@@ -100,7 +100,7 @@ def test_ids_are_those_of_the_growing_cache(model, guidance):
     assert torch.equal(*precise)
 
 
-@pytest.mark.parametrize("given", [1, 19, 20, 21, 60])
+@pytest.mark.parametrize("given", [1, 19, 20, 21, 45])
 def test_a_prefix_is_continued(model, given):
     settings = {"cfg_scale": 2.0, "cfg_interval": 40, "seed": 3}
     expected = vfmtok.generate(model, LABELS[:2], **settings)
@@ -169,7 +169,7 @@ def test_replayed_steps_draw_the_same(model, guidance, recorder):
     sides = 2 if getattr(model.config, "num_holistic", 0) else 1  # of the boundary; the one step across is not recorded
     assert recorder.recorded == 1 + numbers_of_rows + sides - 1
     assert recorder.warmed_up == recorder.recorded + sides - 1
-    assert recorder.run + recorder.warmed_up == 2 * TOKENS - 1  # draws, and steps after the first pass
+    assert recorder.run + recorder.warmed_up == 2 * model.code.num_tokens - 1  # draws, and steps after the first pass
 
 
 def test_replayed_under_autocast(recorder):
@@ -205,17 +205,7 @@ def test_a_failed_recording_is_one_line_and_no_more(model, recorder, monkeypatch
     assert recorder.recorded == recorded
 
 
-def test_sharded_weights_are_not_recorded(recorder):
-    gpt = random_gpt()
-
-    class Shard(torch.nn.Parameter):
-        pass
-
-    assert cuda_graphs.recorder_of(gpt) is recorder
-    gpt.output.weight = Shard(gpt.output.weight.detach())
-    assert cuda_graphs.recorder_of(gpt) is None
-
-
+@pytest.mark.slow
 def test_compiled_steps_through_a_fixed_cache():
     gpt = random_gpt(num_tokens=TOKENS, n_layer=1)
     torch._dynamo.reset()

@@ -15,7 +15,9 @@ from vfmtok import cli, distributed
 from vfmtok.commands.sample import find_classes
 from vfmtok.data.code_cache import CodeCache
 from vfmtok.errors import ConfigError, SharedError
+from vfmtok.generators import cuda_graphs
 from vfmtok.generators.drawing import draw_codes
+from vfmtok.generators.kv_cache import FixedKVCache
 from vfmtok.training import sharding
 
 
@@ -37,8 +39,19 @@ def test_sampling_settings_reach_the_sampler(place, run, tmp_path):
     assert np.array_equal(cell(np.asarray(Image.open(tmp_path / "b.png")), 0, 2), images[0])
 
 
+def test_the_cache_of_fixed_length_draws_the_same(place, run, tmp_path, monkeypatch):
+    made, build = [], FixedKVCache.__init__
+    monkeypatch.setattr(FixedKVCache, "__init__", lambda cache, *size: made.append(size) or build(cache, *size))
+    for name, more in (("a", ()), ("b", ("--kv-cache", "fixed"))):
+        assert sample(place, run, tmp_path / f"{name}.png", "--classes", "0,1", "--cfg-scale", "2", *more) == 0
+        assert bool(made) == bool(more)
+    a, b = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
+    assert np.array_equal(a, b)
+
+
 def _drawn(rank: int) -> torch.Tensor:
-    """ids (2,7,16) by a model that every process holds, and by one whose weights are spread over two processes."""
+    """ids (3,7,16) by a model that every process holds, and by one whose weights are spread over two processes, through
+    either cache."""
     torch.manual_seed(0)
     config = vfmtok.gpt_config("GPT-B", n_layer=2, n_head=2, dim=32, vocab_size=32, num_tokens=16, num_classes=3)
     gpt = vfmtok.GPT(config).eval()
@@ -46,8 +59,12 @@ def _drawn(rank: int) -> torch.Tensor:
     world = distributed.World(rank, distributed.world_size(), torch.device("cpu"))
     found = [draw_codes(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0)]
     if world.size > 1:
+        cuda_graphs.RECORDERS["cpu"] = lambda device: "a recorder"  # in this process alone
+        assert cuda_graphs.recorder_of(gpt) == "a recorder"
         sharding.shard(gpt, gpt.layers, ("prefill", "decode_step"), "none")
-    found.append(draw_codes(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0))
+        assert cuda_graphs.recorder_of(gpt) is None
+    for cache in ("growing", "fixed"):
+        found.append(draw_codes(gpt, torch.arange(7) % 3, 2, world, cfg_scale=2.0, kv_cache=cache))
     return torch.stack(found)
 
 
@@ -72,7 +89,8 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         alone = _drawn(0)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(alone[0], alone[1]) and len({tuple(row) for row in alone[0].tolist()}) == 7
+    assert torch.equal(alone[0], alone[1]) and torch.equal(alone[0], alone[2])
+    assert len({tuple(row) for row in alone[0].tolist()}) == 7
     assert all(torch.equal(found, alone) for found in ranks.run(_drawn, tmp_path))
 
 
@@ -83,6 +101,7 @@ def test_the_grid_does_not_depend_on_the_ranks(tmp_path):
         (["--classes", "3"], "'3' is no class"),
         (["--classes", ","], "names no class"),
         (["--classes", "1", "--top-p", "0"], "top_p"),
+        (["--classes", "1", "--kv-cache", "static"], "kv_cache"),
         (["--classes", "1", "--n", "0"], "must be positive"),
         (["--classes", "1", "--image-size", "0"], "--image-size must be from 1 to"),
         (["--classes", "1", "--out", "nowhere/a.png"], "cannot write nowhere/a.png"),

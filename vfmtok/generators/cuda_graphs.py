@@ -11,7 +11,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +33,6 @@ class Recorder(Protocol):
         """What runs the function's kernels, and their output, which every run overwrites. Raises RuntimeError."""
 
 
-class Recording(NamedTuple):
-    """The kernels of a function. They read ``inputs`` and overwrite ``output`` whenever ``run`` is called."""
-
-    key: Hashable
-    inputs: tuple[Tensor, ...]
-    run: Callable[[], None]
-    output: Tensor
-
-
 class Replayed:
     """Calls functions of tensors: of equal ones the first call warms up, the second is recorded, others replay that.
 
@@ -50,31 +41,34 @@ class Replayed:
     """
 
     def __init__(self, recorder: Recorder | None):
-        self._recorder, self._key = recorder, None
-        self._recording: Recording | None = None
+        self._recorder = recorder
+        self._key: Hashable = None  # of the function that was called last
+        self._recorded_key: Hashable = None
+        self._inputs: tuple[Tensor, ...] = ()  # the buffers that a recording reads
+        self._run: Callable[[], None] | None = None
+        self._output: Tensor | None = None
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """function(*inputs), which the next call may overwrite. Functions of one ``key`` run the same kernels on the
-        same memory, but for what is in their inputs."""
+        """function(*inputs), which the next call may overwrite. Functions of one ``key`` (not None) run the same
+        kernels on the same memory, but for what is in their inputs."""
         if self._recorder is None or not self._recorder.usable:
             return function(*inputs)
         if key != self._key:
-            self._key = key
-            return self._recorder.warm_up(lambda: function(*inputs))
-        if self._recording is None or self._recording.key != key:
-            buffers = tuple(tensor.clone() for tensor in inputs)
+            self._key, self._inputs = key, tuple(tensor.clone() for tensor in inputs)
+            return self._recorder.warm_up(lambda: function(*self._inputs))
+        for buffer, tensor in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(tensor)
+        if key != self._recorded_key:
             try:
-                made = self._recorder.record(lambda: function(*buffers))
+                self._run, self._output = self._recorder.record(lambda: function(*self._inputs))
             except RuntimeError as error:
                 self._recorder.usable = False
                 why = str(error).partition("\n")[0]
                 warnings.warn(f"sampling goes on without CUDA graphs, and slower: {why}", stacklevel=2)
                 return function(*inputs)
-            self._recording = Recording(key, buffers, *made)
-        for buffer, tensor in zip(self._recording.inputs, inputs, strict=True):
-            buffer.copy_(tensor)
-        self._recording.run()
-        return self._recording.output
+            self._recorded_key = key
+        self._run()
+        return self._output
 
 
 class CUDAGraphs:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import vfmtok
-from vfmtok.generators.autoregressive import _decode
 from vfmtok.generators.rar.config import RAR_SIZES
-from vfmtok.generators.token_sampling import Guidance, Sampling
+from vfmtok.generators.token_sampling import Guidance
 from vfmtok.weights.name_maps import rename
 
 TINY = {"dim": 64, "n_layer": 3, "n_head": 4, "ffn_hidden": 192, "vocab_size": 96, "num_tokens": 16, "num_classes": 10}
@@ -86,10 +85,8 @@ def test_probabilities_of_every_step(rar, golden, monkeypatch):
         return logits.argmax(-1)
 
     monkeypatch.setattr("vfmtok.generators.autoregressive.choose", choose)
-    labels = long(golden["cls"])
-    with torch.no_grad():
-        guidance = Guidance(6.5, -1, "power-cosine", 1.0)
-        _decode(rar, labels, labels.new_empty(3, 0), None, guidance, Sampling(greedy=True), 0, labels, False, {})
+    settings = {"cfg_scale": 6.5, "cfg_schedule": "power-cosine", "cfg_power": 1.0, "greedy": True}
+    vfmtok.generate(rar, long(golden["cls"]), **settings)
     assert relative(torch.stack(seen, 1), golden["probs_6.5_1_t1.02"]) < 1e-4
 
 
