@@ -113,8 +113,8 @@ def generate(
             masks of an image's first tokens. Instead of ``prefix_ids`` and ``order``.
         sample_indices: (B,) int64, by default 0..B-1: which sample of the seed each row is.
         kv_cache: "growing" reads as much of the memory for keys and values as is filled; "fixed" reads all of it at
-            every step, so that on CUDA step and draw are recorded at the second token and replayed from then on, as
-            CUDA graphs (not with FSDP). "auto": fixed on CUDA, growing elsewhere. Equal, up to rounding as below.
+            every step, so that on CUDA the step and the draw are recorded once and replayed from then on, as CUDA
+            graphs (not with FSDP). "auto": fixed on CUDA, growing elsewhere. Equal, up to rounding as below.
         compile: run the steps through ``torch.compile`` (once for every new batch size or model).
         options: of the model's ``begin``.
 
