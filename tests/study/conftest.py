@@ -13,8 +13,12 @@ import pytest
 import yaml
 
 from vfmtok import cli
+from vfmtok.commands.study import PARSERS
 from vfmtok.data.dataset_folder import open_splits
 from vfmtok.study import running, speed
+from vfmtok.study.config import load_study
+from vfmtok.study.rows import Changes, resolve
+from vfmtok.study.steps import Asked, Data, Plan
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ["run.global_batch=4", "run.precision=none", "run.log_every=1", "run.save_every=2", "run.tensorboard=false"]
@@ -89,6 +93,22 @@ def study(images, tmp_path):
         return file
 
     return write
+
+
+PROBED = "--image-size-eval 32 --no-fid --no-lpips --linear-probe {data}/train_lmdb"
+
+
+@pytest.fixture
+def plan(study, tmp_path):
+    """``plan(data=..., of_tokenizer=[...], **changes of the study)``: its steps, without anything done."""
+
+    def build(data: str = "/data/here", of_tokenizer: tuple = (), of_generator: tuple = (), **changes) -> Plan:
+        found = load_study(study(**{"reconstruction": PROBED, "agreement": "--cfg-scales 2", **changes}))
+        said = Changes(tuple(of_tokenizer), tuple(of_generator))
+        images = Data(Path(data), 1000, 100, ("train", "val"), 2)
+        return Plan(found, resolve(found, PARSERS, said), images, tmp_path / "out", Asked("", (), said))
+
+    return build
 
 
 @pytest.fixture

@@ -9,28 +9,11 @@ import torch
 import vfmtok
 from vfmtok.commands.study import PARSERS
 from vfmtok.errors import WeightsError
-from vfmtok.study.config import load_study
 from vfmtok.study.identities import Contents
-from vfmtok.study.rows import Changes, resolve
 from vfmtok.study.speed import Speed, estimate
-from vfmtok.study.steps import Asked, Data, Plan
+from vfmtok.study.steps import Plan
 from vfmtok.weights.checkpoint import CheckpointFolder
 from vfmtok.weights.saved import Checkpoint
-
-PROBED = "--image-size-eval 32 --no-fid --no-lpips --linear-probe {data}/train_lmdb"
-
-
-@pytest.fixture
-def plan(study, tmp_path):
-    """``plan(data=..., of_tokenizer=[...], **changes of the study)``: its steps, without anything done."""
-
-    def build(data: str = "/data/here", of_tokenizer: tuple = (), of_generator: tuple = (), **changes) -> Plan:
-        found = load_study(study(**{"reconstruction": PROBED, "agreement": "--cfg-scales 2", **changes}))
-        said = Changes(tuple(of_tokenizer), tuple(of_generator))
-        images = Data(Path(data), 1000, 100, ("train", "val"), 2)
-        return Plan(found, resolve(found, PARSERS, said), images, tmp_path / "out", Asked("", (), said))
-
-    return build
 
 
 def names(plan: Plan) -> list[str]:
@@ -46,7 +29,9 @@ def test_steps_do_not_depend_on_where_the_images_lie(plan):
     assert names(here) == names(there)
     flags = {step.kind: step.flags for step in there.steps}
     assert "/elsewhere/moved/train_lmdb" in flags["reconstruction"] and "/data/here" not in str(flags)
-    assert kinds_that_changed(here, plan(reconstruction=PROBED.replace("32", "16"))) == {"reconstruction"}
+    assert kinds_that_changed(here, plan(reconstruction=here.study.reconstruction.replace("32", "16"))) == {
+        "reconstruction"
+    }
     other = replace(here.data, fingerprints=("others", "val"))
     moved = Plan(here.study, here.rows, other, here.folder, here.asked)
     assert kinds_that_changed(here, moved) == {step.kind for step in here.steps}

@@ -43,7 +43,8 @@ class Generator(Protocol):
     Attributes:
         config: the configuration, a dataclass with ``kind``, ``num_classes``, ``code``, and the class method
             ``fields_of_code(code)``: its fields that a tokenizer's code fixes. It may say ``cache_values``, the values
-            that sampling an image keeps of earlier tokens, which `vfmtok info` shows.
+            that sampling an image keeps of earlier tokens, which `vfmtok info` shows, and ``learns_from_images``, as
+            below, of which a study's steps depend.
         code: what it learns and samples.
         num_classes: labels are in [0,num_classes).
         null_class: the label that stands for no class.

@@ -40,6 +40,11 @@ class Row:
     def code(self) -> Code:
         return self.tokenizer.code
 
+    @property
+    def learns_from_images(self) -> bool:
+        """Whether its generator is trained on images, and not on a cache of their codes."""
+        return self.generator is not None and getattr(self.generator.generator, "learns_from_images", False)
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -93,7 +98,8 @@ def _generator(file: str, said: tuple[str, ...], code: Code) -> GeneratorRecipe:
     tree["generator"] = {**family.fields_of_code(code), **tree.get("generator", {})}
     recipe = config_from_dict(tree, GeneratorRecipe, file)
     check_fits(recipe.generator.code, code, "the tokenizer")
-    return replace(recipe, data=replace(recipe.data, code_path=None, val_code_path=None, vq_ckpt=None, path=None))
+    paths = dict.fromkeys(("code_path", "val_code_path", "path", "val_path", "vq_ckpt", "vq_config"))
+    return replace(recipe, data=replace(recipe.data, **paths))  # the study says which
 
 
 def _check_flags(text: str, parser: Callable[[], Any]) -> None:

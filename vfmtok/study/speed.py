@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,14 @@ from vfmtok.files import read_json, replace_file, write_json
 from vfmtok.pictures.curves import read_log
 from vfmtok.study.config import CHECKOUT
 from vfmtok.study.images import CLASSES
-from vfmtok.study.rows import Parsers
+from vfmtok.study.rows import Parsers, Row
 from vfmtok.study.running import Runner, last_line, run_process
 from vfmtok.study.steps import Data, Plan, Step
+from vfmtok.tokenizers import build_tokenizer
 from vfmtok.training.recipe import Plan as TrainingPlan
+from vfmtok.weights.checkpoint import CheckpointFolder
+from vfmtok.weights.name_maps import own_tensors
+from vfmtok.weights.saved import Checkpoint
 
 STEPS = 6  # of a measured training; what the last two take is what counts
 MADE_UP = 64  # entries of the cache of random codes on which a generator is measured
@@ -98,11 +103,20 @@ def _short(step: Step, folder: Path, plan: Plan):
                 recipe = dataclasses.replace(recipe, **{name: section})
         return recipe
     row = next(row for row in plan.rows if row.name == step.needed_by[0][0])
-    _write_made_up_codes(folder / "train", row.code, plan.data.num_classes)
-    data = dataclasses.replace(
-        recipe.data, code_path=str(folder / "train"), val_code_path=None, vq_ckpt=None, vq_config=None
-    )
-    return dataclasses.replace(recipe, data=data)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **_stand_ins(row, folder, plan)))
+
+
+def _stand_ins(row: Row, folder: Path, plan: Plan) -> dict[str, Any]:
+    """Fields of a generator's section ``data`` for what is not there yet: codes, or the tokenizer, untrained."""
+    if not row.learns_from_images:
+        _write_made_up_codes(folder / "train", row.code, plan.data.num_classes)
+        return {"code_path": str(folder / "train"), "val_code_path": None, "vq_ckpt": None, "vq_config": None}
+    if row.recipe is None:  # its weights were given
+        return {}
+    tensors = own_tensors(build_tokenizer(row.tokenizer))
+    untrained = Checkpoint(0, {"model": tensors}, {}, dump_config(row.recipe))
+    CheckpointFolder(folder / "tokenizer" / "checkpoints").save(untrained)
+    return {"vq_ckpt": str(folder / "tokenizer")}
 
 
 def _write_made_up_codes(path: Path, code: Code, num_classes: int) -> None:

@@ -146,38 +146,52 @@ class Plan:
         words, hashed = self._flags(study.reconstruction)
         flags = [*model, "--anno-file", data, *words]
         self._add("reconstruction", {**facts, "flags": hashed}, "vqgan_test.py", flags, before)
-        codes = []
         if row.generator is not None:
-            for kind, split_name, flags in (
-                ("codes", "train", row.codes),
-                ("held-out codes", "val", study.held_out_codes),
-            ):
-                words, hashed = self._flags(flags)
-                codes.append(self._add(kind, {**facts, "flags": hashed}, "codes", [], before))
-                codes[-1].flags = [f"{data}/{split_name}_lmdb", str(codes[-1].out), *model, *words]
-            before = (*before, *codes, self._generator(row, seed, codes, model))
-            self._samples(row, codes[0], before, model)
+            codes = {kind: self._codes(kind, row, facts, model, before) for kind in _caches_of(row)}
+            generator = self._generator(row, seed, codes, facts, model, before)
+            before = (*before, *codes.values(), generator)
+            self._samples(row, codes, before, model)
         self._add("images", facts, "", model, before)
 
-    def _generator(self, row: Row, seed: int, codes: list[Step], model: list[str]) -> Step:
-        paths = {"code_path": str(codes[0].out), "val_code_path": str(codes[1].out), "vq_ckpt": model[1]}
-        if len(model) > 2:
-            paths["vq_config"] = model[3]
-        recipe = dataclasses.replace(
-            row.generator,
-            generator=dataclasses.replace(row.generator.generator, num_classes=self.data.num_classes),
-            run=dataclasses.replace(row.generator.run, seed=seed),
-            data=dataclasses.replace(row.generator.data, **paths),
-        )
-        facts = {"recipe": self._contents.of_recipe(recipe, data={})}
-        return self._add("generator", facts, "train_c2i.py", [], tuple(codes), recipe)
+    def _codes(self, kind: str, row: Row, facts: dict[str, Any], model: list[str], before: tuple[Step, ...]) -> Step:
+        split_name, flags = ("train", row.codes) if kind == "codes" else ("val", self.study.held_out_codes)
+        words, hashed = self._flags(flags)
+        step = self._add(kind, {**facts, "flags": hashed}, "codes", [], before)
+        step.flags = [f"{self.data.path}/{split_name}_lmdb", str(step.out), *model, *words]
+        return step
 
-    def _samples(self, row: Row, codes: Step, before: tuple[Step, ...], model: list[str]) -> None:
+    def _generator(
+        self,
+        row: Row,
+        seed: int,
+        codes: dict[str, Step],
+        facts: dict[str, Any],
+        model: list[str],
+        before: tuple[Step, ...],
+    ) -> Step:
+        """From the caches of codes, or where it learns from them from the images themselves."""
+        model_config = dataclasses.replace(row.generator.generator, num_classes=self.data.num_classes)
+        run = dataclasses.replace(row.generator.run, seed=seed)
+        recipe = dataclasses.replace(row.generator, generator=model_config, run=run)
+        paths = {"vq_ckpt": model[1], "vq_config": model[3] if len(model) > 2 else None}
+        if row.learns_from_images:
+            # Its crops count, the images by their fingerprints, and the tokenizer, which encodes at every step.
+            facts = {**facts, "tokenizer": self._contents.of_config(row.tokenizer)}
+            facts["recipe"] = self._contents.of_recipe(recipe)
+            paths["path"] = str(self.data.path)
+        else:
+            facts, before = {"recipe": self._contents.of_recipe(recipe, data={})}, tuple(codes.values())
+            paths |= {"code_path": str(codes["codes"].out), "val_code_path": str(codes["held-out codes"].out)}
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **paths))
+        return self._add("generator", facts, "train_c2i.py", [], before, recipe)
+
+    def _samples(self, row: Row, codes: dict[str, Step], before: tuple[Step, ...], model: list[str]) -> None:
         data, generator = str(self.data.path), before[-1]
         facts, seed = {"data": self.data.fingerprints}, ["--seed", str(self._place[1])]
         if row.agreement is not None:
             words, hashed = self._flags(row.agreement)
-            flags = ["--gpt", str(generator.out), *model, "--data", data, "--code-path", str(codes.out), *seed, *words]
+            cache = str(codes["codes"].out)
+            flags = ["--gpt", str(generator.out), *model, "--data", data, "--code-path", cache, *seed, *words]
             self._add("agreement", {**facts, "flags": hashed}, "agreement", flags, before)
         if row.generation is not None:
             words, hashed = self._flags(row.generation)
@@ -213,6 +227,13 @@ class Plan:
         step.needed_by.append(self._place)
         self.by_row[self._place][kind] = step
         return step
+
+
+def _caches_of(row: Row) -> tuple[str, ...]:
+    """Kinds of the steps that encode its images: for its generator, and to compare what that samples with them."""
+    if not row.learns_from_images:
+        return ("codes", "held-out codes")
+    return ("codes",) if row.agreement is not None else ()
 
 
 def place_of_output(step: Step) -> None:

@@ -100,6 +100,11 @@ class DiTConfig:
         return Latents((self.in_channels, self.size, self.size))
 
     @property
+    def learns_from_images(self) -> bool:
+        """With a class token or alignment: both are an encoder's features of the images."""
+        return self.token_dim is not None or bool(self.align_dims)
+
+    @property
     def side(self) -> int:
         """Patches in a row."""
         return self.size // self.patch

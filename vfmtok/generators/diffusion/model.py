@@ -84,8 +84,8 @@ class DiT(Network):
 
     @property
     def learns_from_images(self) -> bool:
-        """With a class token or alignment: both are an encoder's features of the images."""
-        return self.config.token_dim is not None or bool(self.config.align_dims)
+        """As its configuration says: it has a class token, or is aligned."""
+        return self.config.learns_from_images
 
     def begin_run(self, steps: int) -> None:
         """A training follows: build the encoder whose features it needs, if any. Raises ConfigError, WeightsError."""
