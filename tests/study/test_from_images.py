@@ -9,6 +9,8 @@ import yaml
 from training_runs import logged
 
 import vfmtok
+from vfmtok.commands.study import PARSERS
+from vfmtok.study.speed import Speed, estimate
 from vfmtok.study.steps import Plan
 
 ENCODER = {"name": "test_vit", "image_size": 64, "levels": [6], "weights": "random"}  # 4 x 4 cells of 64 channels
@@ -79,6 +81,14 @@ def test_its_generator_depends_on_images_crops_and_tokenizer(with_reg, plan):
     assert wider.key != generator(here).key and wider.pace != generator(here).pace
     longer = generator(plan(of_tokenizer=["optimizer.steps=9"], **with_reg))
     assert longer.key != generator(here).key  # by the step before it
+
+
+def test_sampling_is_estimated_by_its_steps(with_reg, plan):
+    found = plan(**with_reg)
+    times = {s.kind: estimate(s, lambda training: Speed(1.0, 0.0), found.data, PARSERS) for s in found.steps}
+    images, steps = 2 * 2 * 2, 4  # of each class, classes, scales
+    assert times["agreement"] == pytest.approx(images * steps * 2 / 3)
+    assert times["images"] == pytest.approx(12 * 250 * 2 / 3)  # REG's own steps
 
 
 def test_it_is_measured_on_given_weights_too(with_reg, study, vfmtok_study, tmp_path):

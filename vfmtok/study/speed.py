@@ -1,7 +1,7 @@
 """About how long a study takes on this machine: every training's command is run for a few steps, whatever the seed.
 
 So a recipe that can't be trained here, for want of weights or memory, is found as well before the first training. What
-is not a training is estimated from them: encoding takes a third of a training step, sampling an image about one.
+is not a training is estimated from them: encoding takes a third of a training step, sampling an image of ids about one.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vfmtok.code import Code, Latents, code_to_dict
 from vfmtok.config import dump_config
@@ -24,6 +25,7 @@ from vfmtok.data.latent_cache import write_statistics
 from vfmtok.data.views import count_views
 from vfmtok.errors import VFMTokError
 from vfmtok.files import read_json, replace_file, write_json
+from vfmtok.generators import build_generator
 from vfmtok.pictures.curves import read_log
 from vfmtok.study.config import CHECKOUT
 from vfmtok.study.images import CLASSES
@@ -171,7 +173,17 @@ def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data, parsers: P
     if "generator" not in before:
         return tokenizer.start
     generator = speeds(before["generator"])
-    return generator.start + SAMPLED[step.kind](flags, data) / generator.samples_per_second
+    images = SAMPLED[step.kind](flags, data) * _steps_of_an_image(before["generator"].recipe.generator, flags)
+    return generator.start + images / generator.samples_per_second
+
+
+def _steps_of_an_image(config: Any, flags: argparse.Namespace) -> float:
+    """How many samples are trained in the time in which an image is sampled: one, of ids. Latents take a pass through
+    the model, two with guidance, in each of their steps; a training step is about three."""
+    with torch.device("meta"):
+        settings = build_generator(config).sampling()
+    steps = getattr(flags, "steps", None) or getattr(settings, "steps", None)
+    return 1.0 if steps is None else steps * 2 / 3
 
 
 # Kind of a step -> images that its command encodes or samples, by the command's flags and the study's data.
