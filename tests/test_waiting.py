@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from vfmtok import waiting
 from vfmtok.waiting import PASSIVE, VARIABLES, chosen, thread_count
 
 
@@ -92,3 +95,24 @@ def test_the_runtime_that_pytorch_brings_reads_it():
     if "OPENMP DISPLAY ENVIRONMENT BEGIN" not in done.stderr:
         pytest.skip("this PyTorch has no OpenMP")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr.replace("='", " = '")
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not say how long its cores were idle")
+def test_a_load_that_is_over_is_not_counted(monkeypatch):
+    """The average of a minute stays high behind whatever ended, such as the installation before a training."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (40.0, 0.0, 0.0))
+    found = waiting.busy_processes()
+    assert 0 <= found <= waiting.usable_cores() + 0.1  # of these cores, and not 40
+
+
+@pytest.mark.parametrize("busy", [0, 1, 2])
+def test_busy_cores_are_counted_and_idle_ones_are_not(monkeypatch, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    monkeypatch.setattr(waiting, "_idle_seconds", lambda: [3.0] * busy + [time.monotonic()] * (2 - busy))
+    assert waiting.busy_processes() == pytest.approx(busy, abs=0.1)
+
+
+def test_where_cores_say_nothing_the_load_counts(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    monkeypatch.setattr(waiting, "_idle_seconds", list)
+    assert waiting.busy_processes(seconds=0.0) == 1.6

@@ -10,6 +10,7 @@ Needs no PyTorch, and does nothing once that is loaded: then it is too late.
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, MutableMapping
@@ -57,18 +58,33 @@ def thread_count(cores: int, environment: Mapping[str, str]) -> int:
     return int(told) if told.isdecimal() and int(told) else cores
 
 
-def busy_processes(samples: int = 5, pause: float = 0.02) -> float:
-    """How many others compute: the average of the last minute, but no more than now, where the system says that (an
-    earlier stage of one's own may just have ended)."""
+def busy_processes(seconds: float = 0.2) -> float:
+    """How many cores of ours others keep busy: by the clock of the cores while this process sleeps, where the system
+    says that, and no more than the load of the last minute. The load alone would count an earlier stage of one's own
+    (an installation, say), and two threads that wait without spinning take half as long again on an idle machine."""
     load = os.getloadavg()[0]
-    running = []
-    for _ in range(samples if load >= BUSY else 0):
-        try:
-            running.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)  # without this one
-        except (OSError, ValueError, IndexError):
-            return load
-        time.sleep(pause)
-    return min(load, sum(running) / len(running)) if running else load
+    if load < BUSY:
+        return load
+    before = _idle_seconds()
+    begun = time.monotonic()
+    time.sleep(seconds)
+    after, elapsed = _idle_seconds(), time.monotonic() - begun
+    if not before or len(before) != len(after):
+        return load
+    idle = sum(end - start for start, end in zip(before, after, strict=True))
+    return min(load, max(0.0, len(after) - idle / elapsed))
+
+
+def _idle_seconds() -> list[float]:
+    """Of every core that this process may use, since the machine started; empty where the system does not say."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        cores = {int(line[0].removeprefix("cpu")): line for line in lines if re.fullmatch(r"cpu\d+", line[0])}
+        ticks = [int(cores[core][4]) + int(cores[core][5]) for core in allowed]  # idle, and idle while a disk works
+        return [count / os.sysconf("SC_CLK_TCK") for count in ticks]
+    except (OSError, ValueError, LookupError):
+        return []
 
 
 def usable_cores() -> int:
