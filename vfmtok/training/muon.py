@@ -1,21 +1,25 @@
 """Muon (Jordan et al., 2024) for the hidden matrices of a model, AdamW for everything else, as one optimizer.
 
 Muon's update of a matrix is its momentum with all singular values brought near 1 by five Newton-Schulz iterations, in
-bfloat16. Its size is matched to AdamW's, 0.2 max(n,m)^0.5 (Liu et al., 2025, "Muon is scalable for LLM training"), so
-that both share the learning rate, its schedule and the weight decay.
+bfloat16 where the device computes that natively and else in float32. (``torch.optim.Muon`` has the same equations, but
+always in bfloat16, which a CPU without instructions for it computes up to a hundred times slower.) Its size is matched
+to AdamW's, 0.2 max(n,m)^0.5 (Liu et al., 2025, "Muon is scalable for LLM training"), so that both share the learning
+rate, its schedule and the weight decay.
 """
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from vfmtok.errors import ConfigError
-from vfmtok.layers.precision import bf16_slowdown, computes_bf16
+from vfmtok.layers.precision import computes_bf16
 from vfmtok.training.recipe import OptimizerConfig
 from vfmtok.weights.sharded import is_sharded
 
 STACKS = (nn.ModuleList, nn.Sequential)
+ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # a s + b s^3 + c s^5 of a singular value s, by Jordan et al.
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -37,24 +41,72 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [module.weight for module in model.modules() if module in inside]  # in the model's order
 
 
-class MuonAndAdamW(torch.optim.Optimizer):
-    """``torch.optim.Muon`` of the matrices and fused AdamW of the rest: one step, one state, one list of groups.
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal, of matrices (n,m).
 
-    Under FSDP2 the iterations run on sharded matrices, gathered by PyTorch as its products need them.
+    Nothing waits for the device: where the scalar ``found_inf`` that GradScaler or ``Stepper`` put on this object is
+    not 0, matrices and momenta are multiplied by 1 and moved by 0. Gradients are used up. Under FSDP2 the iterations
+    run on sharded matrices, gathered by PyTorch as its products need them.
+    """
+
+    def __init__(self, groups: Iterable[dict], lr: float, weight_decay: float, momentum: float):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        refused = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group, refused)
+
+    def _update(self, parameter: nn.Parameter, group: dict, refused: Tensor | None) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        own, gradient, momentum = (_own(x) for x in (parameter, parameter.grad, state["momentum_buffer"]))
+        taken = 1.0
+        if refused is not None:
+            taken = 1 - refused.to(own.dtype)  # 0 or 1
+            gradient.copy_(torch.where(refused.bool(), momentum, gradient))  # which leaves the momentum as it is
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        gradient.lerp_(momentum, group["momentum"])  # Nesterov's look ahead
+        update = orthogonalised(parameter.grad, _working_dtype(parameter.device))
+        if is_sharded(update):
+            update = update.redistribute(placements=parameter.placements)
+        size = 0.2 * max(parameter.shape) ** 0.5
+        own.mul_(1 - group["lr"] * group["weight_decay"] * taken)
+        own.sub_(_own(update).to(own.dtype) * (group["lr"] * size * taken))
+
+
+def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix (n,m) with its singular values moved near 1, between about 0.7 and 1.2; those of zero stay."""
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(dtype)  # the squares below are of its shorter side
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)  # rounded three times
+    return x.T if tall else x
+
+
+@functools.cache
+def _working_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if computes_bf16(device) else torch.float32
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """``Muon`` of the matrices and fused AdamW of the rest: one step, one state, one list of groups.
 
     Args:
         groups: ``{"params": parameters, ...}``, where a group may have a ``weight_decay`` of its own.
         matrices: those of the parameters that Muon updates; others in it are ignored.
-
-    Raises:
-        ConfigError: this PyTorch has no Muon.
     """
 
     _step_supports_amp_scaling = True  # GradScaler leaves it to ``step`` to skip, as of the fused optimizers
 
     def __init__(self, config: OptimizerConfig, groups: list[dict], matrices: Collection[nn.Parameter]):
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"optimizer.name muon needs PyTorch 2.9 or newer, this is {torch.__version__}")
         chosen = set(matrices)
         by_muon, by_adamw = (
             [{**group, "params": params} for group in groups if (params := [p for p in group["params"] if test(p)])]
@@ -64,9 +116,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         rates = {"lr": config.lr, "weight_decay": config.weight_decay}
         self.parts: list[torch.optim.Optimizer] = []
         if by_muon:
-            self.parts.append(
-                torch.optim.Muon(by_muon, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw", **rates)
-            )
+            self.parts.append(Muon(by_muon, momentum=config.muon_momentum, **rates))
         if by_adamw:
             self.parts.append(torch.optim.AdamW(by_adamw, betas=tuple(config.betas), fused=True, **rates))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -76,31 +126,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update, unless the scalar ``found_inf`` that GradScaler or ``Stepper`` put on this object is not 0.
-
-        Nothing waits for the device: where a step is not taken, Muon works on its own momentum, which that leaves as
-        it is, and the matrices are put back.
-        """
-        refused = getattr(self, "found_inf", None)
-        before = [] if refused is None else self._hold(refused.bool())
+        """Update, unless the scalar ``found_inf`` that GradScaler or ``Stepper`` put on this object is not 0."""
         for part in self.parts:
-            part.grad_scale, part.found_inf = None, refused  # for AdamW's fused kernel; Muon does not look
+            part.grad_scale, part.found_inf = None, getattr(self, "found_inf", None)
             part.step()
             del part.grad_scale, part.found_inf
-        if refused is not None:
-            for parameter, value in zip(self.matrices, before, strict=True):
-                own = _own(parameter)
-                own.copy_(torch.where(refused.bool(), value, own))
-
-    def _hold(self, refused: Tensor) -> list[Tensor]:
-        """Copies of the matrices. Where the step is refused, momentum takes the place of the gradients."""
-        for parameter in self.matrices:
-            if parameter.grad is not None:
-                momentum = self.state.get(parameter, {}).get("momentum_buffer")
-                gradient = _own(parameter.grad)
-                unmoved = torch.zeros_like(gradient) if momentum is None else _own(momentum)
-                gradient.copy_(torch.where(refused, unmoved, gradient))
-        return [_own(parameter).clone() for parameter in self.matrices]
 
     def describe(self, device: torch.device) -> list[str]:
         """Lines for people. Raises ConfigError where Muon has nothing to update."""
@@ -108,13 +138,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
             raise ConfigError("optimizer.name muon: no linear layer in a stack of layers learns here: use adamw")
         learned = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         share = sum(parameter.numel() for parameter in self.matrices) / learned
-        lines = [f"muon for {len(self.matrices)} matrices, {share:.0%} of what learns; adamw for the rest"]
-        if not computes_bf16(device):
-            lines.append(
-                f"optimizer.name muon multiplies in bfloat16, which this {device.type} emulates: a product takes "
-                f"{bf16_slowdown(device):.1f} times as long as in float32"
-            )
-        return lines
+        precision = "bfloat16" if _working_dtype(device) == torch.bfloat16 else "float32"
+        return [
+            f"muon for {len(self.matrices)} matrices, {share:.0%} of what learns, in {precision}; adamw for the rest"
+        ]
 
 
 def _own(tensor: Tensor) -> Tensor:

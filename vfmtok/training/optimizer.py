@@ -138,7 +138,7 @@ def load_moments(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str
         how many saved tensors were left out, since this optimizer keeps others of their parameters.
     """
     by_name, tensors, left_out = {name: parameter for parameter, name in names.items()}, {}, 0
-    kept = {p: MUON if "ns_steps" in group else ADAM for group in optimizer.param_groups for p in group["params"]}
+    kept = {p: MUON if "momentum" in group else ADAM for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.clear()
     for key, shape in saved.shapes().items():
         kind, _, name = key.partition("/")

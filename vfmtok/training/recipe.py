@@ -68,7 +68,7 @@ class CodebookConfig:
 class OptimizerConfig:
     """The optimizer and how long and how fast it learns."""
 
-    # muon: Muon for the hidden matrices, AdamW for the rest (training/muon.py); needs PyTorch 2.9
+    # muon: Muon for the hidden matrices, AdamW for the rest (training/muon.py)
     name: Literal["adamw", "adam", "muon"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, ...] = (0.9, 0.95)
