@@ -129,17 +129,21 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     """Wait until every process is here. It waits on the CPU, so no GPU stands still for it."""
-    gather(None)
+    gather(None, group)
 
 
-def gather(value: Any) -> list[Any]:
-    """The (picklable) value of every process, in the order of ranks, in every process."""
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The (picklable) value of every process, in the order of ranks, in every process.
+
+    Args:
+        group: all processes; None is ``patient_group``. A thread that works beside the others has a group of its own.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=patient_group())
+    dist.all_gather_object(values, value, group=group or patient_group())
     return values
 
 
@@ -147,6 +151,16 @@ def gather(value: Any) -> list[Any]:
 def patient_group() -> dist.ProcessGroup:
     """All processes, by gloo. The first may download or measure for hours while the others wait for it here; the
     default group takes half an hour of silence for a hang."""
+    return new_patient_group()
+
+
+def new_patient_group() -> dist.ProcessGroup | None:
+    """Another such group, for one thread: what two threads send by one group would be mixed up. None for one process.
+
+    All processes must ask.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 

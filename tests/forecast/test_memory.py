@@ -9,13 +9,15 @@ from tiny_gpt import tiny_config
 from torch import Tensor
 
 from vfmtok.forecast.machines import GPUS, Machines, read_machines
-from vfmtok.forecast.memory import Setting, gathered, memory_of, states
+from vfmtok.forecast.memory import HOST, Setting, copied, gathered, memory_of, states
 from vfmtok.forecast.prediction import predict
 from vfmtok.forecast.training_pass import training_pass
 from vfmtok.generators import build_generator
 from vfmtok.training import construction, sharding
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import OptimizerConfig, RunConfig
+from vfmtok.training.state import RunState
+from vfmtok.weights.host_copy import HostCopy
 
 # Widths that no number of processes divides, as the vocabulary and the classes are.
 CONFIG = tiny_config(n_layer=4, dim=80, num_classes=10, vocab_size=97)
@@ -33,7 +35,7 @@ def found():
 
 
 def held(rank: int) -> Tensor:
-    """Bytes that this process holds after a step: parameters, gradients, moments, average."""
+    """Bytes that this process holds after a step: parameters, gradients, moments, average; and of a checkpoint's copy."""
     chosen, cpu = recipe(), torch.device("cpu")
     torch.manual_seed(0)
 
@@ -49,7 +51,9 @@ def held(rank: int) -> Tensor:
     found = [bytes_of(model.parameters()), bytes_of(gradients)]
     stepper.step(1e-4)
     moments = [value for state in stepper.optimizer.state.values() for value in state.values() if value.ndim]
-    return torch.tensor([*found, bytes_of(moments), bytes_of(average.average.values())])
+    run = RunState(chosen, "generator", {"model": model}, {"model": stepper}, average, commit="")
+    copy = [tensor for tensors in HostCopy().take(run.checkpoint()).parts.values() for tensor in tensors.values()]
+    return torch.tensor([*found, bytes_of(moments), bytes_of(average.average.values()), bytes_of(copy)])
 
 
 def bytes_of(tensors) -> int:
@@ -59,12 +63,12 @@ def bytes_of(tensors) -> int:
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_states_are_those_of_the_fullest_process(tmp_path, processes, found):
-    held_by = torch.stack(ranks.run(held, tmp_path, processes))  # (ranks,4)
+    held_by = torch.stack(ranks.run(held, tmp_path, processes))  # (ranks,5)
     setting = Setting(processes, 2, recompute=False, fsdp=True, bf16=False, ema=True)
-    predicted = list(states(found, setting).values())[:4]
+    predicted = [*list(states(found, setting).values())[:4], copied(found, setting)]
     assert predicted == pytest.approx(held_by.amax(dim=0).tolist(), rel=0.01)
     whole = sum(parameter.numel() for parameter in build_generator(CONFIG).parameters())
-    assert sum(predicted) == pytest.approx(5 * 4 * whole / processes, rel=0.1)
+    assert sum(predicted[:4]) == pytest.approx(5 * 4 * whole / processes, rel=0.1)
 
 
 def test_muon_keeps_one_moment_of_a_matrix(found):
@@ -79,6 +83,19 @@ def test_muon_keeps_one_moment_of_a_matrix(found):
     assert states(found, alone)["the optimizer's moments"] == bytes_of(moments)
     two = dataclasses.replace(alone, muon=False)
     assert states(found, two)["the optimizer's moments"] > bytes_of(moments)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_copy_of_a_background_save_is_counted(found, parallel):
+    hosts = []
+    for saved in (False, True):
+        chosen = dataclasses.replace(recipe(async_save=saved), parallel=parallel)
+        hosts.append(predict(chosen, read_machines("h100x8"), found=found))
+    (start, at_once), (same_start, background) = (list(host.memory.host.values()) for host in hosts)
+    assert start == same_start
+    file_or_moments = at_once - HOST
+    beside = file_or_moments if parallel == "fsdp" else 0
+    assert background == pytest.approx(HOST + beside + copied(found, hosts[1].setting))
 
 
 def test_more_processes_need_less_each_and_the_gathered_layer_stays(found):

@@ -20,6 +20,7 @@ from vfmtok.training import sharding
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.weights import saved, sharded
 from vfmtok.weights.checkpoint import Checkpoint, CheckpointFolder, load, open_together
+from vfmtok.weights.host_copy import HostCopy
 
 SHAPE = {
     "n_layer": 2,
@@ -151,10 +152,10 @@ def _fail_and_fall_back(place: Path, rank: int) -> dict[str, Tensor]:
     folder.save(checkpoint_of(gpt))
     write = sharded.write
 
-    def failing(part: Path, tensors: dict[str, Tensor]) -> None:
+    def failing(part: Path, tensors: dict[str, Tensor], group=None) -> None:
         if rank == 1 and part.name == "model_optimizer":
             (part / "shard-00002-model-00001-of-00001.safetensors").mkdir(parents=True)  # opening it fails
-        write(part, tensors)
+        write(part, tensors, group)
 
     sharded.write = failing
     text = ""
@@ -211,12 +212,15 @@ def _measure(place: Path, rank: int) -> dict[str, Tensor]:
     peaks["saving"] = peak()
     folder.open_newest().parts["model"].read_into(tensors)
     peaks["reading"] = peak()
+    folder.save(HostCopy().take(Checkpoint(6, {"model": tensors}, {})))
+    peaks["saving a copy"] = peak()
     return {name: torch.tensor(value - start) for name, value in peaks.items()}
 
 
 @pytest.mark.slow
 def test_a_process_holds_its_share(tmp_path, record_property):
-    """Half of the model; beside it one tensor, or one file, of which the page cache counts what is read."""
+    """Half of the model, and of a copy; beside it one tensor, or one file, of which the page cache counts what is
+    read."""
     with torch.device("meta"):
         whole = sum(tensor.nbytes for tensor in vfmtok.GPT(config(**LARGE)).state_dict().values())
     for rank, found in enumerate(ranks.run(partial(_measure, tmp_path), tmp_path)):
@@ -226,4 +230,5 @@ def test_a_process_holds_its_share(tmp_path, record_property):
         assert shares["building"] < 0.65
         assert shares["saving"] < 0.8
         assert shares["reading"] < 0.8
+        assert shares["saving a copy"] < 0.5 + 0.8
     shutil.rmtree(tmp_path / "large")

@@ -36,6 +36,7 @@ class Setting:
         bf16: products in bfloat16 under autocast.
         ema: there is an average of the weights.
         muon: has one moment of the hidden matrices, where AdamW has two.
+        async_save: checkpoints are written from a copy in host memory.
     """
 
     processes: int
@@ -45,6 +46,7 @@ class Setting:
     bf16: bool
     ema: bool
     muon: bool = False
+    async_save: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Memory:
 
     states: dict[str, float]  # parameters, gradients, moments, average: kept from step to step
     passing: dict[str, float]  # what a step needs besides
-    host: dict[str, float]  # at the start, and while a checkpoint is written
+    host: dict[str, float]  # at the start, and while a checkpoint is written or from the first one on
 
     @property
     def total(self) -> float:
@@ -125,16 +127,26 @@ def gathered(found: TrainingPass) -> tuple[int, int]:
     return max(blocks, default=0), outside
 
 
+def copied(found: TrainingPass, setting: Setting) -> float:
+    """Bytes of a checkpoint's tensors that the process has: what ``weights/host_copy.py`` keeps of them."""
+    own = [tensor for module in (found.model, *found.beside) for tensor in own_tensors(module).values()]
+    kept = states(found, setting)
+    moments, average = kept["the optimizer's moments"], kept["average of the weights (EMA)"]
+    return sum(VALUE * _slice(tensor, setting) for tensor in own) + moments + average
+
+
 def _host(found: TrainingPass, setting: Setting) -> dict[str, float]:
     """Of a process, with what is there anyway."""
+    copy = copied(found, setting) if setting.async_save else 0.0
+    saving = "from the first save on, with the copy of run.async_save" if copy else "while it saves"
     parameters = [VALUE * parameter.numel() for parameter in found.model.parameters()]
     if setting.fsdp:  # one tensor after the other is drawn; files are written one after the other
         share = sum(VALUE * _slice(parameter, setting) for parameter in found.model.parameters())
         largest = max((VALUE * _slice(parameter, setting) for parameter in found.model.parameters()), default=0)
         file = min(share, max(FILE_BYTES, largest))
-        return {"at the start": HOST + max(parameters, default=0), "while it saves": HOST + 3 * file}
+        return {"at the start": HOST + max(parameters, default=0), saving: HOST + copy + 3 * file}
     trained = sum(VALUE * parameter.numel() for parameter in found.model.parameters() if parameter.requires_grad)
     return {
         "at the start": HOST + sum(parameters),
-        "while it saves (the first process)": HOST + 2 * trained,  # the moments, as one file
+        f"{saving} (the first process)": HOST + (copy or 2 * trained),  # without a copy the moments, as one file
     }

@@ -148,7 +148,9 @@ def predict(
     bf16 = recipe.run.precision == "bf16"
     recompute = recipe.run.checkpoint_activations and found.recomputes
     muon = recipe.optimizer.name == "muon"
-    setting = Setting(machines.count, plan.micro_batch, recompute, fsdp, bf16, recipe.ema.enabled, muon)
+    setting = Setting(
+        machines.count, plan.micro_batch, recompute, fsdp, bf16, recipe.ema.enabled, muon, recipe.run.async_save
+    )
     memory = memory_of(found, setting)
     advice = [] if memory.total <= machines.gpu.memory else list(_advice(found, recipe, setting, machines))
     return Prediction(

@@ -15,7 +15,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT in any process; all processes learn of it at the same step.
+    """Set by SIGTERM or SIGINT, or by ``ask``, in any process; all processes learn of it at the same step.
 
     A context manager: the signals' former handlers come back at its end. A second Ctrl-C interrupts at once.
     """
@@ -37,6 +37,10 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._here and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._here = True
+
+    def ask(self) -> None:
+        """As a signal does."""
         self._here = True
 
     def __call__(self) -> bool:

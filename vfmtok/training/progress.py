@@ -13,8 +13,8 @@ from vfmtok.training.health import Alarms, Meter, Pace, SkippedSteps, peak_memor
 from vfmtok.training.interruption import Stopped, StopRequest
 from vfmtok.training.recipe import Plan
 from vfmtok.training.run_log import RunLog
+from vfmtok.training.saving import BackgroundSaver, Saver
 from vfmtok.training.state import RunState
-from vfmtok.weights.checkpoint import CheckpointFolder
 
 Between = Callable[[], None]  # called between two batches of long work, which it may end by raising Stopped
 
@@ -36,7 +36,7 @@ class Progress:
     state: RunState
     plan: Plan
     world: distributed.World
-    checkpoints: CheckpointFolder
+    saver: Saver | BackgroundSaver
     log: RunLog
     stop: StopRequest
     source: Any
@@ -59,7 +59,7 @@ class Progress:
             if run_folder.owes_validation(self.state, self.plan.steps):
                 self._unless_stopped(self.validate)
                 if not self.stopped:
-                    self._save(must=False)
+                    self.saver.save(self.state, must=False)
             if self.draw is not None and self.owes_pictures():
                 self._unless_stopped(self.draw)
 
@@ -86,6 +86,8 @@ class Progress:
         for skipped in self.skipped.values():
             skipped.check(state.step, losses)
 
+        if self.saver.has_failed():
+            self.stop.ask()  # it ends with the reason when all have stopped
         self.stopped = self.stop()
         at_end = state.step == plan.steps
         if state.step % run.log_every == 0 or at_end or self.stopped:
@@ -95,14 +97,18 @@ class Progress:
                 self._unless_stopped(self.validate)
             due = state.step % run.save_every == 0 or at_end or self.stopped
             if due:
-                self._save(must=at_end or self.stopped)
+                self.saver.save(self.state, must=at_end or self.stopped)
             if self.draw is not None and (state.step % self.picture_steps == 0 or at_end):
                 self._unless_stopped(self.draw)
                 if self.stopped and not due:
-                    self._save(must=True)
+                    self.saver.save(self.state, must=True)
 
     def finish(self, folder: Path) -> None:
-        """Say how the run ended, and mark its folder if it made all its steps and owes nothing."""
+        """Say how the run ended, and mark its folder if it made all its steps and owes nothing.
+
+        Raises VFMTokError, in all processes: a checkpoint that was on its way to the disk could not be written.
+        """
+        self.saver.finish()
         if self.stopped:
             steps = f"step {self.state.step} of {self.plan.steps}"
             self.log.say(f"stopped after {steps}; the same command continues")
@@ -117,9 +123,6 @@ class Progress:
                 work(self.log, self.stop.raise_if_asked)
             except Stopped:
                 self.stopped = True
-
-    def _save(self, must: bool) -> None:
-        run_folder.save(self.state, self.checkpoints, self.log, self.world, must)
 
     def _report(self, learning_rate: float) -> None:
         """Numbers since the last report, and the alarms that follow. Every process takes part."""

@@ -148,6 +148,7 @@ class RunConfig:
     tf32: bool = False  # let float32 products and convolutions round to TF32 on GPUs that have it
     log_every: int = 100  # steps
     save_every: int = 5000
+    async_save: bool = False  # write checkpoints from a copy in host memory while the training goes on
     keep: int = 2  # newest checkpoints; the best one is kept besides
     validate_every: int = 5000
     validation_images: int = 1000  # held-out images of a validation, at most

@@ -1,4 +1,4 @@
-"""What a run does with its folder: begin in it, continue from its checkpoints, save into it."""
+"""What a run does with its folder: begin in it, and continue from its checkpoints. ``saving.py`` saves into it."""
 
 import contextlib
 import fcntl
@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from vfmtok import distributed
 from vfmtok.config import config_to_dict, save_config
-from vfmtok.errors import ConfigError, SharedError, WeightsError
+from vfmtok.errors import ConfigError, WeightsError
 from vfmtok.training.run_log import RunLog
 from vfmtok.training.state import RunState
 from vfmtok.weights.checkpoint import CheckpointFolder, open_together
@@ -139,22 +139,3 @@ def owes_validation(state: RunState, last_step: int) -> bool:
     """Whether the run was stopped at a step of validation, before it or within it."""
     due = state.step > 0 and (state.step % state.recipe.run.validate_every == 0 or state.step == last_step)
     return due and state.metrics.get("step") != state.step
-
-
-def save(state: RunState, checkpoints: CheckpointFolder, log: RunLog, world: distributed.World, must: bool) -> None:
-    """Write a checkpoint. A failure ends the run only if nothing comes after it. Every process must call it, and waits
-    until it is written: what the first one writes for the others may take long."""
-    failure = None
-    saved = state.checkpoint()
-    try:
-        if world.is_main or saved.is_sharded:
-            path = checkpoints.save(saved)
-            log.say(f"saved {path}")
-    except OSError as error:
-        failure = error.strerror or str(error)
-    failure = distributed.gather(failure)[0]
-    if failure is not None:
-        text = f"the checkpoint of step {saved.step} could not be written ({failure}); the last one stays"
-        if must:
-            raise (ConfigError if world.size == 1 else SharedError)(text)
-        log.alarm(saved.step, text)

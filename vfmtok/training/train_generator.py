@@ -18,6 +18,7 @@ from vfmtok.training.interruption import StopRequest
 from vfmtok.training.optimizer import learning_rate
 from vfmtok.training.progress import Progress
 from vfmtok.training.run_log import RunLog
+from vfmtok.training.saving import BackgroundSaver, Saver, saver
 from vfmtok.weights.checkpoint import seed_step
 
 
@@ -37,17 +38,28 @@ def train_generator(recipe: GeneratorRecipe, world: distributed.World, size: str
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
         log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
-        with contextlib.closing(log), contextlib.closing(run.codes()) as codes, StopRequest() as stop:
+        with (
+            contextlib.closing(log),
+            contextlib.closing(run.codes()) as codes,
+            StopRequest() as stop,
+            saver(recipe.run, run.checkpoints, log, world) as saves,
+        ):
             for line in [_summary(run), *run.notes]:
                 log.say(line)
-            _train(run, log, codes, stop)
+            _train(run, log, codes, saves, stop)
 
 
-def _train(run: GeneratorRun, log: RunLog, codes: CachedCodes | EncodedCodes, stop: StopRequest) -> None:
+def _train(
+    run: GeneratorRun,
+    log: RunLog,
+    codes: CachedCodes | EncodedCodes,
+    saves: Saver | BackgroundSaver,
+    stop: StopRequest,
+) -> None:
     recipe, plan, state, world = run.recipe, run.plan, run.state, run.world
     stepper, seed = state.steppers["model"], recipe.run.seed % 2**64
     progress = Progress(
-        state, plan, world, run.checkpoints, log, stop, codes, len(run.data), run.skipped, run.validate,
+        state, plan, world, saves, log, stop, codes, len(run.data), run.skipped, run.validate,
         draw=run.draw if run.draws else None, owes_pictures=run.owes_pictures, picture_steps=recipe.pictures.every,
         more_numbers=run.more_numbers,
     )  # fmt: skip

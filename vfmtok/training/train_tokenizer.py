@@ -21,6 +21,7 @@ from vfmtok.training.optimizer import learning_rate
 from vfmtok.training.progress import Progress
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.run_log import RunLog
+from vfmtok.training.saving import BackgroundSaver, Saver, saver
 from vfmtok.training.tokenizer_run import TokenizerRun
 from vfmtok.training.validation import validate
 from vfmtok.weights.checkpoint import seed_step
@@ -42,17 +43,22 @@ def train_tokenizer(recipe: TokenizerRecipe, world: distributed.World) -> None:
             if world.is_main:
                 run_folder.prepare(run.folder, run.state.recipe)
         log = run_folder.open_log(run.folder, run.state, run.plan.steps, world)
-        with contextlib.closing(log), contextlib.closing(run.loader()) as loader, StopRequest() as stop:
+        with (
+            contextlib.closing(log),
+            contextlib.closing(run.loader()) as loader,
+            StopRequest() as stop,
+            saver(recipe.run, run.checkpoints, log, world) as saves,
+        ):
             for line in [_summary(run), *run.notes]:
                 log.say(line)
-            _train(run, log, loader, stop)
+            _train(run, log, loader, saves, stop)
 
 
-def _train(run: TokenizerRun, log: RunLog, loader, stop: StopRequest) -> None:
+def _train(run: TokenizerRun, log: RunLog, loader, saves: Saver | BackgroundSaver, stop: StopRequest) -> None:
     recipe, plan, state, world, care = run.recipe, run.plan, run.state, run.world, run.care
     steppers, accumulation, seed = state.steppers, recipe.run.accumulation, recipe.run.seed % 2**64
     progress = Progress(
-        state, plan, world, run.checkpoints, log, stop, loader, len(run.records), run.skipped, partial(validate, run),
+        state, plan, world, saves, log, stop, loader, len(run.records), run.skipped, partial(validate, run),
         more_numbers=lambda rate: {} if care is None else care.numbers(),
         shown=(("loss", "loss/total"), ("pixel", "loss/pixel"), ("codes", "codebook/usage")),
     )  # fmt: skip

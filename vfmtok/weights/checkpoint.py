@@ -21,11 +21,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from vfmtok import distributed
 from vfmtok.errors import WeightsError
@@ -62,10 +64,14 @@ class CheckpointFolder:
         old = _beside(path, ".old")
         return old if old.is_dir() and not path.exists() else path
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, group: ProcessGroup | None = None) -> Path:
         """Write a checkpoint and remove those that are too many.
 
         One process writes it. Where its tensors are sharded, all must call this, and each writes its slices.
+
+        Args:
+            group: by which processes that write slices agree; None is ``distributed.patient_group``. A thread beside
+                the one that trains brings its own.
 
         Raises:
             OSError: it could not be written (disk full, ...), in all processes that write; the others are untouched,
@@ -75,13 +81,14 @@ class CheckpointFolder:
         temporary = _beside(final, ".tmp")
         spread = checkpoint.is_sharded
         main = not spread or distributed.is_main()
-        agreed = _all_or_none if spread else contextlib.nullcontext
+        agreed = partial(_all_or_none, group) if spread else contextlib.nullcontext
+        write = partial(_write_sharded, group=group) if spread else _write_files
         try:
             with agreed():
                 if main:
                     shutil.rmtree(temporary, ignore_errors=True)
                     temporary.mkdir(parents=True)
-            digests = (_write_sharded if spread else _write_files)(checkpoint.parts, temporary)
+            digests = write(checkpoint.parts, temporary)
             with agreed():
                 if main:
                     self._complete(checkpoint, temporary, final, digests)
@@ -89,7 +96,7 @@ class CheckpointFolder:
             if main:
                 shutil.rmtree(temporary, ignore_errors=True)
             if spread and isinstance(error, OSError):  # all raise it; none continues before it is removed
-                distributed.barrier()
+                distributed.barrier(group)
             raise
         if main:
             self._remove_old(checkpoint.step)
@@ -234,27 +241,27 @@ def _write_files(parts: dict[str, dict[str, Tensor]], folder: Path) -> dict[str,
     return {f"{name}.safetensors": _write_tensors(t, folder / f"{name}.safetensors") for name, t in parts.items()}
 
 
-def _write_sharded(parts: dict[str, dict[str, Tensor]], folder: Path) -> dict[str, str]:
+def _write_sharded(parts: dict[str, dict[str, Tensor]], folder: Path, group: ProcessGroup | None) -> dict[str, str]:
     """A folder of every part, by all processes. Returns the SHA-256 of all files, each by whom wrote it."""
     digests: dict[str, str] = {}
     for name, tensors in parts.items():
-        sharded.write(folder / name, tensors)
-    with _all_or_none():
+        sharded.write(folder / name, tensors, group)
+    with _all_or_none(group):
         for name in parts:
             for file in sharded.own_files(folder / name, distributed.rank()):
                 digests[f"{name}/{file.name}"] = sha256(file)
-    return {name: digest for found in distributed.gather(digests) for name, digest in found.items()}
+    return {name: digest for found in distributed.gather(digests, group) for name, digest in found.items()}
 
 
 @contextlib.contextmanager
-def _all_or_none() -> Iterator[None]:
+def _all_or_none(group: ProcessGroup | None) -> Iterator[None]:
     """Wait for all processes at the end; an OSError or WeightsError of one becomes an OSError of all."""
     text = None
     try:
         yield
     except (OSError, WeightsError) as error:
         text = getattr(error, "strerror", None) or str(error)
-    failed = [found for found in distributed.gather(text) if found is not None]
+    failed = [found for found in distributed.gather(text, group) if found is not None]
     if failed:
         raise OSError(failed[0])
 

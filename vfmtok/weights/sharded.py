@@ -34,15 +34,18 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> None:
     """Write this process's slices of a part, synced to the disk. All processes must call it.
+
+    Args:
+        group: by which they agree on it; see ``distributed.gather``.
 
     Raises OSError, in all of them, if one can't write.
     """
     files = _files_of(tensors)
     writer = _dcp().HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     with _as_os_error():
-        _dcp().save(dict(tensors), storage_writer=writer, process_group=distributed.patient_group())
+        _dcp().save(dict(tensors), storage_writer=writer, process_group=group or distributed.patient_group())
 
 
 def own_files(folder: Path, rank: int) -> list[Path]:
