@@ -140,13 +140,13 @@ def _host(found: TrainingPass, setting: Setting) -> dict[str, float]:
     copy = copied(found, setting) if setting.async_save else 0.0
     saving = "from the first save on, with the copy of run.async_save" if copy else "while it saves"
     parameters = [VALUE * parameter.numel() for parameter in found.model.parameters()]
-    if setting.fsdp:  # one tensor after the other is drawn; files are written one after the other
+    if setting.fsdp:  # one tensor after the other is drawn; one file after the other comes from the GPU
         share = sum(VALUE * _slice(parameter, setting) for parameter in found.model.parameters())
         largest = max((VALUE * _slice(parameter, setting) for parameter in found.model.parameters()), default=0)
         file = min(share, max(FILE_BYTES, largest))
-        return {"at the start": HOST + max(parameters, default=0), saving: HOST + copy + 3 * file}
+        return {"at the start": HOST + max(parameters, default=0), saving: HOST + (copy or file)}
     trained = sum(VALUE * parameter.numel() for parameter in found.model.parameters() if parameter.requires_grad)
     return {
         "at the start": HOST + sum(parameters),
-        f"{saving} (the first process)": HOST + (copy or 2 * trained),  # without a copy the moments, as one file
+        f"{saving} (the first process)": HOST + (copy or 2 * trained),  # the moments are one file
     }

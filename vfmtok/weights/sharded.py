@@ -19,7 +19,7 @@ from torch import Tensor
 from vfmtok import distributed
 from vfmtok.errors import ConfigError, WeightsError
 
-FILE_BYTES = 1 << 28  # about so much is in one file; a process has it three times in memory while it writes
+FILE_BYTES = 1 << 28  # about so much is in one file, and of a GPU's tensors in memory while it is written
 
 
 def check_available() -> None:
@@ -42,8 +42,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> Non
 
     Raises OSError, in all of them, if one can't write.
     """
-    files = _files_of(tensors)
-    writer = _dcp().HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
+    from vfmtok.weights.shard_writer import ShardWriter
+
+    writer = ShardWriter(folder, _files_of(tensors))
     with _as_os_error():
         _dcp().save(dict(tensors), storage_writer=writer, process_group=group or distributed.patient_group())
 
@@ -114,6 +115,7 @@ def _reader(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Not for what a thread may do beside others: all of them share the filters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of being alone, and of internal interfaces that change
         yield
@@ -123,8 +125,7 @@ def _quiet() -> Iterator[None]:
 def _as_os_error() -> Iterator[None]:
     """What a process failed at, raised by PyTorch in all of them and with all their tracebacks, in one line."""
     try:
-        with _quiet():
-            yield
+        yield
     except _dcp().CheckpointException as error:
         raise OSError(_first_failure(error)) from None
 
