@@ -84,6 +84,17 @@ def test_a_generator_trains_and_resumes(place, root, device):
             torch.testing.assert_close(found, tensor, rtol=0.05, atol=0.02)
 
 
+def test_saving_in_the_background(place, root, device):
+    data = ("--code-path", "codes/train", *GPT, "--set", "run.save_every=10", "--set")
+    for name, saved in (("at_once", "false"), ("background", "true")):
+        train(root, place, device, "train_c2i.py", name, 20, *data, f"run.async_save={saved}")
+    for step in (10, 20):
+        found = weights(place / "background", step)
+        for name, tensor in weights(place / "at_once", step).items():
+            tolerance = {"rtol": 0, "atol": 0} if device.type == "cpu" else {"rtol": 0.05, "atol": 0.02}
+            torch.testing.assert_close(found[name], tensor, **tolerance)
+
+
 def test_sampling_and_evaluation(place, root, device):
     train(root, place, device, "train_c2i.py", "sampled", 20, "--code-path", "codes/train", *GPT)
     models = ("--gpt", "sampled", "--vq-ckpt", "tokenizer")

@@ -1,5 +1,6 @@
 """``run.async_save``: the run goes on while a checkpoint is written, and nothing else is different."""
 
+import signal
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,9 @@ import ranks
 import slow_disks
 import torch
 from slow_disks import FullFolder, SlowFolder, TerminatingFolder
-from small_caches import small_recipe
+from small_caches import recipe_file, small_recipe
 from torch import Tensor
-from training_runs import assert_same, final, last_step
+from training_runs import assert_same, final, killed_again_and_again, last_step, start
 
 import vfmtok
 from vfmtok import distributed
@@ -174,6 +175,18 @@ def test_a_run_that_is_to_stop_waits(caches, monkeypatch):
     assert load(folder / "checkpoints" / last).step == last_step(folder) < 12
     monkeypatch.undo()
     assert_same(final(trained(caches, "whole", saved=False)), final(trained(caches, "run")))
+
+
+@pytest.mark.slow
+def test_killed_and_told_to_stop_anywhere(caches):
+    """By the script, which saves after every third step."""
+    run = {"async_save": True, "keep": 3, "save_every": 3}
+    endless = recipe_file(caches, "cut", optimizer={"steps": 100_000}, run=run)
+    ends = killed_again_and_again(lambda: start(endless, script="train_c2i.py"), caches / "cut", kills=4, seed=1)
+    assert ends == [-signal.SIGKILL, 0, -signal.SIGKILL, 0]
+    steps = {"steps": last_step(caches / "cut") + 20}
+    whole = trained(caches, "whole", saved=False, optimizer=steps, run={"save_every": 3})
+    assert_same(final(whole, steps["steps"]), final(trained(caches, "cut", optimizer=steps), steps["steps"]))
 
 
 # --------------------------------------------------------------------------------------

@@ -105,6 +105,20 @@ def test_two_processes_read_what_one_or_two_wrote(place, name):
                 assert torch.equal(found[f"{name}/{part}/{key}"], tensor), (part, key)
 
 
+def _read_weights(folder: Path, rank: int) -> dict[str, Tensor]:
+    gpt = sharded_gpt()
+    open_together(folder).parts["model"].read_into(gpt.state_dict())
+    return {name: sharding.whole(tensor).detach() for name, tensor in gpt.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_three_processes_read_what_two_wrote(place, tmp_path):
+    expected = whole_gpt().state_dict()
+    for found in ranks.run(partial(_read_weights, place / "many/step_0000003"), tmp_path, size=3):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize(("name", "files"), [("written", 2), ("many", 20)])
 def test_one_process_reads_what_two_wrote(place, name, files):
     folder, expected = place / name / "step_0000003", checkpoint_of(whole_gpt())
