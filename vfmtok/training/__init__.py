@@ -5,6 +5,6 @@ tokenizer      train_tokenizer (the loop), tokenizer_run (what it works with), r
 generator      train_generator (the loop), generator_run, generator_recipe, code_source, chosen_codes (of validation and
                of statistics), code_validation
 both           construction (optimizers, average), first_weights, trained_parts (stages), passes, optimizer, muon,
-               ema, sharding; progress (what follows a step); state (all of a run), run_folder; health, run_log,
-               interruption
+               ema, sharding; progress (what follows a step); state (all of a run), run_folder, saving; health,
+               run_log, interruption
 """
