@@ -22,3 +22,14 @@ def tokenizer(**changes: Any) -> vfmtok.VFMAE:
     """4x4 latents of 6 channels of 32 px images; an encoder with a class token and 4x4 cells."""
     torch.manual_seed(0)
     return vfmtok.build_tokenizer(config_from_dict(CONFIG | changes, VFMAEConfig)).eval()
+
+
+def dit() -> vfmtok.DiT:
+    """A LightningDiT of its latents and three classes."""
+    sizes = {"in_channels": 6, "size": 4, "width": 32, "depth": 1, "heads": 2, "num_classes": 3}
+    torch.manual_seed(2)
+    model = vfmtok.DiT(vfmtok.dit_config("LightningDiT-B/1", **sizes)).eval()
+    for parameter in model.parameters():  # what begins at zero would sample noise
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.use_statistics(torch.full((6, 1, 1), 0.5), torch.full((6, 1, 1), 2.0))
+    return model

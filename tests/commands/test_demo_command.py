@@ -17,6 +17,7 @@ def runs(tmp_path_factory):
 def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "vfmtok.demo.page", raising=False)
+    monkeypatch.delattr("vfmtok.demo.page", raising=False)  # of a test before
     assert main(["demo", "--vq-ckpt", "anywhere"]) == 2
     assert capsys.readouterr().err == "vfmtok demo: error: the demo needs Gradio: pip install 'vfmtok[demo]'\n"
 
@@ -35,6 +36,12 @@ def test_what_cannot_be_served_is_one_line(runs, capsys, arguments, words):
     assert main(["demo", "--vq-ckpt", str(runs[0]), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_folders_bring_their_own_models(runs, capsys):
+    for flags in (["--gpt", str(runs[1])], ["--set", "tokenizer.dim=3"], ["--gpt-model", "GPT-B"]):
+        assert main(["demo", str(runs[0].parent), *flags]) == 2
+        assert f"leave out {flags[0]}, or the folder" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(runs, capsys):

@@ -1,5 +1,6 @@
 """The real page in a real browser: `pytest -m browser`. VFMTOK_SHOTS=FOLDER keeps the screenshots."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
+import tiny_vfmae
 import torch
 from image_makers import encoded, environment, write_tree
 from PIL import Image
@@ -22,6 +25,7 @@ import vfmtok
 from vfmtok.demo import studio as room
 from vfmtok.demo.studio import Studio
 from vfmtok.pretrained.loading import load_tokenizer
+from vfmtok.weights.hashing import tokenizer_hash
 
 pytestmark = pytest.mark.browser
 WAIT = 60  # seconds for an answer of the page
@@ -42,12 +46,18 @@ def studio(runs):
 
 @pytest.fixture(scope="module")
 def address(runs):
+    with served("--vq-ckpt", runs[0], "--gpt", runs[1]) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(*arguments) -> Iterator[str]:
+    """The address of `vfmtok demo ARGUMENTS`, a process that ends with the context."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vfmtok", "demo", "--port", str(port)]
-    command += ["--vq-ckpt", str(runs[0]), "--gpt", str(runs[1])]
+    command = [sys.executable, "-m", "vfmtok", "demo", "--port", str(port), *map(str, arguments)]
     server = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 120
@@ -91,9 +101,9 @@ def page(browser, address, tmp_path):
 class Page:
     """What a person does on the page and sees on it."""
 
-    def __init__(self, browser, address: str, shots: Path):
+    def __init__(self, browser, address: str, shots: Path, shows: str = "button[role=tab]"):
         self.browser, self.address, self.shots = browser, address, shots
-        self.until(lambda: self.all("button[role=tab]"))
+        self.until(lambda: self.all(shows))
 
     def all(self, selector: str) -> list:
         return self.browser.find_elements("css selector", selector)
@@ -205,3 +215,30 @@ def test_tokens_of_two_images_are_mixed(page, studio, tmp_path):
     page.until_shows("#mixed", [room.enlarged(room.mix(studio, *pair, mask))])
     page.until_shows("#choice", [room.draw_choice(studio, *pair, mask)])
     page.shoot("mix")
+
+
+def test_a_folder_s_systems_are_chosen_from_a_list(browser, runs, tmp_path):
+    """One of ids and one of latents, each with its own settings."""
+    tokenizer, dit = tiny_vfmae.tokenizer(), tiny_vfmae.dit()
+    vfmtok.save_pretrained(tokenizer, runs[0].parent / "vfmae")
+    vfmtok.save_pretrained(dit, runs[0].parent / "vfmae_dit", tokenizer_hash=tokenizer_hash(tokenizer))
+    with served(runs[0].parent) as address:
+        browser.get(address)
+        page = Page(browser, address, Path(os.environ.get("VFMTOK_SHOTS", tmp_path)), "#systems a")
+        links = {link.text.partition("/")[2]: link.get_attribute("href") for link in page.all("#systems a")}
+        assert set(links) == {"gpt", "vfmae_dit"}
+        page.shoot("systems")
+        browser.get(links["vfmae_dit"])
+        page.until(lambda: page.all("#seed input"))
+        page.write("#seed input", "5")
+        studio = Studio(tokenizer, dit, None)
+        page.until_shows("#samples .grid-container", room.sample(studio, 0, 8, cfg_scale=2.0, seed=5)[0])
+        page.open_tab("Image to tokens")
+        page.until(lambda: page.all("#reconstruction img"))  # of the first example, as the page was loaded
+        page.shoot("latents")
+        page.click("#back a")
+        page.until(lambda: page.all("#systems a"))
+        browser.get(links["gpt"])
+        page.until(lambda: page.all("#seed input"))
+        assert "Temperature" in browser.page_source and "Shift" not in browser.page_source
+    assert browser.get_log("browser") == []

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,47 @@ THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md"
 
 def build(studio: Studio, examples: list[str], title: str = "VFMTok") -> gr.Blocks:
     """The page. ``examples``: image files to begin with, at least two."""
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# {title}\n{_facts(studio)}")
-        if studio.generator is not None:
-            with gr.Tab("Class to images", id="sample"):
-                _sampling_tab(studio)
-        with gr.Tab("Image to tokens", id="tokenize"):
-            _tokens_tab(studio, examples, page)
-        if studio.on_grid is not None and hasattr(studio.generator, "any_order"):
-            with gr.Tab("Complete an image", id="complete"):
-                _completing_tab(studio, examples)
-        if studio.grid is not None:
-            with gr.Tab("Mix two images", id="mix"):
-                _mixing_tab(studio, examples, page)
+    with _blank(title) as page:
+        _show(studio, examples, title, page)
     return page
+
+
+def build_all(studios: Mapping[str, Studio], examples: list[str]) -> gr.Blocks:
+    """``studios``: by the systems' names. Of one, its page; of several a page of links, and theirs at /system-1, ..."""
+    if len(studios) == 1:
+        ((name, studio),) = studios.items()
+        return build(studio, examples, name)
+    with _blank("VFMTok") as page:
+        gr.Markdown(f"# VFMTok\nChoose a system:\n{_links(studios)}", elem_id="systems")
+    for number, (name, studio) in enumerate(studios.items(), 1):
+        with page.route(name, f"system-{number}", show_in_navbar=False):
+            gr.Markdown("[All systems](./)", elem_id="back")
+            _show(studio, examples, name, page)
+    return page
+
+
+def _blank(title: str) -> gr.Blocks:
+    return gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 24 * 3600))
+
+
+def _links(studios: Mapping[str, Studio]) -> str:
+    return "\n".join(f"- [{name}](system-{number}): {_facts(s)}" for number, (name, s) in enumerate(studios.items(), 1))
+
+
+def _show(studio: Studio, examples: list[str], title: str, page: gr.Blocks) -> None:
+    """Everything of a system."""
+    gr.Markdown(f"# {title}\n{_facts(studio)}")
+    if studio.generator is not None:
+        with gr.Tab("Class to images", id="sample"):
+            _sampling_tab(studio)
+    with gr.Tab("Image to tokens", id="tokenize"):
+        _tokens_tab(studio, examples, page)
+    if studio.on_grid is not None and hasattr(studio.generator, "any_order"):
+        with gr.Tab("Complete an image", id="complete"):
+            _completing_tab(studio, examples)
+    if studio.grid is not None:
+        with gr.Tab("Mix two images", id="mix"):
+            _mixing_tab(studio, examples, page)
 
 
 def _facts(studio: Studio) -> str:
@@ -83,6 +110,8 @@ def _told(function: Callable) -> Callable:
 def _sampling_tab(studio: Studio) -> None:
     choices = [(name, label) for label, name in enumerate(studio.class_names())]
     first, *others = dataclasses.fields(studio.generator.sampling)  # cfg_scale comes first
+    if getattr(studio.generator, "guided_by", None) is None:
+        others = [field for field in others if field.name != "cfg_weaker"]
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             label = gr.Dropdown(choices, value=0, label="Class", elem_id="class")
@@ -116,6 +145,9 @@ def _control(field: dataclasses.Field, studio: Studio, value: Any = None) -> gr.
     value = field.default if value is None else value
     label = about.get("label", field.name.replace("_", " ").capitalize())
     said = {"label": label, "info": about.get("help")}
+    if field.name == "cfg_weaker":  # the one that is there, or none
+        weaker = studio.generator.guided_by
+        return gr.Dropdown([("none", None), (weaker, weaker)], value=weaker, **said)
     if typing.get_origin(kind) is typing.Literal:
         return gr.Dropdown(list(typing.get_args(kind)), value=value, **said)
     if kind is bool:
