@@ -18,7 +18,7 @@ from vfmtok.data.latent_cache import LatentCache, open_cache, shown
 from vfmtok.errors import DataError
 from vfmtok.metrics.usage import usage_of_counts
 from vfmtok.pictures import web_page
-from vfmtok.pictures.curves import draw_curves, read_log
+from vfmtok.pictures.curves import Log, draw_curves, read_log
 from vfmtok.pictures.latent_channels import LATENTS_SHEET
 
 TIMINGS = "timings.tsv"  # a line per finished stage: name, seconds, command
@@ -72,7 +72,7 @@ def _headline(folder: Path) -> str:
     if (folder / "generator/log.jsonl").is_file():
         log = read_log(folder / "generator")
         if "validation/loss" in log:
-            what, against = "loss of held-out latents", "mean squared error of the velocity"
+            what, against = "loss of held-out latents", _terms(log)
             if "validation/uniform" in log:
                 what, against = "nats per held-out token", f"uniform guessing: {log['validation/uniform'][1][-1]:.2f}"
             tiles.append((f"{log['validation/loss'][1][-1]:.2f}", what, against))
@@ -88,6 +88,14 @@ def _headline(folder: Path) -> str:
         for value, name, note in tiles
     )
     return f"<div class='tiles'>{cells}</div>"
+
+
+def _terms(log: Log) -> str:
+    """What the held-out loss of latents is the sum of."""
+    names = {"mse": "squared error of the velocity", "cosine": "its direction", "token": "class token"}
+    terms = {name.partition("/")[2]: values[-1] for name, (_, values) in log.items() if name.startswith("validation/")}
+    shown = [f"{names.get(name, name)} {terms[name]:.2f}" for name in (*names, "align") if name in terms]
+    return " + ".join(shown) or f"mean {names['mse']}"
 
 
 def _data(folder: Path) -> str:
@@ -106,7 +114,7 @@ def _data(folder: Path) -> str:
 def _reconstructions(folder: Path) -> str:
     results = _json(folder / "reconstruction/results.json")
     text = (
-        "Held-out images the tokenizer never saw: input, reconstruction from the ids alone, and the error. The worst, "
+        "Held-out images the tokenizer never saw: input, reconstruction from the code alone, and the error. The worst, "
         "the middle and the best by PSNR."
     )
     return (

@@ -24,7 +24,9 @@ COLUMNS = {  # of the paper's tables -> how the page spells them out, where a na
     "L.P.": "top-1 of a linear probe on the tokens, %",
 }
 TOKENIZER_PANELS = ("pixel loss (training)", "held-out PSNR", "codes in use")
-GENERATOR_PANELS = ("token loss (training)", "held-out token loss")
+GENERATOR_PANELS = (
+    "token loss (training)", "held-out token loss", "velocity loss (training)", "held-out loss of latents",
+)  # fmt: skip
 WIDEST = 1800  # px of a picture
 
 
