@@ -233,10 +233,10 @@ def test_a_folder_s_systems_are_chosen_from_a_list(browser, runs, tmp_path):
         page.write("#seed input", "5")
         studio = Studio(tokenizer, dit, None)
         page.until_shows("#samples .grid-container", room.sample(studio, 0, 8, cfg_scale=2.0, seed=5)[0])
-        page.open_tab("Image to tokens")
+        page.open_tab("Image to latents")
         page.until(lambda: page.all("#reconstruction img"))  # of the first example, as the page was loaded
         page.shoot("latents")
-        page.click("#back a")
+        page.until(lambda: [e for e in page.all("nav a, nav button") if e.text == "All systems"])[0].click()
         page.until(lambda: page.all("#systems a"))
         browser.get(links["gpt"])
         page.until(lambda: page.all("#seed input"))

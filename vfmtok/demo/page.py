@@ -47,10 +47,11 @@ def build_all(studios: Mapping[str, Studio], examples: list[str]) -> gr.Blocks:
         ((name, studio),) = studios.items()
         return build(studio, examples, name)
     with _blank("VFMTok") as page:
+        gr.Navbar(main_page_name="All systems")
         gr.Markdown(f"# VFMTok\nChoose a system:\n{_links(studios)}", elem_id="systems")
     for number, (name, studio) in enumerate(studios.items(), 1):
         with page.route(name, f"system-{number}", show_in_navbar=False):
-            gr.Markdown("[All systems](./)", elem_id="back")
+            gr.Navbar(main_page_name="All systems")
             _show(studio, examples, name, page)
     return page
 
@@ -69,7 +70,7 @@ def _show(studio: Studio, examples: list[str], title: str, page: gr.Blocks) -> N
     if studio.generator is not None:
         with gr.Tab("Class to images", id="sample"):
             _sampling_tab(studio)
-    with gr.Tab("Image to tokens", id="tokenize"):
+    with gr.Tab(f"Image to {studio.pieces}", id="tokenize"):
         _tokens_tab(studio, examples, page)
     if studio.on_grid is not None and hasattr(studio.generator, "any_order"):
         with gr.Tab("Complete an image", id="complete"):
@@ -264,15 +265,17 @@ def _mixing_tab(studio: Studio, examples: list[str], page: gr.Blocks) -> None:
         second = _upload("Second image", examples[::-1], examples[-1], "second", 240)
         with gr.Column(min_width=260):
             patterns, start = list(room.PATTERNS), next(iter(room.PATTERNS))
-            name = gr.Radio(patterns, value=start, label="Where the second image's tokens go", elem_id="pattern")
+            name = gr.Radio(
+                patterns, value=start, label=f"Where the second image's {studio.pieces} go", elem_id="pattern"
+            )
             share = gr.Slider(0, 1, 0.5, step=0.05, label="Their share", elem_id="share")
             style = gr.Radio(
                 ["first", "second"], value="first", label="Whose holistic tokens (style)", elem_id="style",
                 visible=studio.has_holistic,
             )  # fmt: skip
     with gr.Row():
-        choice = _picture("Whose token is taken (blue: second). Click cells to change it", "choice", ["clickable"], 380)
-        mixed = _picture("Decoded from these tokens", "mixed", ["pixels", "whole"], 380)
+        choice = _picture("Whose cell is taken (blue: second). Click cells to change it", "choice", ["clickable"], 380)
+        mixed = _picture(f"Decoded from these {studio.pieces}", "mixed", ["pixels", "whole"], 380)
     tokens = [gr.State(), gr.State()]
     mask = gr.State(room.pattern(start, studio.grid, 0.5))
 

@@ -68,6 +68,11 @@ class Studio:
         return self.on_grid[0].grid if self.on_grid is not None else None
 
     @property
+    def pieces(self) -> str:
+        """What the page calls the parts of a code."""
+        return "tokens" if isinstance(self.tokenizer.code, Ids) else "latents"
+
+    @property
     def device(self) -> torch.device:
         return self.tokenizer.device
 
