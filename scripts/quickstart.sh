@@ -18,12 +18,13 @@ fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
 # A system a row: the recipes of its tokenizer, a stage each; its generator's; how its samples are drawn, and with how many
-# steps besides. All lie under configs/.
+# steps besides; the probe's encoder, where the tokenizer has no frozen one. All recipes lie under configs/.
 system_row() {
     case $1 in
         vfmtok) tokenizers=(vfmtok/emoji64) generator=vfmtok/emoji64_gpt ;;
         hita) tokenizers=(hita/emoji64) generator=hita/emoji64_gpt ;;
-        vqgan) tokenizers=(vqgan/emoji64) generator=vfmtok/emoji64_gpt ;;
+        vqgan) tokenizers=(vqgan/emoji64) generator=vfmtok/emoji64_gpt
+            probe=(--encoder tf_efficientnet_lite0 --encoder-weights package) ;;
         rar) tokenizers=(vfmtok/emoji64) generator=vfmtok/emoji64_rar ;;
         vfmae) tokenizers=(vfmae/emoji64) generator=diffusion/dit_dh_small sampling=(--steps 50) steps=(5 10 20) ;;
         vfm_vae) tokenizers=(vfm_vae/emoji64_stage{0,1,2,3}) generator=diffusion/dit_small sampling=(--steps 50)
@@ -49,7 +50,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 cd "$(dirname "$0")/.."
-sampling=() steps=()
+sampling=() steps=() probe=()
 system_row "$system"
 case $preset in
     cpu) extras=train,quickstart modules=lpips,matplotlib,tensorboard ;;
@@ -152,7 +153,8 @@ for count in ${steps[@]+"${steps[@]}"}; do
 done
 # The class probe needs two classes and training images of each; the page does without.
 stage agreement vfmtok agreement --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --data "$out/data" \
-    --code-path "$out/codes/train" --cfg-scales 1 2 ${sampling[@]+"${sampling[@]}"} --out "$out/agreement" || {
+    --code-path "$out/codes/train" --cfg-scales 1 2 ${sampling[@]+"${sampling[@]}"} ${probe[@]+"${probe[@]}"} \
+    --out "$out/agreement" || {
     status=$?
     [ $status = 2 ] || exit $status
     echo "continuing with the page without this stage"

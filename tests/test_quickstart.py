@@ -82,6 +82,24 @@ def test_a_continuous_system_becomes_a_page(photos, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("hita", ("of the 16 tokens", "of the 64 tokens")),
+        ("rar", ("Where the region tokens look", "kind: rar")),
+        ("vqgan", ("kind: vqgan", "tf_efficientnet_lite0, trained on")),  # its probe has an encoder of its own
+    ],
+)
+def test_other_systems_of_ids_become_a_page(photos, tmp_path, system, words):
+    done = run("--system", system, "--data", photos, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Not there yet" not in page and "The latents" not in page
+    for word in ("nats per held-out token", "agreement, CFG 2", "perplexity", *words):
+        assert word in page, word
+
+
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(photos, tmp_path):
     def weights():
         return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from vfmtok import distributed
 from vfmtok.code import check_fits
 from vfmtok.commands import flags
 from vfmtok.commands.models import add_models, open_models
-from vfmtok.commands.sampling_flags import add_sampling, sampling_of
+from vfmtok.commands.sampling_flags import add_sampling, changed, sampling_of
 from vfmtok.data.code_cache import Cache, CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.latent_cache import LatentCache, open_cache
@@ -34,7 +34,7 @@ from vfmtok.evaluation.encoder_distance import HeldOutDistances, open_encoder
 from vfmtok.evaluation.latent_agreement import largest_similarity, positional_latents
 from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree
 from vfmtok.files import write_json
-from vfmtok.generators.contract import SamplingSettings, at_scale
+from vfmtok.generators.contract import at_scale
 from vfmtok.generators.drawing import draw_codes
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.hashing import tokenizer_hash
@@ -127,7 +127,9 @@ def run(args: argparse.Namespace) -> None:
         numbers += overlap.numbers(codes, names)
         if distances is not None:
             distances.add(name, (probe.decode(some) for some in codes.split(args.batch_size)))
-    notes = [f"{args.per_class} images a class, {_described(settings)}, seed {args.seed}"]
+    notes = [
+        f"{args.per_class} images a class, {', '.join(changed(settings)) or 'settings by default'}, seed {args.seed}"
+    ]
     far = distances.found if distances is not None else Measured()
     results = {"numbers": as_tree(numbers + far.numbers), "warnings": far.warnings, "notes": notes}
     file = Path(args.out).expanduser() / "results.json"
@@ -210,16 +212,6 @@ class _Overlap:
 
 def _of(all_of_them: int, taken: int) -> str:
     return "" if taken >= all_of_them else f" (of {all_of_them:,}, evenly spaced)"
-
-
-def _described(settings: SamplingSettings) -> str:
-    """Settings but the guidance scale that are not by default."""
-    changed = [
-        f"{field.name} {getattr(settings, field.name)}"
-        for field in fields(settings)
-        if field.name != "cfg_scale" and getattr(settings, field.name) != field.default
-    ]
-    return ", ".join(changed) or "settings by default"
 
 
 def _number(name: str, share: float, count: int, protocol: str) -> Number:

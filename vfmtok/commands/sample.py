@@ -12,7 +12,7 @@ import torch
 from vfmtok import distributed
 from vfmtok.commands.models import add_models, open_models
 from vfmtok.commands.pictures_of_images import picture_path, save
-from vfmtok.commands.sampling_flags import add_sampling, sampling_of
+from vfmtok.commands.sampling_flags import add_sampling, changed, sampling_of
 from vfmtok.errors import ConfigError
 from vfmtok.generators.drawing import draw_images, to_precision
 from vfmtok.pictures.rows import draw_rows
@@ -69,7 +69,7 @@ def _sample(args: argparse.Namespace, world: distributed.World) -> None:
     with distributed.together():
         if world.is_main:
             names = [classes[label] if classes else f"class {label}" for label in chosen]
-            title = f"{Path(args.gpt).name}: {sampling.guidance}, seed {args.seed}"
+            title = f"{Path(args.gpt).name}: {', '.join([sampling.guidance, *changed(sampling)])}, seed {args.seed}"
             save(draw_rows(pixels.reshape(len(chosen), args.n, size, size, 3), names, title), out)
             print(f"{args.out}: {len(labels)} images of {size} px, {len(chosen)} classes, {title}")
 

@@ -34,12 +34,14 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>" if text else ""
 
 
-def table(head: list[str], rows: list[list[str]], escaped: bool = False) -> str:
-    """Cells are text, or HTML if ``escaped``."""
+def table(head: list[str], rows: list[list[str]], escaped: bool = False, wide: bool = False) -> str:
+    """Cells are text, or HTML if ``escaped``. A ``wide`` one, of many numbers, is scrolled: no cell is broken in lines,
+    and the first column stays in sight."""
     mark = (lambda cell: cell) if escaped else html.escape
     lines = ["".join(f"<td>{mark(cell)}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+    kind = " class='wide'" if wide else ""
+    return f"<table{kind}><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
 
 
 def picture(path: Path) -> str:
@@ -81,7 +83,9 @@ p { margin: 4px 0 12px; } .note, .missing, .machine, summary { color: #6e7781; }
 img.whole { max-width: 100%; display: block; } img.half { max-width: 640px; width: 100%; display: block; }
 table { border-collapse: collapse; margin: 12px 0; font-size: 14px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
-td { overflow-wrap: anywhere; } code, pre { font-size: 12.5px; }
+td { overflow-wrap: anywhere; } .wide td { white-space: nowrap; } .wide th { min-width: 3em; }
+.wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
+code, pre { font-size: 12.5px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; }
 .tile { border: 1px solid #d0d7de; border-radius: 8px; padding: 12px; }
 .tile b { font-size: 24px; display: block; } .tile span { display: block; } .tile small { color: #6e7781; }

@@ -76,7 +76,7 @@ def _table(plan: Plan, table: Table) -> str:
     legend = web_page.paragraph("; ".join(columns) + ".") if columns else ""
     missing = sum(not step.done for step in plan.steps)
     left = f"<p class='missing'>{missing} of {len(plan.steps)} steps are not done yet.</p>" if missing else ""
-    return web_page.paragraph(text) + left + web_page.table(head, rows, escaped=True) + legend
+    return web_page.paragraph(text) + left + web_page.table(head, rows, escaped=True, wide=True) + legend
 
 
 def _tokens(code: Code) -> str:
@@ -98,14 +98,14 @@ def _images(plan: Plan) -> str:
     seed, first = plan.study.seeds[0], next(iter(images.values()))
     side = first["decoded"].shape[1]
     same = {name: arrays["decoded"] for name, arrays in images.items() if arrays["decoded"].shape[1] == side}
-    title = f"Held-out images and what they become in every row (seed {seed})"
-    content = _picture(draw_columns({"original": first["originals"], **same}, title))
+    title = f"Held-out images and what they become in every row (seed {seed}):"
+    content = web_page.paragraph(title) + _picture(draw_columns({"original": first["originals"], **same}, "held out"))
     samples = {name: arrays["samples"] for name, arrays in images.items() if "samples" in arrays}
     samples = {name: pixels for name, pixels in samples.items() if pixels.shape[1] == side}
     if samples:
         title = f"Generated at guidance {GUIDANCE:g}: two images of each class, the same random numbers in every row"
-        title += f" (seed {seed})"
-        content += _picture(draw_columns(samples, title))
+        title += f" (seed {seed}):"
+        content += web_page.paragraph(title) + _picture(draw_columns(samples, f"guidance {GUIDANCE:g}"))
     return content
 
 
