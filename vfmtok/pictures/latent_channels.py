@@ -10,7 +10,7 @@ from vfmtok.data.order import evenly_spaced
 from vfmtok.pictures.style import CAPTION, FAINT, MARGIN, at_side, new_sheet, write_text
 
 LATENTS_SHEET = "latents.png"  # beside the contact sheet of a cache
-CELL, GAP = 96, 4  # pixels
+CELL, GAP = 64, 4  # pixels: with all channels the sheet is about as wide as a page
 ROWS, MOST_CHANNELS = 8, 16
 SPREAD = 2.5  # standard deviations from the mean to black and to white
 
@@ -26,7 +26,7 @@ def draw_channels(originals: np.ndarray, decoded: np.ndarray, latents: np.ndarra
     mean, std = (measure(latents, axis=(0, 2, 3), keepdims=True) for measure in (np.mean, np.std))  # (1,C,1,1)
     grey = 255 * (0.5 + (latents - mean) / np.maximum(std, 1e-12) / (2 * SPREAD))  # (n,C,h,w)
     grey = np.clip(np.round(grey), 0, 255).astype(np.uint8)
-    headings = ["image", "decoded", *(f"channel {number}" for number in range(channels))]
+    headings = ["image", "decoded", *map(str, range(channels))]
     which = "" if channels == latents.shape[1] else f", {channels} of {latents.shape[1]}"
     title = f"Latents by channel{which}: grey is the mean, black and white {SPREAD:g} standard deviations from it"
     line, chosen = CELL + CAPTION, evenly_spaced(ROWS, len(names)).tolist()

@@ -260,7 +260,9 @@ def _recipe(run: Path) -> str:
 
 
 def _title(path: Path) -> str:
-    return html.escape(path.stem.replace("-", " "))
+    """Of a picture: steps-05.png, which is before steps-10.png, shows 5 steps."""
+    word, _, count = path.stem.partition("-")
+    return html.escape(f"{word} {count.lstrip('0')}" if count.isdecimal() else path.stem.replace("-", " "))
 
 
 _INTRODUCTION = """<p>A tokenizer learns to make a short code of every image, ids or latents; a generator learns the
