@@ -56,7 +56,7 @@ def test_latents_have_statistics_instead_of_a_codebook(tmp_path):
 def test_runs_of_a_stage_are_added_up(tmp_path):
     (tmp_path / "timings.tsv").write_text("tokenizer\t90\tpython a\ncodes\t30\tvfmtok b\ntokenizer\t6\tpython a\n")
     page = build_page(tmp_path)
-    assert "<td>96 s</td><td><code>python a</code>" in page and "2.1 min" in page
+    assert "<td>96&nbsp;s</td><td><code>python a</code>" in page and "2.1 min" in page
 
 
 def test_a_damaged_file_is_one_line(tmp_path, capsys):

@@ -83,7 +83,7 @@ p { margin: 4px 0 12px; } .note, .missing, .machine, summary { color: #6e7781; }
 img.whole { max-width: 100%; display: block; } img.half { max-width: 640px; width: 100%; display: block; }
 table { border-collapse: collapse; margin: 12px 0; font-size: 14px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
-td { overflow-wrap: anywhere; } .wide td { white-space: nowrap; } .wide th { min-width: 3em; }
+td code { overflow-wrap: anywhere; } .wide td { white-space: nowrap; } .wide th { min-width: 3em; }
 .wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
 code, pre { font-size: 12.5px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; }
