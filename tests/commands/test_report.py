@@ -9,7 +9,7 @@ import pytest
 from test_latent_cache import write
 
 from vfmtok import cli
-from vfmtok.pictures.curves import read_log
+from vfmtok.pictures.curves import PANELS, read_log
 from vfmtok.pictures.report import build_page
 
 
@@ -44,6 +44,19 @@ def test_what_was_not_finite_does_not_keep_the_page_away(tmp_path):
     assert log == {"loss/token": ([0, 1], [5.0, 4.0]), "grad_norm/model": ([0], [1.0])}
     page = build_page(tmp_path)
     assert "<td>none</td><td>dB</td>" in page and "<b>none</b>" in page and "curves of generator" in page
+
+
+def test_a_curve_is_of_the_run_s_own_loss():
+    """A loss of velocities is no nats per token, though both are called the loss; one that is off has no curve."""
+    of_ids, of_latents = {"loss/token": ([1], [5.0])}, {"loss/mse": ([1], [2.0]), "loss/token": ([1], [0.1])}
+    titles = []
+    for log in (of_ids, of_latents):
+        log |= {"validation/loss": ([1], [3.0]), "loss/pixel": ([1, 2], [0.0, 0.0])}
+        titles.append([panel.title for panel in PANELS if panel.of(log)])
+    assert titles == [
+        ["token loss (training)", "held-out token loss"],
+        ["velocity loss (training)", "held-out loss of latents"],
+    ]
 
 
 def test_latents_have_statistics_instead_of_a_codebook(tmp_path):

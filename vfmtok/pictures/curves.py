@@ -13,7 +13,7 @@ Log = dict[str, tuple[list[int], list[float]]]  # name -> (steps, values)
 
 @dataclass(frozen=True)
 class Panel:
-    """Drawn for every entry of ``names`` in log.jsonl that any of the runs has.
+    """Drawn for every entry of ``names`` in log.jsonl that any of the runs has, and not as nothing but zeros.
 
     Attributes:
         latents: of generators of latents only, or of all others only; None: of all.
@@ -27,11 +27,12 @@ class Panel:
     def of(self, log: Log) -> list[str]:
         """Those of its names that the log has, if it is one of such a run."""
         fits = self.latents in (None, "loss/mse" in log)
-        return [name for name in self.names if name in log] if fits else []
+        return [name for name in self.names if name in log and any(log[name][1])] if fits else []
 
 
 PANELS = (
     Panel("pixel loss (training)", "weighted", ("loss/pixel",)),
+    Panel("adversarial loss (training)", "generator, discriminator", ("loss/adversarial", "loss/discriminator")),
     Panel("token loss (training)", "nats per token", ("loss/token",), latents=False),
     Panel("velocity loss (training)", "mean squared error", ("loss/mse",)),
     Panel("held-out PSNR", "dB, uint8", ("validation/psnr", "validation/ema_psnr")),

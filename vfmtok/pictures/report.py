@@ -199,8 +199,10 @@ def _generator_curves(folder: Path) -> str:
 
 
 def _timings(folder: Path) -> str:
-    stages = _stages(folder)
-    rows = [[name, f"{seconds:,.0f}&nbsp;s", f"<code>{html.escape(command)}</code>"] for name, seconds, command in stages]
+    rows = [
+        [name, f"{seconds:,.0f}&nbsp;s", f"<code>{html.escape(command)}</code>"]
+        for name, seconds, command in _stages(folder)
+    ]
     return web_page.table(["stage", "time", "command"], rows, escaped=True)
 
 
