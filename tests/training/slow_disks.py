@@ -12,7 +12,7 @@ from training_runs import last_step
 from vfmtok.training import generator_run
 from vfmtok.weights import checkpoint
 
-PATIENCE = 60  # seconds after which a test has failed
+PATIENCE = 240  # seconds after which a test has failed: on a busy machine a process takes a minute or two to start
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -11,7 +11,7 @@ import ranks
 import slow_disks
 import torch
 from slow_disks import FullFolder, SlowFolder, TerminatingFolder
-from small_caches import recipe_file, small_recipe
+from small_caches import recipe_file, small_recipe, write_cache
 from torch import Tensor
 from training_runs import assert_same, final, killed_again_and_again, last_step, start
 
@@ -205,22 +205,6 @@ def _both_ways(folder: str, rank: int) -> None:
         trained(Path(folder), f"{parallel}_background", world, parallel=parallel)
 
 
-def test_two_processes_go_on_while_a_checkpoint_is_written(caches):
-    """Validation, too, in which they send each other numbers; of FSDP2 both write meanwhile."""
-    ranks.run(partial(_both_ways, str(caches)), caches)
-    for parallel in PARALLEL:
-        at_once, background = (caches / f"{parallel}_{way}" for way in ("at_once", "background"))
-        for step in (4, 8, 12):
-            assert_same(final(at_once, step), final(background, step))
-    folder = caches / "fsdp_background"
-    names = {path.name.split("-")[1] for path in (folder / "checkpoints/step_0000008/model").iterdir()}
-    assert names == {"00001", "00002"}
-    model = vfmtok.from_pretrained(folder, "generator")
-    assert all(torch.equal(tensor, final(folder).parts["ema"][name]) for name, tensor in model.state_dict().items())
-    one, other = (trained(caches, f"fsdp_{way}", optimizer={"steps": 14}) for way in ("at_once", "background"))
-    assert_same(final(one, 14), final(other, 14))  # continued by one process
-
-
 def _failing(folder: str, rank: int) -> Tensor:
     """Of DDP's processes the first can't write, of FSDP2's the second. Returns whether this one learned of it."""
     world, told = distributed.World(rank, 2, torch.device("cpu")), []
@@ -241,11 +225,41 @@ def _failing(folder: str, rank: int) -> Tensor:
     return torch.tensor(told)
 
 
-def test_what_one_process_cannot_write_ends_all(caches):
-    for told in ranks.run(partial(_failing, str(caches)), caches):
-        assert told.tolist() == [True, True]
+def _both(folder: str, rank: int) -> Tensor:
+    _both_ways(folder, rank)
+    return _failing(folder, rank)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> Path:
+    """Runs of two processes: those that can write, both ways, and those that can't."""
+    folder = tmp_path_factory.mktemp("by_two")
+    write_cache(folder / "train")
+    write_cache(folder / "val", count=11, views=1, seed=1)
+    ranks.run(partial(_both, str(folder)), folder)
+    return folder
+
+
+def test_two_processes_go_on_while_a_checkpoint_is_written(by_two):
+    """Validation, too, in which they send each other numbers; of FSDP2 both write meanwhile."""
     for parallel in PARALLEL:
-        assert kept(caches / parallel) == ["step_0000004"] and last_step(caches / parallel) <= 12
+        at_once, background = (by_two / f"{parallel}_{way}" for way in ("at_once", "background"))
+        for step in (4, 8, 12):
+            assert_same(final(at_once, step), final(background, step))
+    folder = by_two / "fsdp_background"
+    names = {path.name.split("-")[1] for path in (folder / "checkpoints/step_0000008/model").iterdir()}
+    assert names == {"00001", "00002"}
+    model = vfmtok.from_pretrained(folder, "generator")
+    assert all(torch.equal(tensor, final(folder).parts["ema"][name]) for name, tensor in model.state_dict().items())
+    one, other = (trained(by_two, f"fsdp_{way}", optimizer={"steps": 14}) for way in ("at_once", "background"))
+    assert_same(final(one, 14), final(other, 14))  # continued by one process
+
+
+def test_what_one_process_cannot_write_ends_all(by_two):
+    for rank in range(2):
+        assert torch.load(by_two / f"rank{rank}.pt", weights_only=True).tolist() == [True, True]
+    for parallel in PARALLEL:
+        assert kept(by_two / parallel) == ["step_0000004"] and last_step(by_two / parallel) <= 12
 
 
 def _stuck(folder: str, parallel: str, size: int, rank: int) -> None:
