@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# From nothing to a page of results: a tokenizer and a generator, trained on real labelled images in under 20 minutes
-# on two CPU cores, from the environment to quickstart/report.html. The same command again continues where it stopped.
+# From nothing to a page of results: a tokenizer and a generator, trained on real labelled images, from the environment
+# to quickstart/report.html. It measures the machine and says how long it will take, a quarter of an hour on two CPU
+# cores. The same command again continues where it stopped.
 #   scripts/quickstart.sh                      the sample set that ships with the package
 #   scripts/quickstart.sh --data FOLDER        your own images: class folders, a zip, shards (see vfmtok prepare --help)
 #   scripts/quickstart.sh --system NAME        another tokenizer and generator than VFMTok with a GPT: hita, rar, vfmae,
 #                                              vfm_vae or vqgan (a table in this file has their recipes)
 #   scripts/quickstart.sh --encoder dinov2     DINOv2-S as the frozen encoder, where its weights can be reached
 #   scripts/quickstart.sh --preset gpu         the second stage: 256 px, 256 tokens, GPT-B, hours on one consumer GPU
+#   scripts/quickstart.sh --minutes N          shorter trainings, so that all of it fits into about N minutes
 #   scripts/quickstart.sh --out FOLDER         instead of quickstart/
 # PREPARE_FLAGS is added to `vfmtok prepare` ('--split test=val'), TOKENIZER_FLAGS and GENERATOR_FLAGS to the training
 # commands ('--set optimizer.steps=9600'); VENV names the environment (.venv here by default), PYTHON the interpreter that
 # makes it.
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
 fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
@@ -33,11 +35,11 @@ system_row() {
     esac
 }
 
-again="$0 $*" source=sample out=quickstart encoder=package preset=cpu system=vfmtok
+again="$0 $*" minutes="" source=sample out=quickstart encoder=package preset=cpu system=vfmtok
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --data | --out | --encoder | --preset | --system) [ $# -ge 2 ] || fail "$1 needs a value" ;;
+        --data | --out | --encoder | --preset | --system | --minutes) [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) fail "unknown option $1 (--help lists them)" ;;
     esac
     case $1 in
@@ -46,6 +48,7 @@ while [ $# -gt 0 ]; do
         --encoder) encoder=$2 ;;
         --preset) preset=$2 ;;
         --system) system=$2 ;;
+        --minutes) [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--minutes needs a whole number from 1, not $2"; minutes=$2 ;;
     esac
     shift 2
 done
@@ -64,6 +67,10 @@ case $encoder-$system in
     dinov2-vfmtok | dinov2-rar | package-*) ;;
     *) fail "--encoder dinov2 is for the systems vfmtok and rar, not $system" ;;
 esac
+pace=$out/pace${minutes:+-$minutes}.json
+for file in "$out"/pace*.json; do
+    [ ! -e "$file" ] || [ "$file" = "$pace" ] || fail "$out was begun with another --minutes (${file##*/}): keep it, or name another --out"
+done
 mkdir -p "$out/samples"
 
 # A stage is printed as the command a user would type, and timed.
@@ -129,12 +136,32 @@ fi
 stage data vfmtok prepare "$source" "$out/data" ${split[@]+"${split[@]}"} ${PREPARE_FLAGS:-}
 [ -d "$out/data/val_lmdb" ] || fail "none of these images fell into the validation split: there are too few"
 stage data vfmtok stats "$out/data" --out "$out/data.png"
+# How long it will take, and the settings of shorter trainings, measured once: a run keeps its schedule.
+settings_for() { # flag, flags of a training: its --set settings by that flag
+    local flag=$1 word
+    shift
+    for word in $(grep -oE -- '--set[ =][^ ]+' <<< "$*" | sed 's/--set[ =]//'); do echo "$flag" "$word"; done
+}
+if ! [ -e "$pace" ]; then
+    left=$((${minutes:-0} - (SECONDS + 59) / 60 - 1)) # a minute for pictures and the page
+    [ -z "$minutes" ] || [ $left -gt 0 ] || fail "--minutes $minutes: $((SECONDS / 60)) have gone by before the trainings"
+    stage pace vfmtok pace $(printf "configs/%s.yaml " "${tokenizers[@]}") --generator "configs/$generator.yaml" --data "$out/data" \
+        --views $views ${sampling[@]+"${sampling[@]}"} ${minutes:+--minutes $left} --out "$pace" \
+        $(settings_for --tokenizer-set ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}) \
+        $(settings_for --generator-set ${GENERATOR_FLAGS:-})
+fi
+shortened() { # number of a training: the flags that shorten it
+    python -c "import json, sys
+training = json.load(open(sys.argv[1]))['trainings'][int(sys.argv[2])]
+print(*(word for setting in training['set'] for word in ('--set', setting)))" "$pace" "$1"
+}
 before=()
 for number in "${!tokenizers[@]}"; do # the stages of a tokenizer: the last one's folder has no number
     place=$out/tokenizer
     [ $number = $((${#tokenizers[@]} - 1)) ] || place=$out/tokenizer_stage$number
     training "$place" tokenizer python vq_train.py --recipe "configs/${tokenizers[$number]}.yaml" --data-path "$out/data" \
-        --results-dir "$place" ${before[@]+"${before[@]}"} ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}
+        --results-dir "$place" ${before[@]+"${before[@]}"} ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} \
+        $(shortened $number) ${TOKENIZER_FLAGS:-}
     before=(--set "run.start_from=$place")
 done
 stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file "$out/data" \
@@ -142,7 +169,7 @@ stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file
 stage codes vfmtok codes "$out/data/train_lmdb" "$out/codes/train" --vq-ckpt "$out/tokenizer" --views $views
 stage codes vfmtok codes "$out/data/val_lmdb" "$out/codes/val" --vq-ckpt "$out/tokenizer" --views center
 training "$out/generator" generator python train_c2i.py --recipe configs/$generator.yaml --code-path "$out/codes/train" \
-    --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" ${GENERATOR_FLAGS:-}
+    --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" $(shortened ${#tokenizers[@]}) ${GENERATOR_FLAGS:-}
 for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
         --cfg-scale $scale ${sampling[@]+"${sampling[@]}"} --batch-size $batch --out "$out/samples/guidance-$scale.png"

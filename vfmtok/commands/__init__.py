@@ -6,7 +6,7 @@ models           download, export, info (with info_on_gpus: what a training take
 pictures         sample, reconstruct, inpaint, style, demo, curves, report;
                  pictures_of_images: what those of given images share
 numbers          measure, agreement, alignment
-all of them      study: every row of a table
+all of them      study: every row of a table; pace: how long trainings take here
 root scripts     tokenizer_flags (vq_train.py), generator_flags (train_c2i.py), evaluation_flags, measuring_networks and
                  evaluation_scripts (vqgan_test.py, test_net.py)
 all              flags and sampling_flags: those that several commands have; models: what they open; parser: mistakes
