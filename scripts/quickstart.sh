@@ -145,13 +145,17 @@ settings_for() { # flag, flags of a training: its --set settings by that flag
 if ! [ -e "$pace" ]; then
     left=$((${minutes:-0} - (SECONDS + 59) / 60 - 1)) # a minute for pictures and the page
     [ -z "$minutes" ] || [ $left -gt 0 ] || fail "--minutes $minutes: $((SECONDS / 60)) have gone by before the trainings"
-    stage pace vfmtok pace $(printf "configs/%s.yaml " "${tokenizers[@]}") --generator "configs/$generator.yaml" --data "$out/data" \
-        --views $views ${sampling[@]+"${sampling[@]}"} ${minutes:+--minutes $left} --out "$pace" \
+    stage pace vfmtok pace $(printf "configs/%s.yaml " "${tokenizers[@]}") --generator "configs/$generator.yaml" \
+        --data "$out/data" --views $views ${sampling[@]+"${sampling[@]}"} ${minutes:+--minutes $left} --out "$pace" \
         $(settings_for --tokenizer-set ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}) \
-        $(settings_for --generator-set ${GENERATOR_FLAGS:-})
+        $(settings_for --generator-set ${GENERATOR_FLAGS:-}) || {
+        status=$?
+        [ -z "$minutes" ] || exit $status
+        echo "continuing without knowing how long it will take"
+    }
 fi
 shortened() { # number of a training: the flags that shorten it
-    python -c "import json, sys
+    [ ! -e "$pace" ] || python -c "import json, sys
 training = json.load(open(sys.argv[1]))['trainings'][int(sys.argv[2])]
 print(*(word for setting in training['set'] for word in ('--set', setting)))" "$pace" "$1"
 }

@@ -61,7 +61,7 @@ def test_own_images_become_a_page(photos, tmp_path):
     for word in ("animals_nature", "people_body", "agreement, no CFG", "agreement, CFG 2", "PSNR", "perplexity"):
         assert word in page, word
     assert [command[command[0] == "python"] for command in commands(done)] == [
-        *["vfmtok"] * 2, "vq_train.py", "vqgan_test.py", *["vfmtok"] * 2, "train_c2i.py", *["vfmtok"] * 4,
+        *["vfmtok"] * 3, "vq_train.py", "vqgan_test.py", *["vfmtok"] * 2, "train_c2i.py", *["vfmtok"] * 4,
     ]  # fmt: skip
 
 
@@ -143,19 +143,20 @@ def test_one_class_gets_its_page_too(photos, tmp_path):
 def recorded(tmp_path):
     """``recorded(words, ...)``: the script in an environment that does nothing; commands with ``words`` fail.
 
-    Trainings leave their ``finished`` but for those that ``stopped`` names."""
+    Trainings leave their ``finished`` but for those that ``stopped`` names. What reads the schedule ``prints``."""
 
-    def run_in_it(words, *arguments, names=("python", "vfmtok"), stopped=()):
+    def run_in_it(words, *arguments, names=("python", "vfmtok"), stopped=(), prints=""):
         binaries = tmp_path / "venv/bin"
         binaries.mkdir(parents=True)
         (tmp_path / "out/data/val_lmdb").mkdir(parents=True)
         stages = {f"tokenizer_stage{number}" for number in range(3)}
         for name in {"tokenizer", "generator", *stages} - set(stopped):
-            (tmp_path / "out" / name).mkdir()
+            (tmp_path / "out" / name).mkdir(parents=True)
             (tmp_path / "out" / name / "finished").touch()
         for name in (*names, "maker"):
             (binaries / name).write_text(
                 f'#!/bin/sh\ncase "$*" in *"{words}"*) echo "Error: so it is" >&2; exit 2; esac\n'
+                f'case "$*" in *trainings*) echo "{prints}"; esac\n'
             )
             (binaries / name).chmod(0o755)
         environment = {"VENV": str(tmp_path / "venv"), "PYTHON": str(binaries / "maker")}
@@ -190,6 +191,43 @@ def test_the_table_of_systems(recorded, tmp_path):
     assert steps == ["50", "50", "5", "10", "20"]
 
 
+def test_the_machine_is_measured_before_the_first_training(recorded):
+    """By the recipes, settings and samples of the stages that follow."""
+    done = recorded("nothing", "--system", "vfmae")
+    before = [command[:2] for command in commands(done)].index(["python", "vq_train.py"]) - 1
+    words = commands(done)[before]
+    assert words[:3] == ["vfmtok", "pace", "configs/vfmae/emoji64.yaml"] and "--minutes" not in words
+    for said in ("--steps 50", "--tokenizer-set optimizer.steps=6", "--generator-set pictures.every=4"):
+        assert said in " ".join(words)
+
+
+def test_trainings_are_shortened_to_the_minutes(recorded, tmp_path):
+    """By what was measured, once: later runs find it there."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/pace-30.json").write_text("measured before")
+    done = recorded("nothing", "--minutes", "30", prints="--set optimizer.steps=11")
+    assert done.returncode == 0 and not any("pace" in command for command in commands(done))
+    trained = [command for command in commands(done) if command[1] in ("vq_train.py", "train_c2i.py")]
+    assert len(trained) == 2
+    for command in trained:  # and the user's own flags come after
+        settings = [word for word in command if word.startswith("optimizer.steps=")]
+        assert settings[0] == "optimizer.steps=11" and len(settings) == 2
+
+
+@pytest.mark.parametrize(
+    ("minutes", "kept", "message"),
+    [("soon", None, "--minutes needs a whole number from 1, not soon"), ("9", "pace.json", "another --minutes"),
+     ("1", None, "have gone by before the trainings")],
+)  # fmt: skip
+def test_minutes_that_cannot_be(recorded, tmp_path, minutes, kept, message):
+    if kept is not None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / kept).touch()
+    done = recorded("nothing", "--minutes", minutes)
+    assert done.returncode == 2 and message in done.stderr
+    assert not any(command[:2] == ["python", "vq_train.py"] for command in commands(done))
+
+
 FLAGS_OF_STAGES = ("--recipe", "--results-dir")
 
 
@@ -197,7 +235,8 @@ FLAGS_OF_STAGES = ("--recipe", "--results-dir")
 def test_recipes_of_systems_are_there(recorded, system):
     done = recorded("nothing", "--system", system)
     assert done.returncode == 0, done.stderr
-    recipes = [ROOT / word for command in commands(done) for word in command if word.startswith("configs/")]
+    trained = [command for command in commands(done) if command[0] == "python"]
+    recipes = [ROOT / word for command in trained for word in command if word.startswith("configs/")]
     assert len(recipes) == 2 and all(recipe.is_file() for recipe in recipes)
 
 

@@ -72,6 +72,18 @@ def test_runs_of_a_stage_are_added_up(tmp_path):
     assert "<td>96&nbsp;s</td><td><code>python a</code>" in page and "2.1 min" in page
 
 
+def test_what_minutes_cost_is_said(tmp_path):
+    (tmp_path / "timings.tsv").write_text("data\t6\tvfmtok prepare\n")
+    trainings = [{"kind": "tokenizer", "steps": 1800, "set": []}, {"kind": "generator", "steps": 1500, "set": []}]
+    found = {"seconds": 290.0, "minutes": 5, "share": 0.4, "trainings": trainings}
+    (tmp_path / "pace-5.json").write_text(json.dumps(found))
+    page = build_page(tmp_path)
+    assert "5 minutes were expected" in page
+    assert "40% of their recipes&#x27; steps, which are 1,800 of the tokenizer and 1,500 of the generator" in page
+    (tmp_path / "pace-5.json").write_text(json.dumps({**found, "share": 1.0}))
+    assert "recipes&#x27; steps" not in build_page(tmp_path)
+
+
 def test_a_damaged_file_is_one_line(tmp_path, capsys):
     (tmp_path / "agreement").mkdir()
     (tmp_path / "agreement/results.json").write_text("{")

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         found = _forecast(args, Path(folder))
     for training in found.trainings:
         made = " ".join(f"--set {setting}" for setting in training["set"])
-        print(f"  {training['kind']} of {training['name']}: {training['steps']:,} steps{made and ', shortened: '}{made}")
+        print(f"  {training['kind']}: {training['steps']:,} steps{made and ', shortened by '}{made}")
     if found.share < 1:
         print(f"trainings at {found.share:.0%} of their steps fit into {args.minutes} minutes")
     print(f"about {as_time(found.seconds)} on this machine")

@@ -203,7 +203,21 @@ def _timings(folder: Path) -> str:
         [name, f"{seconds:,.0f}&nbsp;s", f"<code>{html.escape(command)}</code>"]
         for name, seconds, command in _stages(folder)
     ]
-    return web_page.table(["stage", "time", "command"], rows, escaped=True)
+    table = web_page.table(["stage", "time", "command"], rows, escaped=True)
+    return web_page.paragraph(_forecast(folder)) + table
+
+
+def _forecast(folder: Path) -> str:
+    """What was expected before the trainings, and what --minutes has cost; "" where nothing was."""
+    text = ""
+    for file in folder.glob("pace*.json"):
+        found = _json(file)
+        text = f"Before the trainings {found['seconds'] / 60:.0f} minutes were expected for them and what follows."
+        if found["share"] < 1:
+            counts = " and ".join(f"{training['steps']:,} of the {training['kind']}" for training in found["trainings"])
+            text += f" To fit, trainings made {found['share']:.0%} of their recipes' steps, which are {counts}: "
+            text += "images and numbers above are worse than those of the whole recipes."
+    return text
 
 
 def _stages(folder: Path) -> list[tuple[str, float, str]]:

@@ -7,6 +7,7 @@ identities  what that is: recipes, flags and files as plain values
 claims   who works at a step: several processes and machines may work in one folder
 running  the commands of the steps, one after the other
 speed    how long it will take, measured on a few steps of every training
+budget   shorter trainings that fit a number of minutes
 images   the same images through every row
 facts    what a table may say of a row besides: sizes, bits, minutes
 numbers  what the steps found, gathered: mean, spread over the seeds, and which differences are noise

@@ -25,7 +25,7 @@ class Forecast:
         seconds: that the steps of the study take, as they are shortened.
         minutes: that were asked for; None: nothing is shortened.
         share: of their steps that trainings make.
-        trainings: of each its kind, its row's name, its recipe's steps, and the settings ("section.field=value") of a shorter one.
+        trainings: of each its kind, its recipe's steps, and the settings ("section.field=value") of a shorter one.
     """
 
     seconds: float
@@ -61,10 +61,7 @@ def forecast(
         least = (rest + LEAST * learning) / 60
         whole = (rest + learning) / 60
         raise ConfigError(f"--minutes {minutes:g}: here it takes {least:.1f} at the least, and {whole:.1f} in full")
-    found = [
-        {"kind": s.kind, "name": s.needed_by[0][0], "steps": steps_of(s, data), "set": settings_of(s, share, data)}
-        for s in trainings
-    ]
+    found = [{"kind": s.kind, "steps": steps_of(s, data), "set": settings_of(s, share, data)} for s in trainings]
     return Forecast(rest + share * learning, minutes, share, found)
 
 
@@ -72,10 +69,11 @@ def settings_of(step: Step, share: float, data: Data) -> list[str]:
     """Of a training that makes this share of its steps: "optimizer.steps=300", ...; none for all of them."""
     if share == 1:
         return []
-    settings = [f"optimizer.steps={max(1, round(share * steps_of(step, data)))}"]
+    steps = steps_of(step, data)
+    settings = [f"optimizer.steps={max(1, round(share * steps))}"]
     for path in SCHEDULE:
         section, name = path.split(".")
         count = getattr(getattr(step.recipe, section, None), name, None)
-        if count:
+        if count and count < steps:
             settings.append(f"{path}={max(1, round(share * count))}")
     return settings
