@@ -194,19 +194,23 @@ def add_inception(parser: Parser) -> None:
 
 
 def add_measuring_encoder(parser: Parser, flag: str, text: str) -> None:
-    """``flag`` ENCODER and ``flag``-weights."""
+    """``flag`` ENCODER, ``flag``-weights and ``flag``-size."""
     parser.add_argument(flag, metavar="ENCODER", help=text)
     parser.add_argument(
         f"{flag}-weights", metavar="W", help="of the encoder: hub, package or a file's path (default: hub)"
     )
+    parser.add_argument(
+        f"{flag}-size", type=positive, metavar="PX", help="that the encoder sees images at (default: its own)"
+    )
 
 
-def measuring_encoder(args: argparse.Namespace, flag: str) -> tuple[str, str] | None:
-    """Name and weights, for ``encoder_distance.open_encoder``; None: it was not asked for. Raises ConfigError."""
-    name, weights = (getattr(args, f"{flag[2:]}{end}".replace("-", "_")) for end in ("", "_weights"))
-    if name is None and weights is not None:
-        raise ConfigError(f"{flag}-weights belongs to {flag} ENCODER")
-    return None if name is None else (name, weights or "hub")
+def measuring_encoder(args: argparse.Namespace, flag: str) -> tuple[str, str, int | None] | None:
+    """Name, weights and size, for ``encoder_distance.open_encoder``; None: it was not asked for. Raises ConfigError."""
+    name, weights, size = (getattr(args, f"{flag[2:]}{end}".replace("-", "_")) for end in ("", "_weights", "_size"))
+    for end, value in (("weights", weights), ("size", size)):
+        if name is None and value is not None:
+            raise ConfigError(f"{flag}-{end} belongs to {flag} ENCODER")
+    return None if name is None else (name, weights or "hub", size)
 
 
 def add_spatial_tap(parser: Parser, default: str | None = "convolution") -> None:

@@ -23,11 +23,12 @@ from vfmtok.losses.perceptual import cell_distances
 from vfmtok.metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
 
 
-def open_encoder(name: str, weights: str, every_level: bool = False) -> Encoder:
-    """A name of ``ENCODERS`` or any timm model, at its own input size, for its last level.
+def open_encoder(name: str, weights: str, size: int | None = None, every_level: bool = False) -> Encoder:
+    """A name of ``ENCODERS`` or any timm model, for its last level.
 
     Args:
         weights: "hub", "package" or a file's path, as in ``EncoderConfig``.
+        size: px of what it sees; None: its own input size.
         every_level: those of ``ENCODERS``, where it has them.
 
     Raises:
@@ -37,7 +38,8 @@ def open_encoder(name: str, weights: str, every_level: bool = False) -> Encoder:
 
     facts = ENCODERS.get(name, EncoderFacts(name, ()))
     published = timm.get_pretrained_cfg(facts.timm_name)
-    size = published.input_size[-1] if published is not None else 224
+    if size is None:
+        size = published.input_size[-1] if published is not None else 224
     levels = facts.levels
     if not levels and timm.is_model(facts.timm_name.split(".")[0]):
         with torch.device("meta"):
