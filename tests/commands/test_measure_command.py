@@ -47,7 +47,8 @@ def files(images, tmp_path_factory):
 def test_numbers_are_those_of_the_features(images, files, inception, inception_file, tmp_path):
     """In two processes, of which each takes a ragged share."""
     flags = ["--reference", files / "reference.npz", "--inception", inception_file, "--batch-size", 4]
-    flags += ["--fd", ENCODER, "--fd-weights", "package", "--out", tmp_path / "results.json"]
+    flags += ["--fd", ENCODER, "--fd-weights", "package", "--fd-size", 64]
+    flags += ["--out", tmp_path / "results.json"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vfmtok"]
     command = [sys.executable, *launcher, "measure", files / "samples.npz", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -62,12 +63,12 @@ def test_numbers_are_those_of_the_features(images, files, inception, inception_f
     score.update(sets[0].probabilities, torch.arange(11))
     assert found["IS"] == pytest.approx(score.compute().mean, rel=1e-6)
     assert (found["Pr"], found["Rc"]) == precision_recall(*(f.pool for f in sets))
-    encoder = open_encoder(ENCODER, "package")
+    encoder = open_encoder(ENCODER, "package", 64)
     pixels = [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in images]
     assert found[f"fd@{ENCODER}"] == pytest.approx(distance(*(encoder_features(encoder, x) for x in pixels)), rel=1e-5)
     for text in ("11 images of samples.npz at 24 px", "9 reference images", "9 samples of the reference give"):
         assert text in done.stdout
-    assert "level 5 at 224 px" in done.stdout
+    assert "level 5 at 64 px" in done.stdout
 
 
 def distance(x, y) -> float:
@@ -131,6 +132,7 @@ def test_wrong_calls(files, inception_file, tmp_path, capsys):
         ([files / "absent"], "no images at"),
         ([tmp_path], "the images are 20x30; FID is measured on squares"),
         ([files / "png", "--fd-weights", "hub"], "--fd-weights belongs to --fd"),
+        ([files / "png", "--fd-size", "96"], "--fd-size belongs to --fd"),
         ([files / "png", "--fd", "efficientnet_lite"], "neither this package nor timm knows 'efficientnet_lite'"),
         ([files / "png", "--out", "no/such/x.json"], "no folder no/such"),
         ([files / "png", "--reference", files / "absent.npz", *network], "cannot read the reference"),
