@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from PIL import Image
 
 
 def steps(folder) -> Counter:
@@ -31,6 +32,9 @@ def test_a_study_ends_in_its_page_and_does_nothing_twice(study, vfmtok_study, tm
     assert page.count("data:image/png;base64,") == 4
     for word in ("base", "wider", "0.89", "32 px", "seed noise", "generator.dim=48"):
         assert word in page, word
+    # Both rows have the same reconstructions, and samples of their own: two columns each, the original's among them.
+    widths = [Image.open(tmp_path / f"out/{name}.png").width for name in ("reconstructions", "samples")]
+    assert widths[0] == widths[1] and "reconstructions.png, samples.png and table.md" in said
     commands = len(vfmtok_study.commands)
     code, said, _ = vfmtok_study(study(seeds=[0, 1]))
     assert code == 0 and "20 of 20 steps are done" in said and len(vfmtok_study.commands) == commands

@@ -179,8 +179,12 @@ def _finish(plan: Plan) -> None:
     content = page.build_page(plan, table).encode()
     out = plan.folder / "study.html"
     replace_file(out, lambda file: file.write(content), shared=True)
+    pictures = page.draw_pictures(plan)
+    for name, (_, sheet) in pictures.items():
+        replace_file(plan.folder / f"{name}.png", lambda file, sheet=sheet: sheet.save(file, "png"), shared=True)
     print(table.as_markdown(), end="")
-    print(f"study: {out} ({len(content) / 1e6:.1f} MB, opens in any browser), table.json and table.md beside it")
+    beside = ", ".join(("table.json", *(f"{name}.png" for name in pictures)))
+    print(f"study: {out} ({len(content) / 1e6:.1f} MB, opens in any browser), {beside} and table.md beside it")
 
 
 def _say(text: str) -> None:

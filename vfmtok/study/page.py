@@ -3,6 +3,7 @@
 import html
 import io
 
+import numpy as np
 from PIL import Image
 
 from vfmtok.code import Code, Ids
@@ -90,23 +91,34 @@ def _cell(cell: Cell, column: ColumnConfig) -> str:
 
 
 def _images(plan: Plan) -> str:
-    """Of the first seed."""
+    drawn = draw_pictures(plan)
+    if not drawn:
+        return "<p class='missing'>Not there yet: images of any row.</p>"
+    return "".join(web_page.paragraph(f"{title}:") + _picture(sheet) for title, sheet in drawn.values())
+
+
+def draw_pictures(plan: Plan) -> dict[str, tuple[str, Image.Image]]:
+    """Of the first seed, what there is of "reconstructions" and "samples", each with a title in words. Rows of one
+    tokenizer share its column."""
     found = {row.name: _of(plan, row.name, "images") for row in plan.rows}
     images = {name: read_images(step) for name, step in found.items() if step is not None and step.done}
     if not images:
-        return "<p class='missing'>Not there yet: images of any row.</p>"
+        return {}
     seed, first = plan.study.seeds[0], next(iter(images.values()))
     side = first["decoded"].shape[1]
-    same = {name: arrays["decoded"] for name, arrays in images.items() if arrays["decoded"].shape[1] == side}
-    title = f"Held-out images and what they become in every row (seed {seed}):"
-    content = web_page.paragraph(title) + _picture(draw_columns({"original": first["originals"], **same}, "held out"))
+    columns = {"original": first["originals"]}
+    for name, arrays in images.items():
+        shown = any(np.array_equal(arrays["decoded"], known) for known in columns.values())
+        if arrays["decoded"].shape[1] == side and not shown:
+            columns[name] = arrays["decoded"]
+    title = f"Held-out images and what they become in every row (seed {seed})"
+    drawn = {"reconstructions": (title, draw_columns(columns, "held out"))}
     samples = {name: arrays["samples"] for name, arrays in images.items() if "samples" in arrays}
     samples = {name: pixels for name, pixels in samples.items() if pixels.shape[1] == side}
     if samples:
         title = f"Generated at guidance {GUIDANCE:g}: two images of each class, the same random numbers in every row"
-        title += f" (seed {seed}):"
-        content += web_page.paragraph(title) + _picture(draw_columns(samples, f"guidance {GUIDANCE:g}"))
-    return content
+        drawn["samples"] = (f"{title} (seed {seed})", draw_columns(samples, f"guidance {GUIDANCE:g}"))
+    return drawn
 
 
 def _picture(sheet: Image.Image) -> str:
