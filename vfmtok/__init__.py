@@ -7,7 +7,7 @@ PyTorch.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "vfmtok.code": ("Ids", "Latents", "Segment"),
