@@ -15,7 +15,7 @@
 # makes it.
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 fail() { echo "scripts/quickstart.sh: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
@@ -35,7 +35,7 @@ system_row() {
     esac
 }
 
-again="$0 $*" minutes="" source=sample out=quickstart encoder=package preset=cpu system=vfmtok
+again=$0${*:+$(printf ' %q' "$@")} minutes="" source=sample out=quickstart encoder=package preset=cpu system=vfmtok
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
@@ -69,8 +69,14 @@ case $encoder-$system in
 esac
 pace=$out/pace${minutes:+-$minutes}.json
 for file in "$out"/pace*.json; do
-    [ ! -e "$file" ] || [ "$file" = "$pace" ] || fail "$out was begun with another --minutes (${file##*/}): keep it, or name another --out"
+    [ ! -e "$file" ] || [ "$file" = "$pace" ] || fail \
+        "$out was begun with another --minutes (${file##*/}): give the same as then, or another --out"
 done
+if [ -n "$minutes" ] && [ ! -e "$pace" ]; then
+    for file in "$out"/tokenizer*; do
+        [ ! -e "$file" ] || fail "$out was begun without --minutes: leave it out, or name another --out"
+    done
+fi
 mkdir -p "$out/samples"
 
 # A stage is printed as the command a user would type, and timed.
@@ -144,7 +150,8 @@ settings_for() { # flag, flags of a training: its --set settings by that flag
 }
 if ! [ -e "$pace" ]; then
     left=$((${minutes:-0} - (SECONDS + 59) / 60 - 1)) # a minute for pictures and the page
-    [ -z "$minutes" ] || [ $left -gt 0 ] || fail "--minutes $minutes: $((SECONDS / 60)) have gone by before the trainings"
+    [ -z "$minutes" ] || [ $left -gt 0 ] || fail \
+        "--minutes $minutes is too short: preparing took $((SECONDS / 60 + 1)), pictures and the page need one"
     stage pace vfmtok pace $(printf "configs/%s.yaml " "${tokenizers[@]}") --generator "configs/$generator.yaml" \
         --data "$out/data" --views $views ${sampling[@]+"${sampling[@]}"} ${minutes:+--minutes $left} --out "$pace" \
         $(settings_for --tokenizer-set ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} ${TOKENIZER_FLAGS:-}) \
@@ -163,17 +170,19 @@ before=()
 for number in "${!tokenizers[@]}"; do # the stages of a tokenizer: the last one's folder has no number
     place=$out/tokenizer
     [ $number = $((${#tokenizers[@]} - 1)) ] || place=$out/tokenizer_stage$number
+    short=$(shortened $number) || exit
     training "$place" tokenizer python vq_train.py --recipe "configs/${tokenizers[$number]}.yaml" --data-path "$out/data" \
         --results-dir "$place" ${before[@]+"${before[@]}"} ${tokenizer_flags[@]+"${tokenizer_flags[@]}"} \
-        $(shortened $number) ${TOKENIZER_FLAGS:-}
+        $short ${TOKENIZER_FLAGS:-}
     before=(--set "run.start_from=$place")
 done
 stage reconstruction python vqgan_test.py --vq-ckpt "$out/tokenizer" --anno-file "$out/data" \
     --output_dir "$out/reconstruction" --image-size-eval $size ${quality[@]+"${quality[@]}"}
 stage codes vfmtok codes "$out/data/train_lmdb" "$out/codes/train" --vq-ckpt "$out/tokenizer" --views $views
 stage codes vfmtok codes "$out/data/val_lmdb" "$out/codes/val" --vq-ckpt "$out/tokenizer" --views center
+short=$(shortened ${#tokenizers[@]}) || exit
 training "$out/generator" generator python train_c2i.py --recipe configs/$generator.yaml --code-path "$out/codes/train" \
-    --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" $(shortened ${#tokenizers[@]}) ${GENERATOR_FLAGS:-}
+    --vq-ckpt "$out/tokenizer" --results-dir "$out/generator" $short ${GENERATOR_FLAGS:-}
 for scale in 1 2; do
     stage samples vfmtok sample --gpt "$out/generator" --vq-ckpt "$out/tokenizer" --classes all --n 8 \
         --cfg-scale $scale ${sampling[@]+"${sampling[@]}"} --batch-size $batch --out "$out/samples/guidance-$scale.png"

@@ -19,6 +19,8 @@ TINY = {
     "VENV": sys.prefix,
 }
 
+STAGES = [f"tokenizer_stage{number}" for number in range(3)]
+
 
 def run(*arguments, cwd=ROOT, **environment):
     script = ROOT / "scripts/quickstart.sh"
@@ -149,8 +151,7 @@ def recorded(tmp_path):
         binaries = tmp_path / "venv/bin"
         binaries.mkdir(parents=True)
         (tmp_path / "out/data/val_lmdb").mkdir(parents=True)
-        stages = {f"tokenizer_stage{number}" for number in range(3)}
-        for name in {"tokenizer", "generator", *stages} - set(stopped):
+        for name in {"tokenizer", "generator", *STAGES} - set(stopped):
             (tmp_path / "out" / name).mkdir(parents=True)
             (tmp_path / "out" / name / "finished").touch()
         for name in (*names, "maker"):
@@ -217,15 +218,21 @@ def test_trainings_are_shortened_to_the_minutes(recorded, tmp_path):
 @pytest.mark.parametrize(
     ("minutes", "kept", "message"),
     [("soon", None, "--minutes needs a whole number from 1, not soon"), ("9", "pace.json", "another --minutes"),
-     ("1", None, "have gone by before the trainings")],
+     ("1", None, "is too short: preparing took 1")],
 )  # fmt: skip
 def test_minutes_that_cannot_be(recorded, tmp_path, minutes, kept, message):
     if kept is not None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / kept).touch()
-    done = recorded("nothing", "--minutes", minutes)
+    begun = kept is not None
+    done = recorded("nothing", "--minutes", minutes, stopped=() if begun else ("tokenizer", *STAGES))
     assert done.returncode == 2 and message in done.stderr
     assert not any(command[:2] == ["python", "vq_train.py"] for command in commands(done))
+
+
+def test_a_folder_that_was_begun_without_minutes_keeps_its_schedule(recorded):
+    done = recorded("nothing", "--minutes", "30")
+    assert done.returncode == 2 and "was begun without --minutes" in done.stderr and not commands(done)
 
 
 FLAGS_OF_STAGES = ("--recipe", "--results-dir")

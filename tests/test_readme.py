@@ -57,7 +57,7 @@ TINY = {
     "--ref-batch VIRTUAL_imagenet256_labeled.npz": "--ref-batch VIRTUAL_imagenet256_labeled.npz --dry-run",
     "configs/vfmtok/emoji64.yaml": "configs/vfmtok/emoji64.yaml --set optimizer.steps=6 "
     "--set codebook.continuous_steps=2 --set run.validation_images=16",
-    "reconstruct photos/val ": "reconstruct photos/val/flags ",
+    "reconstruct exported/val ": "reconstruct exported/val/flags ",
 }
 SCRIPTS = ("vq_train.py", "train_c2i.py", "vqgan_test.py", "test_net.py")
 # One after the other in one folder, as a reader would.
@@ -91,7 +91,7 @@ def test_commands_run_one_after_the_other(pages, tmp_path):
     """Those of the README; and those of all pages, which continue with what it made."""
     commands = [line for line in COMMANDS if line.startswith(RUN) and line not in NOT_TRIED]
     commands = [line for line in commands if pages or line in README.replace("\\\n", " ")]
-    commands.sort(key=lambda line: "quickstart/" in line or "photos" in line)  # with what the others trained
+    commands.sort(key=lambda line: "quickstart/" in line or "exported" in line)  # with what the others trained
     assert len(commands) > (20 if pages else 9)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for script in SCRIPTS:

@@ -33,7 +33,7 @@ def choose(program: str, environment: MutableMapping[str, str] | None = None) ->
     if "torch" in sys.modules or not hasattr(os, "getloadavg"):
         return
     cores = usable_cores()
-    if not chosen(cores, math.inf, environment):  # whatever the load: looking at it takes a tenth of a second
+    if not chosen(cores, math.inf, environment):  # whatever the load: looking at it takes two tenths of a second
         return
     load = busy_processes()
     settings = chosen(cores, load, environment)

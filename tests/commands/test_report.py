@@ -79,7 +79,7 @@ def test_what_minutes_cost_is_said(tmp_path):
     (tmp_path / "pace-5.json").write_text(json.dumps(found))
     page = build_page(tmp_path)
     assert "5 minutes were expected" in page
-    assert "40% of their recipes&#x27; steps, which are 1,800 of the tokenizer and 1,500 of the generator" in page
+    assert "40% of their recipes&#x27; steps (in full: 1,800 of the tokenizer and 1,500 of the generator)" in page
     (tmp_path / "pace-5.json").write_text(json.dumps({**found, "share": 1.0}))
     assert "recipes&#x27; steps" not in build_page(tmp_path)
 

@@ -7,6 +7,7 @@ import pytest
 from vfmtok.cli import main
 from vfmtok.commands.study import PARSERS, open_data
 from vfmtok.errors import ConfigError
+from vfmtok.study import speed as speed_of
 from vfmtok.study.budget import forecast, settings_of
 from vfmtok.study.config import RowConfig, StudyConfig
 from vfmtok.study.rows import Changes, resolve
@@ -63,7 +64,7 @@ def test_shorter_trainings_fit(plan):
 def test_too_few_minutes_are_refused(plan):
     whole = of(plan)
     with pytest.raises(
-        ConfigError, match=rf"--minutes 1: here it takes .* at the least, and {whole.seconds / 60:.1f} in"
+        ConfigError, match=rf"1.0 minutes are too few: here it takes .* at the least, and {whole.seconds / 60:.1f} in"
     ):
         of(plan, 1)
 
@@ -72,8 +73,21 @@ def test_the_command_measures_this_machine(sample_set, tmp_path, capsys, root, m
     monkeypatch.chdir(root)
     small = ["--tokenizer-set", "optimizer.steps=40", "--generator-set", "optimizer.steps=20"]
     words = ["pace", "configs/vfmtok/emoji64.yaml", "--generator", "configs/vfmtok/emoji64_gpt.yaml"]
-    main([*words, "--data", str(sample_set), *small, "--out", str(tmp_path / "pace.json")])
+    assert main([*words, "--data", str(sample_set), *small, "--out", str(tmp_path / "pace.json")]) == 0
     said = capsys.readouterr().out
     assert "tokenizer: 40 steps\n" in said and "generator: 20 steps\n" in said and " on this machine" in said
     found = json.loads((tmp_path / "pace.json").read_text())
     assert found["share"] == 1 and found["seconds"] > 0 and found["minutes"] is None
+
+
+def test_stages_are_measured_alone(sample_set, tmp_path, root, monkeypatch):
+    """Each begins with the weights of the one before, which are not there yet. (What measures is counted, not run.)"""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(speed_of, "measure", lambda step, runner: Speed(step.recipe.run.global_batch / 0.01, 1.0))
+    stages = [f"configs/vfm_vae/emoji64_stage{number}.yaml" for number in range(4)]
+    words = ["--generator", "configs/diffusion/dit_small.yaml", "--data", str(sample_set), "--steps", "10"]
+    assert main(["pace", *stages, *words, "--minutes", "1", "--out", str(tmp_path / "pace.json")]) == 0
+    found = json.loads((tmp_path / "pace.json").read_text())
+    assert [training["kind"] for training in found["trainings"]] == ["tokenizer"] * 4 + ["generator"]
+    assert 0 < found["share"] < 1 and found["seconds"] <= 60.1
+    assert all(training["set"][0].startswith("optimizer.steps=") for training in found["trainings"])

@@ -76,4 +76,4 @@ def open_studios(args: argparse.Namespace, world: distributed.World) -> dict[str
         studio = Studio(open_tokenizer(args, world.device), None, None)
     else:
         studio = Studio(*open_models(args, world.device))
-    return {f"VFMTok: {Path(args.vq_ckpt).name}" + (f" and {Path(args.gpt).name}" if args.gpt else ""): studio}
+    return {Path(args.vq_ckpt).name + (f" and {Path(args.gpt).name}" if args.gpt else ""): studio}

@@ -20,7 +20,11 @@ FLAGS = (
     ("--temperature", float, "default 1"),
     ("--top-k", int, "0: all (default)"),
     ("--top-p", float, "default 1"),
-    ("--kv-cache", str, "of tokens: fixed (CUDA's default, steps replayed as CUDA graphs) or growing (any other's)"),
+    (
+        "--kv-cache",
+        str,
+        "of tokens: auto (default: fixed on CUDA, else growing), fixed (on CUDA with CUDA graphs) or growing",
+    ),
     ("--method", str, "of latents: euler, heun or sde (default: as the generator was published)"),
     ("--steps", int, "of latents: from noise to data"),
     ("--shift", float, "of latents: above 1, more steps near noise (LightningDiT's timestep_shift b is 1/b)"),

@@ -22,7 +22,7 @@ from vfmtok.study.claims import claim
 from vfmtok.study.config import load_study
 from vfmtok.study.rows import Changes, resolve
 from vfmtok.study.running import WAIT, Runner, last_line, run_process, write_configs
-from vfmtok.study.speed import Speed, as_time, estimate, measure
+from vfmtok.study.speed import as_time, estimate, measured_by
 from vfmtok.study.steps import Asked, Data, Plan, Step
 
 SAMPLE = "sample"  # in place of a folder: the images in the package
@@ -139,13 +139,7 @@ def _prepared_sample(folder: Path) -> Path:
 def _announce(name: str, steps: list[Step], runner: Runner) -> None:
     """What will be done, and about how long it takes. Raises VFMTokError: a training can't be run here."""
     left = [step for step in steps if not step.done]
-    data, measured = runner.plan.data, {}
-
-    def speed(step: Step) -> Speed:
-        if step.pace not in measured:
-            measured[step.pace] = measure(step, runner)
-        return measured[step.pace]
-
+    data, speed = runner.plan.data, measured_by(runner)
     seeds = ", ".join(map(str, runner.plan.study.seeds))
     images = f"{data.train:,} + {data.val:,} images of {data.path}"
     print(f"study {name}: {len(runner.plan.rows)} rows, seeds {seeds}, {images}")
@@ -176,10 +170,10 @@ def write_table(plan: Plan) -> numbers.Table:
 
 def _finish(plan: Plan) -> None:
     table = write_table(plan)
-    content = page.build_page(plan, table).encode()
+    pictures = page.draw_pictures(plan)
+    content = page.build_page(plan, table, pictures).encode()
     out = plan.folder / "study.html"
     replace_file(out, lambda file: file.write(content), shared=True)
-    pictures = page.draw_pictures(plan)
     for name, (_, sheet) in pictures.items():
         replace_file(plan.folder / f"{name}.png", lambda file, sheet=sheet: sheet.save(file, "png"), shared=True)
     print(table.as_markdown(), end="")

@@ -46,7 +46,10 @@ def open_systems(
     found, taken = {}, set()
     for name, weights in sorted(generators, key=lambda pair: pair[0]):
         if weights.tokenizer_hash not in tokenizers:
-            say(f"left out: {name}: its tokenizer is not there (hash {str(weights.tokenizer_hash)[:12]}...)")
+            why = "it does not say which tokenizer it learned from: name both by --gpt and --vq-ckpt"
+            if weights.tokenizer_hash:
+                why = f"its tokenizer is not there (hash {weights.tokenizer_hash[:12]}...)"
+            say(f"left out: {name}: {why}")
             continue
         try:
             generator = build(weights)

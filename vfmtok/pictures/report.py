@@ -215,8 +215,8 @@ def _forecast(folder: Path) -> str:
         text = f"Before the trainings {found['seconds'] / 60:.0f} minutes were expected for them and what follows."
         if found["share"] < 1:
             counts = " and ".join(f"{training['steps']:,} of the {training['kind']}" for training in found["trainings"])
-            text += f" To fit, trainings made {found['share']:.0%} of their recipes' steps, which are {counts}: "
-            text += "images and numbers above are worse than those of the whole recipes."
+            text += f" To fit, trainings made {found['share']:.0%} of their recipes' steps (in full: {counts}): "
+            text += "images and numbers above are not what the whole recipes give."
     return text
 
 

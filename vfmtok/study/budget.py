@@ -9,12 +9,17 @@ from vfmtok.errors import ConfigError
 from vfmtok.study.speed import Speed, steps_of
 from vfmtok.study.steps import Data, Step
 
-LEAST = 0.02  # share of its steps below which a training teaches nothing
+LEAST = 0.02  # below this share of its steps a training learns nothing worth having
 SCHEDULE = (  # fields of recipes that count steps from the beginning of a run
     "optimizer.warmup_steps",
     "codebook.continuous_steps",
     "adversarial.start",
     "adversarial.update_start",
+    "second_adversarial.start",
+    "second_adversarial.update_start",
+    "generator.uniform_from_step",
+    "generator.anneal_start",
+    "generator.anneal_end",
 )
 
 
@@ -60,13 +65,16 @@ def forecast(
     if share < LEAST:
         least = (rest + LEAST * learning) / 60
         whole = (rest + learning) / 60
-        raise ConfigError(f"--minutes {minutes:g}: here it takes {least:.1f} at the least, and {whole:.1f} in full")
+        raise ConfigError(
+            f"{minutes:.1f} minutes are too few: here it takes {least:.1f} at the least, and {whole:.1f} in full"
+        )
     found = [{"kind": s.kind, "steps": steps_of(s, data), "set": settings_of(s, share, data)} for s in trainings]
     return Forecast(rest + share * learning, minutes, share, found)
 
 
 def settings_of(step: Step, share: float, data: Data) -> list[str]:
-    """Of a training that makes this share of its steps: "optimizer.steps=300", ...; none for all of them."""
+    """Of a training that makes this share of its steps: "optimizer.steps=300", ...; none for all of them. The first and
+    last steps of rows of ``loss.terms`` stay as they are."""
     if share == 1:
         return []
     steps = steps_of(step, data)

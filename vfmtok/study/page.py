@@ -29,14 +29,15 @@ GENERATOR_PANELS = (
     "token loss (training)", "held-out token loss", "velocity loss (training)", "held-out loss of latents",
 )  # fmt: skip
 WIDEST = 1800  # px of a picture
+Pictures = dict[str, tuple[str, Image.Image]]  # a file's name -> a title in words, the picture
 
 
-def build_page(plan: Plan, table: Table) -> str:
-    """Of what there is so far. Raises VFMTokError for files that are there and damaged."""
+def build_page(plan: Plan, table: Table, pictures: Pictures) -> str:
+    """Of what there is so far, with ``draw_pictures``. Raises VFMTokError for files that are there and damaged."""
     study = plan.study
     body = web_page.paragraph(study.about)
     body += web_page.section("The table", _table(plan, table))
-    body += web_page.section("The same images through every row", _images(plan))
+    body += web_page.section("The same images through every row", _images(pictures))
     body += web_page.section("Tokenizers in training", _curves(plan, "tokenizer", TOKENIZER_PANELS))
     if study.generator is not None:
         body += web_page.section("Generators in training", _curves(plan, "generator", GENERATOR_PANELS))
@@ -90,14 +91,13 @@ def _cell(cell: Cell, column: ColumnConfig) -> str:
     return ours_in_words(cell, column) + theirs
 
 
-def _images(plan: Plan) -> str:
-    drawn = draw_pictures(plan)
-    if not drawn:
+def _images(pictures: Pictures) -> str:
+    if not pictures:
         return "<p class='missing'>Not there yet: images of any row.</p>"
-    return "".join(web_page.paragraph(f"{title}:") + _picture(sheet) for title, sheet in drawn.values())
+    return "".join(web_page.paragraph(f"{title}:") + _picture(sheet.copy()) for title, sheet in pictures.values())
 
 
-def draw_pictures(plan: Plan) -> dict[str, tuple[str, Image.Image]]:
+def draw_pictures(plan: Plan) -> Pictures:
     """Of the first seed, what there is of "reconstructions" and "samples", each with a title in words. Rows of one
     tokenizer share its column."""
     found = {row.name: _of(plan, row.name, "images") for row in plan.rows}
@@ -111,7 +111,7 @@ def draw_pictures(plan: Plan) -> dict[str, tuple[str, Image.Image]]:
         shown = any(np.array_equal(arrays["decoded"], known) for known in columns.values())
         if arrays["decoded"].shape[1] == side and not shown:
             columns[name] = arrays["decoded"]
-    title = f"Held-out images and what they become in every row (seed {seed})"
+    title = f"Held-out images and what they become (seed {seed}); rows of one tokenizer share the column of the first"
     drawn = {"reconstructions": (title, draw_columns(columns, "held out"))}
     samples = {name: arrays["samples"] for name, arrays in images.items() if "samples" in arrays}
     samples = {name: pixels for name, pixels in samples.items() if pixels.shape[1] == side}

@@ -66,6 +66,18 @@ def measure(step: Step, runner: Runner) -> Speed:
     return Speed(**known)
 
 
+def measured_by(runner: Runner) -> Callable[[Step], Speed]:
+    """``measure``, each pace once."""
+    known: dict[str, Speed] = {}
+
+    def speed(step: Step) -> Speed:
+        if step.pace not in known:
+            known[step.pace] = measure(step, runner)
+        return known[step.pace]
+
+    return speed
+
+
 def _run(step: Step, runner: Runner) -> Speed:
     try:
         folder = Path(tempfile.mkdtemp(prefix="measured-", dir=runner.plan.folder))

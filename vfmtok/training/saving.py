@@ -119,7 +119,7 @@ class BackgroundSaver:
 
     def has_failed(self) -> bool:
         self._note_success()
-        return self._write is not None and self._write.is_done
+        return self._write is not None and self._write.failure is not None
 
     def finish(self) -> None:
         failed = [failure for failure in distributed.gather(self._waited()) if failure is not None]
