@@ -144,11 +144,12 @@ def test_published_numbers_are_those_of_the_manifests():
 def test_configuration_tables_are_true():
     """Every `key=value ...` in the tables is accepted."""
     training, tokenizers = PAGES["configuration"].split("## VFMTok")
-    overrides = settings(training)
-    assert len(overrides) > 6
-    for together in overrides:
-        words = [word if word.startswith("ema.") else f"optimizer.{word}" for word in together]
-        with_overrides(TokenizerRecipe(), words)
+    for section, text in zip(("optimizer", "run"), training.split("## Checkpoints"), strict=True):
+        overrides = settings(text)
+        assert len(overrides) > {"optimizer": 6, "run": 3}[section]
+        for together in overrides:
+            words = [word if word.startswith("ema.") else f"{section}.{word}" for word in together]
+            with_overrides(TokenizerRecipe(), words)
     vfmtoks, hitas, vfmaes = re.split("## Hita|## VFMAE", tokenizers)
     for text, file, least in ((vfmtoks, "vit_transformer", 10), (hitas, "hita_vqgan", 4), (vfmaes, "vfmae/vfmae", 4)):
         overrides = settings(text)
