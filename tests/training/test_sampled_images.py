@@ -46,7 +46,7 @@ def test_the_cache_of_fixed_length_draws_the_same(place, run, tmp_path, monkeypa
         assert sample(place, run, tmp_path / f"{name}.png", "--classes", "0,1", "--cfg-scale", "2", *more) == 0
         assert bool(made) == bool(more)
     a, b = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
-    assert np.array_equal(a, b)
+    assert np.array_equal(a[60:], b[60:])  # below the title, which names the setting
 
 
 def _drawn(rank: int) -> torch.Tensor:
