@@ -1,9 +1,10 @@
 """Muon (Jordan et al., 2024) for the hidden matrices of a model, AdamW for everything else, as one optimizer.
 
 Muon's update of a matrix is its momentum with all singular values brought near 1 by five Newton-Schulz iterations, in
-bfloat16, or in float32 on a CPU that only emulates it. (``torch.optim.Muon`` has the same equations, but always bfloat16,
-which such a CPU computes up to a hundred times slower.) Its size is matched to AdamW's, 0.2 max(n,m)^0.5 (Liu et al.,
-2025, "Muon is scalable for LLM training"), so that both share the learning rate, its schedule and the weight decay.
+bfloat16, or in float32 on a CPU that only emulates it. (``torch.optim.Muon`` has the same equations, but always in
+bfloat16, which such a CPU computes up to a hundred times slower.) Its size is matched to AdamW's, 0.2 max(n,m)^0.5 (Liu
+et al., 2025, "Muon is scalable for LLM training"), so that both share the learning rate, its schedule and the
+weight decay.
 """
 
 import functools
