@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a page of results: a tokenizer and a generator, trained on real labelled images, from the environment
-# to quickstart/report.html. It measures the machine and says how long it will take, a quarter of an hour on two CPU
+# to quickstart/report.html. It measures the machine and says how long it will take, under 20 minutes on two fast CPU
 # cores. The same command again continues where it stopped.
 #   scripts/quickstart.sh                      the sample set that ships with the package
 #   scripts/quickstart.sh --data FOLDER        your own images: class folders, a zip, shards (see vfmtok prepare --help)

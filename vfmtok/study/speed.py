@@ -1,7 +1,7 @@
 """About how long a study takes on this machine: every training's command is run for a few steps, whatever the seed.
 
 So a recipe that can't be trained here, for want of weights or memory, is found as well before the first training. What
-is not a training is estimated from them: encoding takes a third of a training step, sampling an image of ids about one.
+is not a training is estimated from them: encoding takes a sixth of a training step, sampling an image of ids about one.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def estimate(step: Step, speeds: Callable[[Step], Speed], data: Data, parsers: P
     name = step.kind.replace("held-out codes", "held_out_codes")
     flags = parsers[name]().parse_args(step.flags) if name in parsers else argparse.Namespace()
     if step.kind in ENCODED:
-        return tokenizer.start + ENCODED[step.kind](flags, data) / (3 * tokenizer.samples_per_second)
+        return tokenizer.start + ENCODED[step.kind](flags, data) / (6 * tokenizer.samples_per_second)
     if "generator" not in before:
         return tokenizer.start
     generator = speeds(before["generator"])
