@@ -135,8 +135,8 @@ def test_estimates_follow_the_flags_and_the_defaults_of_the_commands(plan):
         }
 
     by_default = seconds(codes="", held_out_codes="--views center", agreement="")
-    assert by_default["codes"] == pytest.approx(1000 * 2 / 3) and by_default["held-out codes"] == pytest.approx(100 / 3)
-    assert by_default["reconstruction"] == pytest.approx((200 + 1000) / 3)  # with a linear probe
+    assert by_default["codes"] == pytest.approx(1000 * 2 / 6) and by_default["held-out codes"] == pytest.approx(100 / 6)
+    assert by_default["reconstruction"] == pytest.approx((200 + 1000) / 6)  # with a linear probe
     agreement = PARSERS["agreement"]()
     wanted = agreement.get_default("per_class") * 2 * len(agreement.get_default("cfg_scales"))
     assert by_default["agreement"] == wanted == 60 * 2 * 2
@@ -148,7 +148,7 @@ def test_estimates_follow_the_flags_and_the_defaults_of_the_commands(plan):
         "generation": "--num-fid-samples=7 --cfg-scale 1,1.5,2",
     }
     changed = seconds(**flags)
-    assert changed["codes"] == pytest.approx(1000) and changed["held-out codes"] == pytest.approx(100 * 20 / 3)
+    assert changed["codes"] == pytest.approx(1000 * 3 / 6) and changed["held-out codes"] == pytest.approx(100 * 20 / 6)
     assert (changed["agreement"], changed["generation"]) == (5 * 2 * 3, 7 * 3)
     found = plan()
     tokenizer = found.by_row["base", 0]["tokenizer"]
