@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 
 # Any of them says how to wait: OpenMP's own, GNU's (PyTorch's wheels for Linux), Intel's and LLVM's.
@@ -77,11 +77,10 @@ def busy_processes(seconds: float = 0.2) -> float:
 
 def _idle_seconds() -> list[float]:
     """Of every core that this process may use, since the machine started; empty where the system does not say."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         cores = {int(line[0].removeprefix("cpu")): line for line in lines if re.fullmatch(r"cpu\d+", line[0])}
-        ticks = [int(cores[core][4]) + int(cores[core][5]) for core in allowed]  # idle, and idle while a disk works
+        ticks = [int(cores[core][4]) + int(cores[core][5]) for core in _allowed_cores()]  # idle, or waiting for a disk
         return [count / os.sysconf("SC_CLK_TCK") for count in ticks]
     except (OSError, ValueError, LookupError):
         return []
@@ -89,4 +88,8 @@ def _idle_seconds() -> list[float]:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_allowed_cores())
+
+
+def _allowed_cores() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

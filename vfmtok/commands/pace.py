@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from vfmtok.commands import flags
-from vfmtok.commands.study import PARSERS, open_data
+from vfmtok.commands.study import PARSERS, add_changes, open_data
 from vfmtok.files import write_json
 from vfmtok.study.budget import Forecast, forecast
 from vfmtok.study.config import RowConfig, StudyConfig
@@ -45,10 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of samples that are measured, as of `vfmtok agreement` (default: 1 2)",
     )
     parser.add_argument("--steps", type=flags.positive, metavar="N", help="sampling steps of a generator of latents")
-    for section in ("tokenizer", "generator"):
-        parser.add_argument(
-            f"--{section}-set", action="append", default=[], metavar="KEY=VALUE", help=f"change the {section}'s recipe"
-        )
+    add_changes(parser)
     parser.add_argument("--out", metavar="FILE", help="write what was found as JSON, for scripts")
 
 

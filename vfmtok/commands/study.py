@@ -50,10 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="per step, by torchrun (default: one for each GPU, or one)",
     )
     flags.add_set(parser, text="change the study: seeds=[0,1,2]")
+    add_changes(parser, " in all rows")
+
+
+def add_changes(parser: argparse.ArgumentParser, where: str = "") -> None:
+    """--tokenizer-set and --generator-set."""
     for section in ("tokenizer", "generator"):
         parser.add_argument(
             f"--{section}-set", action="append", default=[], metavar="KEY=VALUE",
-            help=f"change the {section}'s recipe in all rows: optimizer.steps=400",
+            help=f"change the {section}'s recipe{where}: optimizer.steps=400",
         )  # fmt: skip
 
 
