@@ -20,6 +20,7 @@ from vfmtok.files import replace_file
 from vfmtok.study import numbers, page
 from vfmtok.study.claims import claim
 from vfmtok.study.config import load_study
+from vfmtok.study.keeping import keep
 from vfmtok.study.rows import Changes, resolve
 from vfmtok.study.running import WAIT, Runner, last_line, run_process, write_configs
 from vfmtok.study.speed import as_time, estimate, measured_by
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="stop after printing what would be done, and how long")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is there, and do nothing else")
+    parser.add_argument(
+        "--keep", metavar="FOLDER", help="copy page, table, pictures, logs and results to FOLDER, as for a repository"
+    )
     parser.add_argument(
         "--processes",
         type=flags.positive,
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
             runner.run(steps, after=lambda step: write_table(plan))
         except VFMTokError as error:
             raise type(error)(f"{file.stem}: {error}") from None
-    _finish(plan)
+    _finish(plan, args.keep)
 
 
 def _asked(args: argparse.Namespace) -> Asked:
@@ -173,7 +177,7 @@ def write_table(plan: Plan) -> numbers.Table:
     return table
 
 
-def _finish(plan: Plan) -> None:
+def _finish(plan: Plan, kept: str | None) -> None:
     table = write_table(plan)
     pictures = page.draw_pictures(plan)
     content = page.build_page(plan, table, pictures).encode()
@@ -184,6 +188,9 @@ def _finish(plan: Plan) -> None:
     print(table.as_markdown(), end="")
     beside = ", ".join(("table.json", *(f"{name}.png" for name in pictures)))
     print(f"study: {out} ({len(content) / 1e6:.1f} MB, opens in any browser), {beside} and table.md beside it")
+    if kept is not None:
+        place = Path(kept).expanduser()
+        print(f"kept: {keep(plan, pictures, place)} logs and results in {place / 'logs'}, and the page beside them")
 
 
 def _say(text: str) -> None:

@@ -12,4 +12,5 @@ images   the same images through every row
 facts    what a table may say of a row besides: sizes, bits, minutes
 numbers  what the steps found, gathered: mean, spread over the seeds, and which differences are noise
 page     the page that a study ends in
+keeping  what of a study that ran goes into a repository
 """

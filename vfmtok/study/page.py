@@ -98,13 +98,16 @@ def _images(pictures: Pictures) -> str:
 
 
 def draw_pictures(plan: Plan) -> Pictures:
-    """Of the first seed, what there is of "reconstructions" and "samples", each with a title in words. Rows of one
-    tokenizer share its column."""
-    found = {row.name: _of(plan, row.name, "images") for row in plan.rows}
-    images = {name: read_images(step) for name, step in found.items() if step is not None and step.done}
-    if not images:
+    """Of the first seed that has any, what there is of "reconstructions" and "samples", each with a title in words.
+    Rows of one tokenizer share its column."""
+    for seed in plan.study.seeds:
+        found = {row.name: plan.by_row[row.name, seed].get("images") for row in plan.rows}
+        images = {name: read_images(step) for name, step in found.items() if step is not None and step.done}
+        if images:
+            break
+    else:
         return {}
-    seed, first = plan.study.seeds[0], next(iter(images.values()))
+    first = next(iter(images.values()))
     side = first["decoded"].shape[1]
     columns = {"original": first["originals"]}
     for name, arrays in images.items():
@@ -143,10 +146,6 @@ def _logged(plan: Plan, row: str, kind: str) -> list[Step]:
 
 def _seeds_with(plan: Plan, row: str, kind: str) -> list[int]:
     return [seed for seed in plan.study.seeds if kind in plan.by_row[row, seed]]
-
-
-def _of(plan: Plan, row: str, kind: str) -> Step | None:
-    return plan.by_row[row, plan.study.seeds[0]].get(kind)
 
 
 def _rows(plan: Plan) -> str:
