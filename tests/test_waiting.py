@@ -112,6 +112,14 @@ def test_busy_cores_are_counted_and_idle_ones_are_not(monkeypatch, busy):
     assert waiting.busy_processes() == pytest.approx(busy, abs=0.1)
 
 
+def test_what_ends_while_one_looks_is_not_counted(monkeypatch):
+    """A process that has just ended may still give back its memory."""
+    busy = [2.0, 0.1, 2.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    monkeypatch.setattr(waiting, "_busy_cores", lambda seconds: busy.pop(0))
+    assert waiting.busy_processes() == 0.1 and busy == [2.0]
+
+
 def test_where_cores_say_nothing_the_load_counts(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
     monkeypatch.setattr(waiting, "_idle_seconds", list)

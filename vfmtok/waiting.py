@@ -33,7 +33,7 @@ def choose(program: str, environment: MutableMapping[str, str] | None = None) ->
     if "torch" in sys.modules or not hasattr(os, "getloadavg"):
         return
     cores = usable_cores()
-    if not chosen(cores, math.inf, environment):  # whatever the load: looking at it takes two tenths of a second
+    if not chosen(cores, math.inf, environment):  # whatever the load: looking at it takes tenths of a second
         return
     load = busy_processes()
     settings = chosen(cores, load, environment)
@@ -58,21 +58,33 @@ def thread_count(cores: int, environment: Mapping[str, str]) -> int:
     return int(told) if told.isdecimal() and int(told) else cores
 
 
-def busy_processes(seconds: float = 0.2) -> float:
+def busy_processes(seconds: float = 0.2, looks: int = 3) -> float:
     """How many cores of ours others keep busy: by the clock of the cores while this process sleeps, where the system
     says that, and no more than the load of the last minute. The load alone would count an earlier stage of one's own
-    (an installation, say), and two threads that wait without spinning take half as long again on an idle machine."""
-    load = os.getloadavg()[0]
-    if load < BUSY:
-        return load
+    (an installation, say), and two threads that wait without spinning take half as long again on an idle machine.
+    For the same reason it is the least of several ``looks``: what ends within them, such as the last of an earlier
+    process, does not count."""
+    found = os.getloadavg()[0]
+    for _ in range(looks):
+        if found < BUSY:
+            break
+        busy = _busy_cores(seconds)
+        if busy is None:
+            break
+        found = min(found, busy)
+    return found
+
+
+def _busy_cores(seconds: float) -> float | None:
+    """Of ours, while this process sleeps for so long; None where the system does not say."""
     before = _idle_seconds()
     begun = time.monotonic()
     time.sleep(seconds)
     after, elapsed = _idle_seconds(), time.monotonic() - begun
     if not before or len(before) != len(after):
-        return load
+        return None
     idle = sum(end - start for start, end in zip(before, after, strict=True))
-    return min(load, max(0.0, len(after) - idle / elapsed))
+    return max(0.0, len(after) - idle / elapsed)
 
 
 def _idle_seconds() -> list[float]:
