@@ -138,7 +138,12 @@ def _output_error() -> OSError | None:
 
 def _parser() -> argparse.ArgumentParser:
     """The parser of everything before a command is known; it imports none of them."""
-    parser = OneLineParser(prog="vfmtok", description="Image tokenizers on frozen vision foundation models.")
+    parser = OneLineParser(
+        prog="vfmtok",
+        description="Image tokenizers on frozen vision foundation models, and generators of their codes.",
+        epilog="Trainings and evaluations are scripts of the checkout, which torchrun starts on several GPUs: python "
+        "vq_train.py (tokenizers), train_c2i.py (generators), vqgan_test.py and test_net.py, each with --help.",
+    )
     parser.add_argument("--version", action="version", version=f"vfmtok {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:

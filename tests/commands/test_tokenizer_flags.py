@@ -251,3 +251,20 @@ def test_a_family_without_published_flags_has_none():
     assert published_flags.without_effect(Plain(), {"--image-size": 64}) == []
     with pytest.raises(ConfigError, match="--image-size does not fit a tokenizer of kind 'plain'"):
         published_flags.fields_of_flags(Plain(), {"--image-size": 64})
+
+
+def test_a_recipe_is_shortened_as_a_whole(root):
+    """What it counts in steps shrinks with its length; what --set says stays."""
+    command = f"--recipe {root}/configs/vfmtok/emoji64.yaml --data-path x"
+    full, short = parse(command), parse(f"{command} --steps 240")
+    assert (full.optimizer.steps, full.optimizer.warmup_steps, full.codebook.continuous_steps) == (2400, 100, 300)
+    assert (short.optimizer.steps, short.optimizer.warmup_steps, short.codebook.continuous_steps) == (240, 10, 30)
+    assert parse(f"{command} --steps 240 --set optimizer.warmup_steps=7").optimizer.warmup_steps == 7
+    assert parse(f"{command} --steps 2400") == full
+
+
+def test_steps_shorten_only_what_counts_steps(root):
+    with pytest.raises(ConfigError, match=r"this one makes 50 epochs \(--epochs\)"):
+        parse("--data-path x --steps 10")
+    with pytest.raises(ConfigError, match="the recipe has 2400"):
+        parse(f"--recipe {root}/configs/vfmtok/emoji64.yaml --data-path x --steps 2401")

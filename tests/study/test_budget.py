@@ -64,14 +64,21 @@ def test_shorter_trainings_fit(plan):
 def test_too_few_minutes_are_refused(plan):
     whole = of(plan)
     with pytest.raises(
-        ConfigError, match=rf"1.0 minutes are too few: here it takes .* at the least, and {whole.seconds / 60:.1f} in"
+        ConfigError, match=rf"1.0 are left, and here it takes .* at the least, {whole.seconds / 60:.1f} in full"
     ):
         of(plan, 1)
 
 
 def test_the_command_measures_this_machine(sample_set, tmp_path, capsys, root, monkeypatch):
     monkeypatch.chdir(root)
-    small = ["--tokenizer-set", "optimizer.steps=40", "--generator-set", "optimizer.steps=20"]
+    small = [
+        "--tokenizer-set",
+        "optimizer.steps=40",
+        "--tokenizer-set",
+        "codebook.continuous_steps=10",
+        "--generator-set",
+        "optimizer.steps=20",
+    ]
     words = ["pace", "configs/vfmtok/emoji64.yaml", "--generator", "configs/vfmtok/emoji64_gpt.yaml"]
     assert main([*words, "--data", str(sample_set), *small, "--out", str(tmp_path / "pace.json")]) == 0
     said = capsys.readouterr().out

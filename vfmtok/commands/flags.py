@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmtok.errors import ConfigError
+from vfmtok.training.schedule import shortened
 
 Flags = tuple[tuple[str, str, Any, str], ...]
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -99,6 +100,29 @@ def given_betas(args: argparse.Namespace, old: tuple[float, ...]) -> dict[str, A
     if new == (None, None):
         return {}
     return {"optimizer.betas": [before if beta is None else beta for before, beta in zip(old, new, strict=True)]}
+
+
+def add_steps(parser: Parser) -> None:
+    """``args.steps``, of the training scripts; ``given_steps`` reads it."""
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="shorten the recipe's run to N steps, and with it whatever the recipe counts in steps (warm-up, ...)",
+    )
+
+
+def given_steps(args: argparse.Namespace, recipe: Any) -> dict[str, Any]:
+    """The fields that ``add_steps`` sets, if it was given. Raises ConfigError for a recipe of another length."""
+    if args.steps is None:
+        return {}
+    if recipe.optimizer.steps is None:
+        raise ConfigError(
+            f"--steps shortens a recipe that counts steps; this one makes {recipe.optimizer.epochs:g} epochs (--epochs)"
+        )
+    if args.steps > recipe.optimizer.steps:
+        raise ConfigError(f"--steps {args.steps}: the recipe has {recipe.optimizer.steps} (--set optimizer.steps)")
+    return dict(shortened(recipe, args.steps, recipe.optimizer.steps))
 
 
 def add_weights_to_start_from(parser: Parser, flag: str) -> None:

@@ -88,6 +88,7 @@ def generator_parser() -> argparse.ArgumentParser:
     flags.add_flags(parser, GENERATOR_FLAGS)
     flags.add_model_flags(parser, tuple((flag, takes, CHECKED_TEXT) for flag, takes, _ in CHECKED_FLAGS))
     flags.add_betas(parser)
+    flags.add_steps(parser)
     flags.add_set(parser)
     return parser
 
@@ -108,6 +109,7 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         values |= {f"generator.{key}": value for key, value in family.sizes[args.gpt_model].items()}
         if not args.recipe:
             values |= published_optimizer(args.gpt_model, family.config.kind)
+    values |= flags.given_steps(args, recipe)
     values |= flags.given(args, GENERATOR_FLAGS)
     values |= flags.given_betas(args, recipe.optimizer.betas)
     settings = [flags.modern(setting) for setting in args.set]

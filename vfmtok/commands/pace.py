@@ -75,7 +75,7 @@ def _forecast(args: argparse.Namespace, folder: Path, begun: float) -> Forecast:
         agreement=f"--cfg-scales {' '.join(args.cfg_scales)}{steps}" if args.generator else None,
         rows=tuple(
             RowConfig(
-                name=recipe,
+                name=" + ".join((recipe, *([args.generator] if args.generator and recipe == args.recipes[-1] else []))),
                 tokenizer=recipe,
                 tokenizer_set=() if recipe == args.recipes[0] else ALONE,
                 generator=args.generator if recipe == args.recipes[-1] else None,

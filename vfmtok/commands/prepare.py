@@ -177,7 +177,11 @@ def show(sources: list[str], out: str | Path, val_fraction: float | None, choice
 
 def _print_listing(listing: Listing, val_fraction: float | None) -> None:
     print("\n".join(describe(listing)))
-    if val_fraction is not None and "val" not in listing.splits:
+    if "val" in listing.splits:
+        return
+    if val_fraction is None:
+        print("no validation split: all images are for training (--val-fraction 0.1 holds a tenth of them out)")
+    else:
         print("no image fell into the validation split: there are too few for this --val-fraction")
 
 

@@ -37,10 +37,11 @@ from vfmtok.weights.hashing import tokenizer_hash
 ON_A_SHEET = 40  # images
 
 ABOUT = """\
-Image files and folders of any formats, sizes and orientations, cut as the evaluation cuts them. FOLDER gets
-pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
-names, the tokenizer's hash; latents.npz of a continuous tokenizer) and report.json (the PSNR of every image, what was
-skipped). Given that npz instead of images, the command decodes it."""
+Image files and folders of any formats, sizes and orientations. Of each the square in its middle is taken, at the
+tokenizer's size, as evaluations do; for all of an oblong image, cut it into squares first. FOLDER gets pictures/
+(input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids, names, the
+tokenizer's hash; latents.npz of a continuous tokenizer) and report.json (the PSNR of every image, what was skipped).
+Given that npz instead of images, the command decodes it."""
 EXAMPLES = """for example:
   vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
   vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again"""

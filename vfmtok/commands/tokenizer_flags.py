@@ -90,6 +90,7 @@ def tokenizer_parser() -> argparse.ArgumentParser:
     flags.add_flags(parser, TOKENIZER_FLAGS)
     flags.add_model_flags(parser, MODEL_FLAGS)
     flags.add_betas(parser)
+    flags.add_steps(parser)
     parser.add_argument(
         "--reconstruction-weight",
         type=float,
@@ -112,6 +113,7 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     for flag in without_effect(tokenizer, given):
         distributed.print_main(f"{flag} is without effect: a tokenizer of kind '{tokenizer.kind}' has no such part")
     values |= {f"tokenizer.{field}": value for field, value in fields_of_flags(tokenizer, given).items()}
+    values |= flags.given_steps(args, recipe)
     values |= flags.given(args, TOKENIZER_FLAGS)
     if args.reconstruction_weight is not None:
         values["loss.pixel_weight"] = 2 * args.reconstruction_weight

@@ -62,7 +62,7 @@ def draw_sampling_points(pixels: np.ndarray, points: Sequence[Any], tokens: Sequ
     tokens, header = list(tokens), 24
     width = max(len(points) * (VIEW + GAP) - GAP, 580)
     named = ", ".join(map(str, tokens))
-    title = f"Where tokens {named} look: dots by weight, a cross is the token's own place"
+    title = f"Where tokens {named} look; crosses: their own places"
     sheet, draw, top = new_sheet(width, header + len(pixels) * (VIEW + GAP) - GAP, title)
     for column, layer in enumerate(points):
         left = MARGIN + column * (VIEW + GAP)

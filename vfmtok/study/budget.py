@@ -8,19 +8,9 @@ from typing import Any
 from vfmtok.errors import ConfigError
 from vfmtok.study.speed import Speed, steps_of
 from vfmtok.study.steps import Data, Step
+from vfmtok.training.schedule import shortened
 
 LEAST = 0.02  # below this share of its steps a training learns nothing worth having
-SCHEDULE = (  # fields of recipes that count steps from the beginning of a run
-    "optimizer.warmup_steps",
-    "codebook.continuous_steps",
-    "adversarial.start",
-    "adversarial.update_start",
-    "second_adversarial.start",
-    "second_adversarial.update_start",
-    "generator.uniform_from_step",
-    "generator.anneal_start",
-    "generator.anneal_end",
-)
 
 
 @dataclass(frozen=True)
@@ -66,22 +56,16 @@ def forecast(
         least = (rest + LEAST * learning) / 60
         whole = (rest + learning) / 60
         raise ConfigError(
-            f"{minutes:.1f} minutes are too few: here it takes {least:.1f} at the least, and {whole:.1f} in full"
+            f"too few minutes: {minutes:.1f} are left, and here it takes {least:.1f} at the least, {whole:.1f} in full"
         )
     found = [{"kind": s.kind, "steps": steps_of(s, data), "set": settings_of(s, share, data)} for s in trainings]
     return Forecast(rest + share * learning, minutes, share, found)
 
 
 def settings_of(step: Step, share: float, data: Data) -> list[str]:
-    """Of a training that makes this share of its steps: "optimizer.steps=300", ...; none for all of them. The first and
-    last steps of rows of ``loss.terms`` stay as they are."""
+    """Of a training that makes this share of its steps: "optimizer.steps=300", ...; none for all of them."""
     if share == 1:
         return []
     steps = steps_of(step, data)
-    settings = [f"optimizer.steps={max(1, round(share * steps))}"]
-    for path in SCHEDULE:
-        section, name = path.split(".")
-        count = getattr(getattr(step.recipe, section, None), name, None)
-        if count and count < steps:
-            settings.append(f"{path}={max(1, round(share * count))}")
-    return settings
+    found = shortened(step.recipe, max(1, round(share * steps)), steps)
+    return [f"{path}={count}" for path, count in found.items()]

@@ -14,6 +14,7 @@ from vfmtok.study.facts import FACTS
 from vfmtok.tokenizers import load_config
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
+from vfmtok.training.schedule import require_quantized_steps
 
 # Of the measuring steps, by the field that has their flags: argparse parsers with ``worded(message)``, what is said of
 # a mistake.
@@ -73,6 +74,8 @@ def _row(study: StudyConfig, row: RowConfig, parsers: Parsers, changes: Changes)
             recipe = None
             if row.weights is None:
                 recipe = with_overrides(load_config(found_file(file), kind=TokenizerRecipe), said)
+                if recipe.optimizer.steps is not None:
+                    require_quantized_steps(recipe.codebook.continuous_steps, recipe.optimizer.steps)
                 tokenizer = recipe.tokenizer
             else:
                 tokenizer = load_config(found_file(file), [text for text in said if text.startswith("tokenizer.")])

@@ -107,8 +107,10 @@ def _short(step: Step, folder: Path, plan: Plan):
         recipe.run, results_dir=str(folder / "run"), log_every=2, save_every=10**9, validate_every=10**9,
         validation_images=recipe.run.global_batch, tensorboard=False, wandb=None,
     )  # fmt: skip
-    optimizer = dataclasses.replace(recipe.optimizer, steps=STEPS, warmup_steps=1)
-    recipe = dataclasses.replace(recipe, run=run, optimizer=optimizer)
+    changes = {"run": run, "optimizer": dataclasses.replace(recipe.optimizer, steps=STEPS, warmup_steps=1)}
+    if hasattr(recipe, "codebook"):  # most steps have it
+        changes["codebook"] = dataclasses.replace(recipe.codebook, continuous_steps=0, kmeans=False)
+    recipe = dataclasses.replace(recipe, **changes)
     if hasattr(recipe, "adversarial"):
         for name in ("adversarial", "second_adversarial"):
             section = getattr(recipe, name)

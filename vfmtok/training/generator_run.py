@@ -109,6 +109,8 @@ class GeneratorRun:
         data, count = self.data, self.recipe.run.validation_images
         train = data.cache if data.cache is not None else data.records
         held = data.held_out_cache if data.held_out_cache is not None else data.held_out_records
+        if held is None:
+            self.notes.append("there are no held-out codes: validation looks at training codes")
         code, labels = chosen_codes(held if held is not None else train, data, count, self.world, self.recipe)
         held_out = HeldOutCodes(code, labels, self.plan.micro_batch, self.world, self._held_out_images())
         own = self.generator.code
@@ -233,7 +235,7 @@ class GeneratorRun:
     @property
     def held_out_name(self) -> str:
         held = self.data.held_out_cache is not None or self.data.held_out_records is not None
-        return "held-out" if held else "training (there is no held-out set)"
+        return "held-out" if held else "training"
 
     def validate(self, log: RunLog, between: Between) -> None:
         """Measure the weights and their average on held-out codes."""

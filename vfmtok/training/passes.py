@@ -15,6 +15,13 @@ def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Ten
     return ((number == len(parts), part) for number, part in enumerate(parts, start=1))
 
 
+def in_words(world: distributed.World, accumulation: int, micro_batch: int) -> str:
+    """How a step's samples are shared: "8", or "2 processes x 4 passes x 8"."""
+    parts = [f"{world.size} processes"] if world.size > 1 else []
+    parts += [f"{accumulation} passes"] if accumulation > 1 else []
+    return " x ".join([*parts, str(micro_batch)])
+
+
 def wrap(module: nn.Module, world: distributed.World, find_unused: bool = False) -> nn.Module:
     """In DDP, where there are several processes.
 

@@ -19,19 +19,26 @@ from vfmtok.weights.saved import SavedCheckpoint
 def locked(folder: Path, world: distributed.World) -> Iterator[None]:
     """Keep other runs out of the folder, which is made, until the end of the context or of this process.
 
-    Raises ConfigError, in all processes, if a run is at work in it or if it can't be made.
+    Raises ConfigError, in all processes, if a run is at work in it or if it can't be made. What ends before the run
+    has written anything leaves no folder.
     """
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if world.is_main:
                 stack.enter_context(_lock(folder))
-        yield
+        try:
+            yield
+        except BaseException:
+            if world.is_main and not [path for path in folder.iterdir() if path.name != LOCK]:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+            raise
 
 
 def _lock(folder: Path) -> IO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "run.lock", "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        file = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
     try:
@@ -44,6 +51,7 @@ def _lock(folder: Path) -> IO:
     return file
 
 
+LOCK = "run.lock"
 FINISHED = "finished"  # a file of a run that made all its steps, for scripts: a run that was stopped exits with 0, too
 
 

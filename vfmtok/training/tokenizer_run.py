@@ -30,6 +30,7 @@ from vfmtok.training.health import LossBounds, SkippedSteps
 from vfmtok.training.objective import TokenizerObjective, build_perceptual
 from vfmtok.training.optimizer import FIRST_SCALE, Stepper
 from vfmtok.training.recipe import AdversarialConfig, Plan, TokenizerRecipe
+from vfmtok.training.schedule import require_quantized_steps
 from vfmtok.training.state import RunState
 from vfmtok.training.tokenizer_passes import TokenizerPass, checkpoint_activations
 from vfmtok.training.trained_parts import choose_trained, train_mode
@@ -70,7 +71,10 @@ class TokenizerRun:
         self.records, held_out = open_for_training(recipe.data.path, recipe.data.val_path, recipe.data.shards)
         self.notes += self.records.notes
         self.plan = Plan.of(recipe.optimizer, run, len(self.records), self.world.size)
-        self.held_out_name = "held-out" if held_out is not None else "training (there is no held-out set)"
+        require_quantized_steps(recipe.codebook.continuous_steps, self.plan.steps)
+        self.held_out_name = "held-out" if held_out is not None else "training"
+        if held_out is None:
+            self.notes.append("there is no held-out set: validation looks at training images")
         self.held_out = HeldOut(
             held_out if held_out is not None else self.records,
             recipe.tokenizer.image_size,
