@@ -258,7 +258,10 @@ def test_without_held_out_ids_it_says_so(caches, capsys, tmp_path_factory):
     write_cache(folder / "train")
     trained(folder, optimizer={"steps": 1})
     told = capsys.readouterr().out
-    assert "there are no held-out codes: validation looks at training codes" in told and "no pictures: they need the tokenizer" in told
+    assert (
+        "there are no held-out codes: validation looks at training codes" in told
+        and "no pictures: they need the tokenizer" in told
+    )
 
 
 def test_a_run_that_goes_on_knows_its_best(caches):
