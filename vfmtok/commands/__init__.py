@@ -2,7 +2,8 @@
 
 data             prepare, stats, codes, import_codes with import_latents, export_codes, decode;
                  cache_check: what ends a cache
-models           download, export, info (with info_on_gpus: what a training takes), reproduce, import_recipe
+models           download, export, info (with info_on_gpus: what a training takes), import_recipe, reproduce
+                 (with reproduce_inputs: what is given, checked; reproduce_verdict: what is told)
 pictures         sample, reconstruct, inpaint, style, demo, curves, report;
                  pictures_of_images: what those of given images share
 numbers          measure, agreement, alignment

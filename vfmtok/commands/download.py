@@ -6,6 +6,7 @@ Without a name, --list tells the published systems, their repositories and parts
 import argparse
 from pathlib import Path
 
+from vfmtok.commands import flags
 from vfmtok.errors import WeightsError
 from vfmtok.pretrained.names import MODEL_FILE, download_part
 from vfmtok.pretrained.published import PUBLISHED
@@ -26,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list", action="store_true", help="only tell the parts of a published repository, or of all without NAME"
     )
     parser.add_argument("--to", metavar="FOLDER", help="put the files here, under their names, instead of the cache")
-    parser.add_argument("--cache-dir", metavar="FOLDER", help="another cache than huggingface_hub's")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default main)")
     parser.add_argument("--sha256", metavar="HEX", help="what the file must have, besides what the Hub states")
-    parser.add_argument("--offline", action="store_true", help="only check what is in the cache; HF_HUB_OFFLINE=1 too")
+    flags.add_hub(parser, "only check what is in the cache; HF_HUB_OFFLINE=1 too")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -88,9 +88,7 @@ def reconstruction_parser() -> argparse.ArgumentParser:
         help="vfm-vae: torchvision's resize and crop, sampled latents, truncation, and a Gaussian SSIM besides",
     )
     parser.add_argument("--tokens", metavar="N,N", help="tokens whose sampling points are drawn (default: four)")
-    parser.add_argument(
-        "--lpips", metavar="PATH", help="torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
-    )
+    flags.add_lpips(parser)
     parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
     flags.add_measuring_encoder(
         parser, "--distance", "also distance@ENCODER: LPIPS without learned heads, on any timm encoder's features"
@@ -202,7 +200,7 @@ def generation_parser() -> argparse.ArgumentParser:
     _add_inception_flags(
         parser,
         ("--ref-batch", "--reference"),
-        "npz of ADM or `vfmtok stats --reference`, a folder of images, or a dataset",
+        f"npz of ADM ({flags.ADM_REFERENCE}) or `vfmtok stats --reference`, a folder of images, or a dataset",
     )
     flags.add_spatial_tap(parser)
     return parser

@@ -34,6 +34,11 @@ TOKENIZER = (
     "--vq-ckpt",
     "the tokenizer: a run's folder, a checkpoint, released weights, or REPOSITORY[:PART] (see `vfmtok download`)",
 )
+# What every generator's published numbers are compared with.
+ADM_REFERENCE = (
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+    "VIRTUAL_imagenet256_labeled.npz"
+)
 TOKENIZER_CONFIG = ("--transformer-config-file", "the tokenizer's configuration, for weights without their own")
 
 
@@ -207,6 +212,12 @@ def modern(setting: str) -> str:
     return f"generator.{setting[4:]}" if setting.startswith("gpt.") else setting
 
 
+def add_hub(parser: Parser, offline: str) -> None:
+    """``args.cache_dir`` and ``args.offline``, for ``weights.download.hub_access``; ``offline`` is the help text."""
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="another cache than huggingface_hub's")
+    parser.add_argument("--offline", action="store_true", help=offline)
+
+
 # --------------------------------------------------------------------------------------
 # Networks that measure
 # --------------------------------------------------------------------------------------
@@ -215,6 +226,11 @@ def modern(setting: str) -> str:
 def add_inception(parser: Parser) -> None:
     text = "Inception weights (default: $VFMTOK_INCEPTION, torch hub's cache, or downloaded)"
     parser.add_argument("--inception", metavar="PATH", help=text)
+
+
+def add_lpips(parser: Parser) -> None:
+    text = "torchvision's VGG16 weights (default: torch hub's cache, or downloaded)"
+    parser.add_argument("--lpips", metavar="PATH", help=text)
 
 
 def add_measuring_encoder(parser: Parser, flag: str, text: str) -> None:

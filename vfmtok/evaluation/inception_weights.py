@@ -52,7 +52,7 @@ def find_weights(path: str | Path | None = None, url: str = URL, download: bool 
 
 
 def _fill_cache(cached: Path, url: str, download: bool) -> None:
-    looked = f"looked for an argument, ${VARIABLE} and {cached}"
+    looked = f"looked for --inception, ${VARIABLE} and {cached}"
     if cached.is_file():
         _check_hash(reading.sha256(cached), url, f"{cached}: delete it or name another file")
     elif download:
@@ -60,10 +60,13 @@ def _fill_cache(cached: Path, url: str, download: bool) -> None:
             fetch(url, cached)
         except WeightsError as error:
             raise WeightsError(
-                f"no Inception weights: {looked}; {error}; fetch the file elsewhere and name it by ${VARIABLE}"
+                f"no Inception weights: {looked}; {error}; fetch the file elsewhere and name it by --inception or "
+                f"${VARIABLE}"
             ) from None
     else:
-        raise WeightsError(f"no Inception weights: {looked}; download {url} and name the file by ${VARIABLE}")
+        raise WeightsError(
+            f"no Inception weights: {looked}; download {url} and name the file by --inception or ${VARIABLE}"
+        )
 
 
 def fetch(url: str, target: Path) -> None:

@@ -4,6 +4,7 @@ A file is one measurement, or a model with ``rows`` (with and without guidance):
 file says for all. The row "cfg" of gpt-b.yaml is the manifest ``gpt-b-cfg``; of a file of one's own, ``FILE.yaml:cfg``.
 """
 
+import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vfmtok.errors import ConfigError
 from vfmtok.generators import family_of_size
 
 FOLDER = Path(__file__).parent / "manifests"
+CLOSEST = 4  # names to offer for one that is unknown
 NUMBERS = {  # that each task measures
     "reconstruction": (
         *("rFID", "rIS", "PSNR", "SSIM", "SSIM (data range 2)", "SSIM (Gaussian)", "LPIPS"),
@@ -29,8 +31,10 @@ class Expected:
     """A published number and how far from it a measurement may be.
 
     Attributes:
-        paper: what the paper prints, where the README of the released files says otherwise.
-        binding: False: it is of another run than the released file, shown for comparison, and decides nothing.
+        paper: what a paper prints, where ``value`` is another source's (the manifest's ``source`` says which); it is
+            shown and decides nothing.
+        binding: False: it is of another run than the released file, or measured by others: shown for comparison, and
+            decides nothing.
     """
 
     name: str
@@ -111,6 +115,7 @@ class Manifest:
             hint = closest_match(number.name, known)
             require(number.name in known, "expected.name", f"must be one of {', '.join(known)}{hint}", number.name)
             require(number.band > 0, f"expected.band of {number.name}", "must be positive", number.band)
+        require(len(self.deciding) > 0, "expected", "must name a number that decides", self.expected)
         for name in ("gpt", "sampling"):
             given = getattr(self, name) is not None
             require(given == (self.task == "generation"), name, f"does not fit task {self.task}", getattr(self, name))
@@ -124,6 +129,20 @@ class Manifest:
         if self.gpt_model is not None:
             family_of_size(self.gpt_model)
 
+    def measures(self, name: str) -> bool:
+        """Whether a number of this name was published."""
+        return any(number.name == name for number in self.expected)
+
+    @property
+    def deciding(self) -> list[Expected]:
+        """The numbers that must all be within their bands."""
+        return [number for number in self.expected if number.binding]
+
+    @property
+    def shown(self) -> list[Expected]:
+        """The numbers that are measured besides and decide nothing."""
+        return [number for number in self.expected if not number.binding]
+
 
 def manifest_names() -> list[str]:
     """Of the published ones."""
@@ -133,7 +152,7 @@ def manifest_names() -> list[str]:
 def find_manifest(name: str) -> Manifest:
     """A published one by name, or one's own by the path of its file and, if it has several rows, FILE.yaml:ROW.
 
-    Raises ConfigError: there is none (names the closest match), or it breaks the schema (names the key).
+    Raises ConfigError: there is none (names the closest ones), or it breaks the schema (names the key).
     """
     published = _published()
     if name in published:
@@ -147,8 +166,10 @@ def find_manifest(name: str) -> Manifest:
                 f"{path} has the rows {', '.join(manifests)}: name one, as {path}:{next(iter(manifests))}"
             )
         return manifests[row]
-    hint = closest_match(name, published)
-    raise ConfigError(f"no manifest '{name}'{hint}: give one of {', '.join(sorted(published))}, or a YAML file")
+    close = [known for known in sorted(published) if known.startswith(name)]
+    close = close or difflib.get_close_matches(name, published, n=CLOSEST, cutoff=0.5)
+    hint = f" (closest: {', '.join(close[:CLOSEST])})" if close else ""
+    raise ConfigError(f"no manifest '{name}'{hint}: give a name of `vfmtok reproduce --list`, or a YAML file")
 
 
 def read_manifests(path: Path) -> dict[str, Manifest]:
