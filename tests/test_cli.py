@@ -16,6 +16,13 @@ def test_help_names_every_command_and_imports_none_of_them():
     assert result.stdout.endswith("[]\n")
 
 
+def test_help_of_a_command_waits_for_no_torch():
+    code = "import sys; from vfmtok.cli import main\ntry: main(['reproduce', '--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted(m for m in sys.modules if m in ('torch', 'timm', 'torch_fidelity')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert "VIRTUAL_imagenet256" in "".join(result.stdout.split()) and result.stdout.endswith("[]\n"), result.stderr
+
+
 def test_preparing_imports_neither_torch_nor_pyarrow(tmp_path):
     code = f"import sys; from vfmtok.cli import main\ncode = main(['prepare', 'sample', {str(tmp_path / 'out')!r}])\n"
     code += "print(code, sorted(m for m in sys.modules if m in ('torch', 'timm', 'pyarrow')))"

@@ -1,5 +1,6 @@
 """Manifests and `vfmtok reproduce`: the published tables, a strict schema, passed and failed by the bands."""
 
+import numpy as np
 import pytest
 import tiny_models
 import yaml
@@ -7,7 +8,8 @@ import yaml
 import vfmtok
 from vfmtok import cli
 from vfmtok.commands import evaluation_flags as flags
-from vfmtok.commands.reproduce import verdict
+from vfmtok.commands import flags as shared_flags
+from vfmtok.commands.reproduce_verdict import verdict
 from vfmtok.errors import ConfigError
 from vfmtok.evaluation.reconstruction import Measures, evaluate_reconstruction
 from vfmtok.pretrained.manifest import FOLDER, find_manifest, manifest_names
@@ -99,6 +101,10 @@ def test_a_trial_does_not_measure_a_whole_dataset(num, whole, capsys):
         ({"resize": "pillow"}, "resize does not fit task generation"),
         ({"gpt": None}, "gpt does not fit task generation"),
         ({"count": 0}, "count must be"),
+        (
+            {"expected": [{"name": "IS", "value": 1.0, "band": 0.1, "binding": False}]},
+            "must name a number that decides",
+        ),
     ],
 )
 def test_the_schema_is_strict(tmp_path, change, message):
@@ -119,18 +125,19 @@ def test_the_verdict():
     manifest = find_manifest("gpt-b-no-cfg")
     values = {f"{number.name} (no CFG)": number.value for number in manifest.expected}
     lines, failed = verdict(manifest, results_of(values))
-    assert failed is None and lines[-1] == "  PASSED"
+    assert failed is None and lines[-1] == "  PASSED: within their bands are 5 of the 5 numbers that decide"
     edge = {**values, "gFID (no CFG)": 3.09 + 0.0999, "IS (no CFG)": 173.6 - 3.49}
     assert verdict(manifest, results_of(edge))[1] is None
     for value in (3.09 + 0.11, 3.09 - 0.11, float("nan")):  # better than published is not reproduced either
         lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": value}))
-        assert lines[-1] == "  FAILED" and failed.startswith("gFID is ")
+        assert lines[-1] == "  FAILED: within their bands are 4 of the 5 numbers that decide"
+        assert failed.startswith("gFID is ")
     for number in manifest.expected:  # the edges belong to the band, whatever their binary digits
         for value in (number.value - number.band, number.value + number.band):
             for written in (value, round(value, 3)):
                 assert verdict(manifest, results_of({**values, f"{number.name} (no CFG)": written}))[1] is None
     lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": None}))  # what results.json has of nan
-    assert lines[-1] == "  FAILED" and failed.startswith("gFID is nan")
+    assert lines[-1].startswith("  FAILED: ") and failed.startswith("gFID is nan")
     few = results_of({**values, "gFID (no CFG)": None}, count=10)
     assert verdict(manifest, few, trial=True)[1] is None
     assert verdict(manifest, few)[1] == "10 images instead of the published 50,000"  # a dataset that is not whole
@@ -145,6 +152,10 @@ def test_what_is_of_another_run_decides_nothing():
     far = {f"{number.name} (no CFG)": number.value * 2 for number in manifest.expected if not number.binding}
     lines, failed = verdict(manifest, results_of({"gFID (no CFG)": 2.05, **far}))
     assert failed is None and any("2.09 ± 0.1 (paper 1.95): passed" in line for line in lines)
+    assert any("published 259.3 ± 5.2: outside, decides nothing" in line for line in lines)
+    assert lines[-1] == "  PASSED: within their bands are 1 of the 1 numbers that decide"
+    few = verdict(manifest, results_of({"gFID (no CFG)": 2.05, **far}, count=10), trial=True)[0]
+    assert any("published 259.3 ± 5.2: not comparable, decides nothing" in line for line in few)
     assert verdict(manifest, results_of({"gFID (no CFG)": 2.05}))[1] is None
     assert verdict(manifest, results_of({"gFID (no CFG)": 1.95, **far}))[1].startswith("gFID is 1.950")
 
@@ -195,12 +206,12 @@ def test_a_tokenizer_s_number_passes_fails_or_is_not_compared(own, tmp_path, cap
     common = ["--data", str(folder / "data"), "--no-fid", "--set", encoder, "--results-dir", str(tmp_path / "results")]
     path = write_manifest(tmp_path / "same.yaml", folder, expected=numbers)
     assert cli.main(["reproduce", path, "--num", "14", *common]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "  PASSED"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("  PASSED: ")
     numbers[0]["value"] += 1
     path = write_manifest(tmp_path / "other.yaml", folder, expected=numbers)
     assert cli.main(["reproduce", path, "--num", "14", *common]) == 2
     said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == "  FAILED" and "own: FAILED, PSNR is" in said.err
+    assert said.out.splitlines()[-1].startswith("  FAILED: ") and "own: FAILED, PSNR is" in said.err
     assert cli.main(["reproduce", path, "--num", "6", *common]) == 0
     assert "nothing is passed or failed: 6 images instead of the published 14" in capsys.readouterr().out
 
@@ -222,7 +233,24 @@ def test_a_generator_s_trial(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gpt-z"], "no manifest 'gpt-z' (closest match: 'gpt-"),
+        (["gpt-z"], "no manifest 'gpt-z' (closest: gpt-"),
+        (["gpt-l"], "(closest: gpt-l-cfg, gpt-l-no-cfg): give a name of `vfmtok reproduce --list`"),
+        (["zzz"], "no manifest 'zzz': give a name of `vfmtok reproduce --list`"),
+        (["gpt-b-cfg"], f"from {shared_flags.ADM_REFERENCE}"),
+        (["gpt-b-cfg", "--ref-batch", "/none.npz"], "--ref-batch: there is no file or folder /none.npz"),
+        (["gpt-b-cfg", "--ref-batch", __file__, "--lpips", "x"], "--lpips has no place in gpt-b-cfg"),
+        (["tokenizer", "--data", "/none"], "--data: no dataset at /none; `vfmtok prepare` makes one"),
+        (["vfmvae-tokenizer", "--num", "1", "--data", "{data}", "--lpips", "/none"], "--lpips: there is no file /none"),
+        (["ditdh-xl-80e-no-cfg", "--num", "1", "--stats-file", "/none"], "--latent-stats: there is no file /none"),
+        (["ditdh-xl-80e-no-cfg", "--num", "1", "--stats-file", "{empty}"], "empty.npz"),
+        (["gpt-b-cfg", "--ref-batch", "{empty}"], "is no npz, or was not downloaded to its end"),
+        (["gpt-b-cfg", "--ref-batch", "{foreign}"], "foreign.npz is no reference: it has neither mu and sigma nor"),
+        (["gpt-b-cfg", "--ref-batch", "{folder}"], "no image files in "),
+        (["gpt-b-cfg", "--ref-batch", "{data}", "--offline"], "looked for --inception, $VFMTOK_INCEPTION and "),
+        (["gpt-b-cfg", "--ref-batch", "{data}", "--inception", "/none"], "no Inception weights at /none"),
+        (["tokenizer", "--data", "{data}"], "holds 14 images, the published numbers are of 50,000: name the whole"),
+        (["tokenizer", "--data", "{data}", "--num", "50000"], "or give --num (at most 14) for a trial that compares"),
+        (["tokenizer", "--data", "{data}", "--num", "15", "--no-fid"], "--num 15 is more than the 14 images of --data"),
         (["tokenizer"], "name --data: the same 50,000 ImageNet validation images"),
         (["gpt-b-cfg"], "name --ref-batch: ADM's VIRTUAL_imagenet256_labeled.npz"),
         (["gpt-b-cfg", "--num", "0"], "--num must be 1 to 50000"),
@@ -231,12 +259,44 @@ def test_a_generator_s_trial(own, tmp_path, capsys):
         ([], "name what to reproduce"),
     ],
 )
-def test_wrong_usage_is_one_line(capsys, arguments, message):
-    assert cli.main(["reproduce", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+def test_wrong_usage_is_one_line_before_anything_is_fetched(hub, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("VFMTOK_INCEPTION", raising=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "foreign.npz", mean=np.zeros(2))
+    places = {name: tmp_path / name for name in ("data", "folder")}
+    places |= {name: tmp_path / f"{name}.npz" for name in ("empty", "foreign")}
+    if "{data}" in arguments:
+        tiny_models.write_dataset(places["data"])
+    assert cli.main(["reproduce", *(word.format(**places) for word in arguments)]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1
+    assert not said.out and not hub.gets
 
 
 def test_the_list_tells_all(capsys):
     assert cli.main(["reproduce", "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == manifest_names()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == manifest_names()
+    for line, manifest in zip(lines, map(find_manifest, manifest_names()), strict=True):
+        assert all(f"{number.name} {number.value:g}" in line for number in manifest.expected)
+        assert ("; shown only: " in line) == any(not number.binding for number in manifest.expected)
+
+
+def test_what_decides_is_told_before_measuring(capsys):
+    assert cli.main(["reproduce", "gpt-l-no-cfg", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "  must pass  gFID 2.15 ± 0.1 (paper 2.11)\n" in said
+    assert "Rc 0.6 ± 0.015: decide nothing\n" in said and "X is shown and decides nothing" in said
+    assert said.count("Estimated, not measured here.") == 1 and shared_flags.ADM_REFERENCE in said
+    assert cli.main(["reproduce", "ditdh-xl-80e-no-cfg", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "shown only" not in said and "(paper X)" not in said
+    assert "assumed    Denoiser and decoder compute in float32 here; the published run had both under bfloat16" in said
+    assert "weights    the average (EMA)" in said
+
+
+def test_every_generation_says_where_its_reference_comes_from():
+    for manifest in map(find_manifest, manifest_names()):
+        assert (shared_flags.ADM_REFERENCE in manifest.reference) == (manifest.task == "generation")

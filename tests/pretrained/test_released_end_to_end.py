@@ -5,6 +5,7 @@ The files are small and drawn by rule; ``--set`` says their shape. At full size:
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import golden_rule
@@ -130,6 +131,27 @@ def test_sampled_measured_and_reproduced(system, tmp_path, capsys, one_thread):
             made = sorted(path.name for path in (tmp_path / f"results/{name}-{manifest}-4").iterdir())
             assert len(made) == (2 if name == "hita" else 1)  # both boundaries
             assert ("embedded as in training, which decides nothing" in said) == (name == "hita")
+
+
+@pytest.mark.parametrize("system", ["llamagen", "rar"], indirect=True)
+def test_reproduced_where_the_hub_is_not_reached(system, tmp_path, monkeypatch, capsys, one_thread):
+    """By a copy of the cache that another machine filled; and without a frozen encoder, which decoding does not use."""
+    name, repository, (first, second), _, (of_tokenizer, of_generator) = system
+    assert cli.main(["download", repository, first, second, "--cache-dir", str(tmp_path / "there")]) == 0
+    shutil.copytree(tmp_path / "there", tmp_path / "copied", symlinks=True)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    manifest = f"{name}-{SYSTEMS[name][-1][1]}"
+    words = ["reproduce", manifest, "--num", "4", "--no-fid", "--offline", *of_tokenizer, *of_generator]
+    assert cli.main([*words, "--results-dir", str(tmp_path / "none")]) == 2
+    assert "is not in the cache" in capsys.readouterr().err
+    words += ["--cache-dir", str(tmp_path / "copied")]
+    encoders = {"own": [], "random": ["--set", "tokenizer.encoder.weights=random"]}
+    pixels = []
+    for which in encoders if PUBLISHED[repository].encoder else ("own",):
+        assert cli.main([*words, *encoders[which], "--results-dir", str(tmp_path / which)]) == 0
+        (folder,) = (tmp_path / which / f"{manifest}-4").iterdir()
+        pixels.append(tiny_models.samples_in(folder)[0])
+    assert all(np.array_equal(pixels[0], other) for other in pixels)
 
 
 def test_what_was_trained_is_exported_under_the_released_names(system, tmp_path):
