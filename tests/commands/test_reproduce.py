@@ -160,6 +160,13 @@ def test_what_is_of_another_run_decides_nothing():
     assert verdict(manifest, results_of({"gFID (no CFG)": 1.95, **far}))[1].startswith("gFID is 1.950")
 
 
+def test_names_of_several_words_are_told_once():
+    manifest = find_manifest("llamagen-tokenizer-vq16-384")
+    lines, failed = verdict(manifest, results_of({"rFID": 0.94, "codebook usage": 99.7}))
+    assert failed is None
+    assert "  codebook usage  99.700, published 97 ± 0.5 (paper 99.7): outside, decides nothing" in lines
+
+
 def test_rows_of_a_file_of_one_s_own(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text((FOLDER / "gpt-b.yaml").read_text())

@@ -21,7 +21,7 @@ def verdict(manifest: Manifest, results: dict[str, Any], trial: bool = False) ->
     lines, failed = [manifest.title + ":"], []
     for expected in manifest.expected:
         entry = found.get(expected.name)
-        published = f"published {str(expected).partition(' ')[2]}"
+        published = f"published {expected.published}"
         decides = "" if expected.binding else ", decides nothing"
         if entry is None:
             lines.append(f"  {expected.name:<15} was not measured, {published}{decides}")

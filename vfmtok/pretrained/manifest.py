@@ -43,9 +43,14 @@ class Expected:
     paper: float | None = None
     binding: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def published(self) -> str:
+        """The value, its band and the paper's value, for people."""
         paper = f" (paper {self.paper:g})" if self.paper is not None else ""
-        return f"{self.name} {self.value:g} ± {self.band:g}{paper}"
+        return f"{self.value:g} ± {self.band:g}{paper}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.published}"
 
 
 @dataclass(frozen=True)
