@@ -133,7 +133,6 @@ def test_sampled_measured_and_reproduced(system, tmp_path, capsys, one_thread):
             assert ("embedded as in training, which decides nothing" in said) == (name == "hita")
 
 
-@pytest.mark.parametrize("system", ["llamagen", "rar"], indirect=True)
 def test_reproduced_where_the_hub_is_not_reached(system, tmp_path, monkeypatch, capsys, one_thread):
     """By a copy of the cache that another machine filled; and without a frozen encoder, which decoding does not use."""
     name, repository, (first, second), _, (of_tokenizer, of_generator) = system
@@ -149,8 +148,8 @@ def test_reproduced_where_the_hub_is_not_reached(system, tmp_path, monkeypatch, 
     pixels = []
     for which in encoders if PUBLISHED[repository].encoder else ("own",):
         assert cli.main([*words, *encoders[which], "--results-dir", str(tmp_path / which)]) == 0
-        (folder,) = (tmp_path / which / f"{manifest}-4").iterdir()
-        pixels.append(tiny_models.samples_in(folder)[0])
+        folders = sorted((tmp_path / which / f"{manifest}-4").iterdir())  # of Hita, both boundaries
+        pixels.append([tiny_models.samples_in(folder)[0] for folder in folders])
     assert all(np.array_equal(pixels[0], other) for other in pixels)
 
 
