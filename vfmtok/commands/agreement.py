@@ -13,7 +13,7 @@ from vfmtok import distributed
 from vfmtok.code import check_fits
 from vfmtok.commands import flags
 from vfmtok.commands.models import add_models, open_models
-from vfmtok.commands.sampling_flags import add_sampling, changed, sampling_of
+from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.data.code_cache import Cache, CodeCache, check_tokenizer
 from vfmtok.data.dataset_folder import open_split
 from vfmtok.data.latent_cache import LatentCache, open_cache
@@ -34,7 +34,7 @@ from vfmtok.evaluation.encoder_distance import HeldOutDistances, open_encoder
 from vfmtok.evaluation.latent_agreement import largest_similarity, positional_latents
 from vfmtok.evaluation.results import Measured, Number, as_lines, as_tree
 from vfmtok.files import write_json
-from vfmtok.generators.contract import at_scale
+from vfmtok.generators.contract import at_scale, changed
 from vfmtok.generators.drawing import draw_codes
 from vfmtok.tokenizers.contract import Tokenizer
 from vfmtok.weights.hashing import tokenizer_hash

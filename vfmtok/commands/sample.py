@@ -12,8 +12,9 @@ import torch
 from vfmtok import distributed
 from vfmtok.commands.models import add_models, open_models
 from vfmtok.commands.pictures_of_images import picture_path, save
-from vfmtok.commands.sampling_flags import add_sampling, changed, sampling_of
+from vfmtok.commands.sampling_flags import add_sampling, sampling_of
 from vfmtok.errors import ConfigError
+from vfmtok.generators.contract import changed
 from vfmtok.generators.drawing import draw_images, to_precision
 from vfmtok.pictures.rows import draw_rows
 

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 
 import yaml
 
@@ -114,9 +113,3 @@ def sampling_of(args: argparse.Namespace, generator: Generator) -> SamplingSetti
             raise ConfigError(f"--sampling {text}: {value} is no value") from None
     source = f"settings of how a {generator.config.kind} generator samples"
     return config_from_dict(given, generator.sampling, source)
-
-
-def changed(settings: SamplingSettings) -> list[str]:
-    """What is not by default, guidance left out, which ``settings.guidance`` tells: ["steps 50", "method heun"]."""
-    names = [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
-    return [f"{name} {getattr(settings, name)}" for name in names if not name.startswith("cfg_")]

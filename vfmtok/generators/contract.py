@@ -36,6 +36,12 @@ def at_scale(settings: Settings, scale: float) -> Settings:
     return replace(settings, **{**guiding, "cfg_scale": scale})
 
 
+def changed(settings: SamplingSettings) -> list[str]:
+    """What is not by default, guidance left out, which ``settings.guidance`` tells: ["steps 50", "method heun"]."""
+    names = [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
+    return [f"{name} {getattr(settings, name)}" for name in names if not name.startswith("cfg_")]
+
+
 @runtime_checkable
 class Generator(Protocol):
     """An ``nn.Module`` with these attributes.

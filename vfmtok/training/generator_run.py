@@ -16,7 +16,7 @@ from vfmtok.data.latent_cache import shown
 from vfmtok.data.order import evenly_spaced
 from vfmtok.errors import ConfigError, DataError, VFMTokError
 from vfmtok.generators import build_generator
-from vfmtok.generators.contract import Generator
+from vfmtok.generators.contract import Generator, changed
 from vfmtok.generators.counter_random import Draws
 from vfmtok.generators.drawing import draw_images
 from vfmtok.layers.precision import DTYPES, autocast
@@ -283,7 +283,9 @@ class GeneratorRun:
                 log.alarm(step, f"no picture of {prefix}samples: {error}")
                 continue
             rows = pixels.reshape(len(chosen), config.per_class, size, size, 3)
-            title = f"step {step}: {self.sampling.guidance}, seed {config.seed}"
+            weights = "average of the weights" if prefix else "weights"
+            drawn = ", ".join([self.sampling.guidance, *changed(self.sampling)])
+            title = f"step {step}, {weights}: {drawn}, seed {config.seed}"
             log.picture(step, f"{prefix}samples", draw_rows(rows, names, title))
 
 
