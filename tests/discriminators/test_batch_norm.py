@@ -88,6 +88,7 @@ def share_of_a_rank(rank: int) -> dict[str, Tensor]:
 def test_two_ranks_of_unequal_batches_are_one_process(tmp_path):
     whole = step(images_of_all_ranks(), [6], 0)
     parts = ranks.run(share_of_a_rank, tmp_path)
+    last_bias = [name for name in whole if name.startswith("gradient") and name.endswith(".bias")][-1]
     for name, wanted in whole.items():
         if name == "logits":
             found = torch.cat([part[name] for part in parts])
@@ -99,4 +100,10 @@ def test_two_ranks_of_unequal_batches_are_one_process(tmp_path):
             assert torch.equal(parts[0][name], parts[1][name]), name  # statistics do not drift apart
             found = parts[0][name]
         scale = wanted.abs().max().clamp_min(1e-30)
+        if (
+            name == last_bias
+        ):  # a sum of the logits' gradients, of both signs: it rounds as they do, not as what is left
+            terms = 3 * whole["logits"].mul(3).cos().abs().mean()
+            assert scale < 0.1 * terms
+            scale = terms
         assert (found - wanted).abs().max() <= 2e-5 * scale or scale < 1e-7, name

@@ -60,5 +60,5 @@ def test_a_continued_run_is_the_uninterrupted_one(hita_recipe, train):
 def test_any_timm_encoder_serves(hita_recipe, train):
     """One without a class token, of several levels: the last is read, all are compared by the perceptual loss."""
     encoder = {"name": "test_efficientnet", "image_size": 32, "levels": [2, 3, 4], "weights": "random"}
-    losses = log_of(train(hita_recipe("optimizer.steps=2", encoder=encoder)))[-1]
+    losses = log_of(train(hita_recipe("optimizer.steps=2", "codebook.continuous_steps=1", encoder=encoder)))[-1]
     assert losses["loss/perceptual"] > 0 and losses["loss/feature"] > 0
