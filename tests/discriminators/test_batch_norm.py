@@ -100,9 +100,7 @@ def test_two_ranks_of_unequal_batches_are_one_process(tmp_path):
             assert torch.equal(parts[0][name], parts[1][name]), name  # statistics do not drift apart
             found = parts[0][name]
         scale = wanted.abs().max().clamp_min(1e-30)
-        if (
-            name == last_bias
-        ):  # a sum of the logits' gradients, of both signs: it rounds as they do
+        if name == last_bias:  # a sum of the logits' gradients, of both signs: it rounds as they do
             terms = 3 * whole["logits"].mul(3).cos().abs().mean()
             assert scale < 0.1 * terms
             scale = terms
