@@ -127,7 +127,7 @@ def given_steps(args: argparse.Namespace, recipe: Any) -> dict[str, Any]:
         )
     if args.steps > recipe.optimizer.steps:
         raise ConfigError(f"--steps {args.steps}: the recipe has {recipe.optimizer.steps} (--set optimizer.steps)")
-    return dict(shortened(recipe, args.steps, recipe.optimizer.steps))
+    return shortened(recipe, args.steps, recipe.optimizer.steps)
 
 
 def add_weights_to_start_from(parser: Parser, flag: str) -> None:

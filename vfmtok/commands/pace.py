@@ -64,6 +64,17 @@ def run(args: argparse.Namespace) -> None:
         write_json(Path(args.out).expanduser(), found.as_json())
 
 
+def _row(recipe: str, args: argparse.Namespace) -> RowConfig:
+    """Of a tokenizer; the last one's has the generator."""
+    generator = args.generator if recipe == args.recipes[-1] else None
+    return RowConfig(
+        name=recipe if generator is None else f"{recipe} + {generator}",
+        tokenizer=recipe,
+        tokenizer_set=() if recipe == args.recipes[0] else ALONE,
+        generator=generator,
+    )
+
+
 def _forecast(args: argparse.Namespace, folder: Path, begun: float) -> Forecast:
     """``begun``: when the command was; the minutes count from there."""
     steps = f" --steps {args.steps}" if args.steps else ""
@@ -73,15 +84,7 @@ def _forecast(args: argparse.Namespace, folder: Path, begun: float) -> Forecast:
         codes=f"--views {args.views}",
         reconstruction="--no-fid --no-lpips",
         agreement=f"--cfg-scales {' '.join(args.cfg_scales)}{steps}" if args.generator else None,
-        rows=tuple(
-            RowConfig(
-                name=" + ".join((recipe, *([args.generator] if args.generator and recipe == args.recipes[-1] else []))),
-                tokenizer=recipe,
-                tokenizer_set=() if recipe == args.recipes[0] else ALONE,
-                generator=args.generator if recipe == args.recipes[-1] else None,
-            )
-            for recipe in args.recipes
-        ),
+        rows=tuple(_row(recipe, args) for recipe in args.recipes),
     )
     rows = resolve(study, PARSERS, Changes(tuple(args.tokenizer_set), tuple(args.generator_set)))
     data = open_data(study.data, folder)

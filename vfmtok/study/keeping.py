@@ -32,13 +32,13 @@ def keep(plan: Plan, pictures: Iterable[str], folder: Path) -> int:
         for name in ("study.html", "table.json", "table.md", *(f"{name}.png" for name in pictures)):
             shutil.copyfile(plan.folder / name, folder / name)
         for step in plan.steps:
-            if step.done:
+            known = read_json(step.folder / "step.json") or {}
+            if known.get("done"):
                 for file, source in kept_files(step).items():
                     if file in index:  # of another row, whose name is the same without its signs
                         file = f"{step.key}-{file}"
                     shutil.copyfile(source, logs / file)
-                    seconds = read_json(step.folder / "step.json").get("seconds")
-                    index[file] = {"kind": step.kind, "serves": step.needed_by, "seconds": seconds}
+                    index[file] = {"kind": step.kind, "serves": step.needed_by, "seconds": known.get("seconds")}
         write_json(logs / "steps.json", index)
     except OSError as error:
         raise DataError(f"cannot keep the study in {folder}: {error.strerror or error}") from None

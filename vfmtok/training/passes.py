@@ -16,10 +16,10 @@ def micro_batches(size: int, *tensors: Tensor) -> Iterator[tuple[bool, tuple[Ten
 
 
 def in_words(world: distributed.World, accumulation: int, micro_batch: int) -> str:
-    """How a step's samples are shared: "8", or "2 processes x 4 passes x 8"."""
+    """How a step's samples are shared, after their number: " = 2 processes x 4 passes x 8"; "" for a single pass."""
     parts = [f"{world.size} processes"] if world.size > 1 else []
     parts += [f"{accumulation} passes"] if accumulation > 1 else []
-    return " x ".join([*parts, str(micro_batch)])
+    return f" = {' x '.join([*parts, str(micro_batch)])}" if parts else ""
 
 
 def wrap(module: nn.Module, world: distributed.World, find_unused: bool = False) -> nn.Module:

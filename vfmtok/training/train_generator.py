@@ -99,7 +99,6 @@ def _summary(run: GeneratorRun) -> str:
     if cache is not None and cache.num_ranks > 1:
         source += f" ({cache.num_ranks} sequences of each of its {len(cache)} images)"
     shares = passes.in_words(world, recipe.run.accumulation, plan.micro_batch)
-    shares = f" = {shares}" if "x" in shares else ""
     return (
         f"generator of {run.parameters / 1e6:.2f} M parameters, {len(run.data)} samples of the {source}, "
         f"{plan.steps} steps of {recipe.run.global_batch}{shares}, learning rate {run.optimizer_config.lr:.3g}, "

@@ -120,7 +120,6 @@ def _summary(run: TokenizerRun) -> str:
     trained = sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.tokenizer.parameters() if not p.requires_grad)
     shares = passes.in_words(world, recipe.run.accumulation, plan.micro_batch)
-    shares = f" = {shares}" if "x" in shares else ""
     return (
         f"tokenizer of {trained / 1e6:.2f} M parameters (+ {frozen / 1e6:.2f} M frozen), {len(run.records)} images, "
         f"{plan.steps} steps of {recipe.run.global_batch}{shares}, autocast {recipe.run.precision}, on {world.device}; "
