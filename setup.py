@@ -54,6 +54,7 @@ setup(
             "pillow-heif>=0.16",
             "pyarrow>=14",
             "pytest>=8.0",
+            "pytest-timeout>=2.2",
             "pytest-xdist>=3.8",
             "ruff>=0.17,<0.18",  # a formatter of another version formats otherwise
             "simplejpeg>=1.7",

@@ -22,4 +22,4 @@ fi
 "$venv/bin/ruff" format --check .
 # Two test files at a time, each on one core: tests of several processes and of scripts wait more than they compute.
 export OMP_NUM_THREADS=1
-exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 "$@"
