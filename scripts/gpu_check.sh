@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-${VENV:-.venv}/bin/python}
-"$python" -c 'import pytest, vfmtok' 2> /dev/null || { echo "scripts/gpu_check.sh: error: run scripts/test.sh --version first, which installs what this needs" >&2; exit 2; }
+"$python" -c 'import pytest, pytest_timeout, vfmtok' 2> /dev/null || { echo "scripts/gpu_check.sh: error: run scripts/test.sh --version first, which installs what this needs" >&2; exit 2; }
 exec "$python" benchmarks/gpu_check.py "$@"

@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+
+TIMEOUT = timedelta(minutes=10)  # for a rank to wait for another: a test that hangs is to end
 
 
 def run(program: Callable[[int], Any], folder: Path, size: int = 2) -> list[Any]:
@@ -18,7 +21,8 @@ def run(program: Callable[[int], Any], folder: Path, size: int = 2) -> list[Any]
 
 def _join(rank: int, program: Callable[[int], Any], folder: str, size: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=size)
+    place = f"file://{folder}/meeting_point"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size, timeout=TIMEOUT)
     torch.save(program(rank), f"{folder}/rank{rank}.pt")
     dist.barrier()  # gloo aborts a process whose peer leaves while it still sends
     os._exit(0)  # and now and then one that takes the group down (vfmtok/distributed.py: leave)

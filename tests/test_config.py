@@ -125,11 +125,14 @@ def test_mistakes_are_named_in_one_line(write, text, message):
         ("sampler..depth=1", "--set takes section.field=value"),
         ("sampler.dpeth=1", "unknown key 'sampler.dpeth' (closest match: 'sampler.depth')"),
         ("image_size.x=1", "image_size' is a value, not a section"),
+        ("encoder.levels.0.x=1", "encoder.levels.0' is a value, not a section"),
+        ("encoder.levels.9.x=1", "encoder.levels' has 2 rows, counted from 0, and no '9'"),
+        ("encoder.levels.0=1", "encoder.levels' is a list: name a field of one of its rows, or all"),
     ],
 )
 def test_wrong_overrides(write, override, message):
     with pytest.raises(vfmtok.ConfigError) as error:
-        vfmtok.load_config(write("image_size: 336"), [override])
+        vfmtok.load_config(write("{image_size: 336, encoder: {levels: [1, 2]}}"), [override])
     assert message in str(error.value)
 
 

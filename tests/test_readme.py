@@ -86,7 +86,7 @@ def test_benchmarks_run(command):
     assert "bound" in done.stdout or "published path" in done.stdout
 
 
-@pytest.mark.parametrize("pages", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pages", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
 def test_commands_run_one_after_the_other(pages, tmp_path):
     """Those of the README; and those of all pages, which continue with what it made."""
     commands = [line for line in COMMANDS if line.startswith(RUN) and line not in NOT_TRIED]

@@ -198,3 +198,11 @@ def test_the_encoder_that_reg_names(cache, tmp_path):
     assert recipe.generator.align_encoder is not None
     with pytest.raises(ConfigError, match="--enc-type"):
         parse(f"--code-path {cache} --gpt-model GPT-B --enc-type dinov2-vit-b")
+
+
+def test_a_size_s_published_run_is_shortened(tmp_path):
+    latents = write_latent_cache(tmp_path / "latents")
+    recipe = parse(f"--code-path {latents} --gpt-model REG-XL/1 --steps 1000")
+    assert recipe.optimizer.steps == 1000  # of the 800,000 of its recipe
+    with pytest.raises(ConfigError, match=r"this one makes 300 epochs \(--epochs\)"):
+        parse(f"--code-path {write_cache(tmp_path / 'ids')} --gpt-model GPT-L --steps 1000")

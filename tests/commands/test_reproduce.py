@@ -125,12 +125,12 @@ def test_the_verdict():
     manifest = find_manifest("gpt-b-no-cfg")
     values = {f"{number.name} (no CFG)": number.value for number in manifest.expected}
     lines, failed = verdict(manifest, results_of(values))
-    assert failed is None and lines[-1] == "  PASSED: within their bands are 5 of the 5 numbers that decide"
+    assert failed is None and lines[-1] == "  PASSED: 5 of the 5 deciding numbers lie within their bands"
     edge = {**values, "gFID (no CFG)": 3.09 + 0.0999, "IS (no CFG)": 173.6 - 3.49}
     assert verdict(manifest, results_of(edge))[1] is None
     for value in (3.09 + 0.11, 3.09 - 0.11, float("nan")):  # better than published is not reproduced either
         lines, failed = verdict(manifest, results_of({**values, "gFID (no CFG)": value}))
-        assert lines[-1] == "  FAILED: within their bands are 4 of the 5 numbers that decide"
+        assert lines[-1] == "  FAILED: 4 of the 5 deciding numbers lie within their bands"
         assert failed.startswith("gFID is ")
     for number in manifest.expected:  # the edges belong to the band, whatever their binary digits
         for value in (number.value - number.band, number.value + number.band):
@@ -153,7 +153,7 @@ def test_what_is_of_another_run_decides_nothing():
     lines, failed = verdict(manifest, results_of({"gFID (no CFG)": 2.05, **far}))
     assert failed is None and any("2.09 ± 0.1 (paper 1.95): passed" in line for line in lines)
     assert any("published 259.3 ± 5.2: outside, decides nothing" in line for line in lines)
-    assert lines[-1] == "  PASSED: within their bands are 1 of the 1 numbers that decide"
+    assert lines[-1] == "  PASSED: 1 of the 1 deciding numbers lie within their bands"
     few = verdict(manifest, results_of({"gFID (no CFG)": 2.05, **far}, count=10), trial=True)[0]
     assert any("published 259.3 ± 5.2: not comparable, decides nothing" in line for line in few)
     assert verdict(manifest, results_of({"gFID (no CFG)": 2.05}))[1] is None

@@ -113,7 +113,7 @@ def add_steps(parser: Parser) -> None:
         "--steps",
         type=positive,
         metavar="N",
-        help="shorten the recipe's run to N steps, and with it whatever the recipe counts in steps (warm-up, ...)",
+        help="shorten the recipe's run to N steps, and with it every time that it names (the warm-up's end, ...)",
     )
 
 

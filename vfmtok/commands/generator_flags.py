@@ -109,7 +109,7 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         values |= {f"generator.{key}": value for key, value in family.sizes[args.gpt_model].items()}
         if not args.recipe:
             values |= published_optimizer(args.gpt_model, family.config.kind)
-    values |= flags.given_steps(args, recipe)
+    values |= flags.given_steps(args, with_overrides(recipe, (), values))
     values |= flags.given(args, GENERATOR_FLAGS)
     values |= flags.given_betas(args, recipe.optimizer.betas)
     settings = [flags.modern(setting) for setting in args.set]

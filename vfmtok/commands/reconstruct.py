@@ -38,10 +38,10 @@ ON_A_SHEET = 40  # images
 
 ABOUT = """\
 Image files and folders of any formats, sizes and orientations. Of each the square in its middle is taken, at the
-tokenizer's size, as evaluations do; for all of an oblong image, cut it into squares first. FOLDER gets pictures/
-(input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids, names, the
-tokenizer's hash; latents.npz of a continuous tokenizer) and report.json (the PSNR of every image, what was skipped).
-Given that npz instead of images, the command decodes it."""
+tokenizer's size, as evaluations do; to keep all of an image that is not square, cut it into squares first. FOLDER gets
+pictures/ (input and reconstruction side by side with the PSNR; or, with --sheet, sheet-1.png, ...), ids.npz (ids,
+names, the tokenizer's hash; latents.npz of a continuous tokenizer) and report.json (the PSNR of every image, what was
+skipped). Given that npz instead of images, the command decodes it."""
 EXAMPLES = """for example:
   vfmtok reconstruct photos/ cat.jpg --vq-ckpt results/tok --out seen --points
   vfmtok reconstruct seen/ids.npz --vq-ckpt results/tok --out again"""

@@ -15,6 +15,7 @@ from vfmtok.evaluation.inception_weights import find_weights
 from vfmtok.losses.perceptual import backbone_file, backbone_url
 from vfmtok.pretrained.manifest import Manifest
 from vfmtok.pretrained.published import published_file, split_name
+from vfmtok.weights.download import is_offline
 
 
 def check_flags(args: argparse.Namespace, manifest: Manifest) -> None:
@@ -58,9 +59,9 @@ def check_networks(args: argparse.Namespace, manifest: Manifest) -> None:
     """Raise VFMTokError unless the networks that measure can be had; the Inception's weights are downloaded here if
     they are nowhere. Every process must call it."""
     if not args.no_fid:
-        find_weights(path_of(args.inception), download=not args.offline)
+        find_weights(path_of(args.inception), download=not is_offline())
         import vfmtok.evaluation.inception  # noqa: F401  says if torch-fidelity is missing
-    if manifest.measures("LPIPS") and args.lpips is None and args.offline and not backbone_file("vgg").is_file():
+    if manifest.measures("LPIPS") and args.lpips is None and is_offline() and not backbone_file("vgg").is_file():
         raise ConfigError(
             f"LPIPS needs torchvision's VGG16, which is not at {backbone_file('vgg')}: name it by --lpips "
             f"({backbone_url('vgg')})"

@@ -46,7 +46,7 @@ def verdict(manifest: Manifest, results: dict[str, Any], trial: bool = False) ->
 
 def _summed_up(manifest: Manifest, failed: int) -> str:
     deciding, said = len(manifest.deciding), "FAILED" if failed else "PASSED"
-    return f"  {said}: within their bands are {deciding - failed} of the {deciding} numbers that decide"
+    return f"  {said}: {deciding - failed} of the {deciding} deciding numbers lie within their bands"
 
 
 def beside(manifest: Manifest, results: dict[str, Any]) -> list[str]:

@@ -19,9 +19,10 @@ from vfmtok.weights.saved import SavedCheckpoint
 def locked(folder: Path, world: distributed.World) -> Iterator[None]:
     """Keep other runs out of the folder, which is made, until the end of the context or of this process.
 
-    Raises ConfigError, in all processes, if a run is at work in it or if it can't be made. What ends before the run
-    has written anything leaves no folder.
+    Raises ConfigError, in all processes, if a run is at work in it or if it can't be made. A folder that was made here
+    is removed if the run ends before it has written anything.
     """
+    made = not folder.exists()
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if world.is_main:
@@ -29,10 +30,16 @@ def locked(folder: Path, world: distributed.World) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if world.is_main and not [path for path in folder.iterdir() if path.name != LOCK]:
-                (folder / LOCK).unlink(missing_ok=True)
-                folder.rmdir()
+            if world.is_main and made:
+                with contextlib.suppress(OSError):  # what went wrong before is what the user needs to read
+                    _remove_unused(folder)
             raise
+
+
+def _remove_unused(folder: Path) -> None:
+    if not [path for path in folder.iterdir() if path.name != LOCK]:
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _lock(folder: Path) -> IO:

@@ -1,4 +1,4 @@
-"""What a recipe counts in steps from the beginning of a run: shortened together, and checked to fit."""
+"""What a recipe counts from the beginning of a run, in steps or images: shortened together, and checked to fit."""
 
 from typing import Any
 
@@ -17,15 +17,24 @@ FIELDS = (
 )
 
 
-def shortened(recipe: Any, steps: int, in_full: int) -> dict[str, int]:
+def shortened(recipe: Any, steps: int, in_full: int) -> dict[str, Any]:
     """The settings of a run of ``steps``, where the recipe makes ``in_full``: "optimizer.steps", and in proportion
-    every other step that comes before its end. The first and last steps of rows of ``loss.terms`` stay as they are."""
-    found = {"optimizer.steps": steps}
+    every other time of the recipe that does not lie beyond its end. Intervals (of validations, ...) are no times."""
+    found: dict[str, Any] = {"optimizer.steps": steps}
     for path in FIELDS:
         section, name = path.split(".")
         count = getattr(getattr(recipe, section, None), name, None)
-        if count and count < in_full:
-            found[path] = max(1, round(count * steps / in_full))
+        if count and count <= in_full:
+            found[path] = steps if count == in_full else min(max(1, round(count * steps / in_full)), steps - 1)
+    optimizer = recipe.optimizer
+    if optimizer.warmup_steps is None and optimizer.warmup_epochs:
+        found["optimizer.warmup_epochs"] = optimizer.warmup_epochs * steps / in_full
+    images = recipe.run.global_batch
+    for index, term in enumerate(getattr(getattr(recipe, "loss", None), "terms", ())):
+        for name, unit in (("first_step", 1), ("last_step", 1), ("first_image", images), ("last_image", images)):
+            count, last = getattr(term, name), int(name.startswith("last"))  # the last one is included
+            if count and count + last <= in_full * unit:
+                found[f"loss.terms.{index}.{name}"] = max(0, round((count + last) * steps / in_full) - last)
     return found
 
 
@@ -34,5 +43,5 @@ def require_quantized_steps(continuous_steps: int, steps: int) -> None:
     if continuous_steps >= steps:
         raise ConfigError(
             f"codebook.continuous_steps: the first {continuous_steps} steps are without the codebook, and the run has "
-            f"{steps}: give fewer (vq_train.py --steps {steps} shortens the recipe as a whole)"
+            f"{steps}: give fewer (to shorten a longer recipe use vq_train.py --steps {steps}, which shortens them too)"
         )

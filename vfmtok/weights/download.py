@@ -91,7 +91,7 @@ def fetch(repository: str, file: str, revision: str | None = None, sha256: str |
     cache = _access().cache or Path(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or _hub().constants.HF_HUB_CACHE))
     cache = cache.expanduser()
     cached = _find_cached(repository, file, revision, cache)
-    if _is_offline():
+    if is_offline():
         if cached is None:
             raise UnreachedError(f"{what} is not in the cache {cache}, and this is offline: download it while online")
         return _of_cache(cached, sha256, file, what)
@@ -294,7 +294,8 @@ def _access() -> Access:
     return getattr(_LOCAL, "access", Access())
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
+    """Whether nothing may be downloaded: by ``hub_access`` here, or by HF_HUB_OFFLINE."""
     offline = _access().offline
     environment = os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE or _hub().constants.HF_HUB_OFFLINE
     return bool(environment) if not offline else True
