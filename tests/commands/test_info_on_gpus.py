@@ -35,6 +35,15 @@ def test_a_recipe_on_gpus(capsys, recipe):
     assert dear["cost"] == pytest.approx(found["cost"] / GPUS["h100"].price * 100)
 
 
+def test_what_compiling_would_gain(capsys, recipe):
+    command = (recipe, "--on", "h100", "--images", 6400)
+    (eager,), (compiled,) = facts(capsys, *command), facts(capsys, *command, "--set", "run.compile=true")
+    assert compiled["days"] == compiled["days_compiled"] == eager["days_compiled"] < eager["days"]
+    for more, said in ((), True), (("--set", "run.compile=true"), False):
+        assert main(["info", *map(str, command), *more]) == 0
+        assert ("(run.compile)" in capsys.readouterr().out) == said
+
+
 def _json(capsys, recipe) -> str:
     assert main(["info", str(recipe), "--json"]) == 0
     return capsys.readouterr().out

@@ -81,6 +81,7 @@ def facts(found: Prediction) -> dict[str, Any]:
         "optimizer_seconds": found.optimizer,
         "communication_seconds": found.talk,
         "days": found.days,
+        "days_compiled": found.days_compiled,
         "days_as_published": found.days_as_published,
         "cost": found.cost,
         "of_peak": found.of_peak,
@@ -119,6 +120,11 @@ def _one(found: Prediction) -> list[str]:
         ("", f"{found.flops / TERA:,.1f} TFLOPs, counted forward and backward"),
         ("", f"{found.step:.3f} s: passes {found.passes:.3f}, optimizer {found.optimizer:.3f}; {_talk(found)}"),
         ("the run", f"{found.plan.steps:,} steps: {_days(found.days)}, ${found.cost:,.0f} at ${gpu.price:.2f} an hour"),
+        *(
+            []
+            if run.compile
+            else [("compiled", f"{found.step_compiled:.3f} s, {_days(found.days_compiled)} (run.compile)")]
+        ),
         ("assumed", f"products at {found.utilisation:.0%} of their rate, all else at {prediction.STREAMED:.0%} of the"),
         ("", "memory's bandwidth, images never waited for; the price is no quotation (--price)"),
         ("of the peak", f"{found.of_peak:.0%} of what the GPUs do in bf16 (MFU)"),

@@ -77,6 +77,7 @@ class Prediction:
     Attributes:
         flops: of a step, of all GPUs, activations that are computed again included.
         step: seconds, of which ``passes``, ``talk`` (hidden behind them or not) and ``optimizer``.
+        compiled: the seconds of the passes with ``run.compile``; equal to ``passes`` if the recipe has it.
         days, cost: of the whole run; dollars.
         of_peak: FLOPs / (seconds x the GPUs' rate in bf16): what is called MFU.
         memory: of a process.
@@ -90,6 +91,7 @@ class Prediction:
     utilisation: float
     flops: float
     passes: float
+    compiled: float
     talk: float
     optimizer: float
     memory: Memory
@@ -100,8 +102,16 @@ class Prediction:
         return max(self.passes, self.talk) + self.optimizer
 
     @property
+    def step_compiled(self) -> float:
+        return max(self.compiled, self.talk) + self.optimizer
+
+    @property
     def days(self) -> float:
         return self.plan.steps * self.step / 86400
+
+    @property
+    def days_compiled(self) -> float:
+        return self.plan.steps * self.step_compiled / 86400
 
     @property
     def cost(self) -> float:
@@ -153,10 +163,15 @@ def predict(
     )
     memory = memory_of(found, setting)
     advice = [] if memory.total <= machines.gpu.memory else list(_advice(found, recipe, setting, machines))
+    passes, compiled = (
+        recipe.run.accumulation * _passes_seconds(found, setting, machines, run, utilisation)
+        for run in (recipe.run, dataclasses.replace(recipe.run, compile=True))
+    )
     return Prediction(
         machines, recipe, plan, setting, utilisation,
         found.counted.flops(plan.micro_batch, recompute) * recipe.run.accumulation * machines.count,
-        _passes_seconds(found, setting, machines, recipe.run, utilisation) * recipe.run.accumulation,
+        passes,
+        compiled,
         _talk_seconds(found, setting, machines, recipe.run.accumulation),
         _optimizer_seconds(found, setting, machines),
         memory, advice,
