@@ -112,19 +112,6 @@ def test_busy_cores_are_counted_and_idle_ones_are_not(monkeypatch, busy):
     assert waiting.busy_processes(looks=1) == pytest.approx(busy, abs=0.1)
 
 
-@pytest.mark.skipif(not hasattr(os, "nice"), reason="processes of this system have no priority by nice")
-@pytest.mark.parametrize(("own", "idle"), [(0, 7.0), (5, 3.0)])
-def test_processes_that_give_way_do_not_count(monkeypatch, tmp_path, own, idle):
-    """Columns: user, nice, system, idle, iowait, in ticks of which a second has SC_CLK_TCK."""
-    second = os.sysconf("SC_CLK_TCK")
-    counts = " ".join(str(seconds * second) for seconds in (9, 4, 1, 2, 1))
-    (tmp_path / "stat").write_text(f"cpu {counts} 0\ncpu0 {counts} 0\ncpu1 {counts} 0\nintr 12\n")
-    monkeypatch.setattr(waiting, "STATISTICS", tmp_path / "stat")
-    monkeypatch.setattr(waiting, "_allowed_cores", lambda: [0, 1])
-    monkeypatch.setattr(os, "nice", lambda more: own)
-    assert waiting._idle_seconds() == [idle, idle]
-
-
 def test_what_ends_while_one_looks_is_not_counted(monkeypatch):
     """A process that has just ended may still give back its memory."""
     busy = [2.0, 0.1, 2.0]

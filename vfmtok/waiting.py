@@ -18,7 +18,6 @@ from pathlib import Path
 
 # Any of them says how to wait: OpenMP's own, GNU's (PyTorch's wheels for Linux), Intel's and LLVM's.
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-STATISTICS = Path("/proc/stat")  # Linux's: what every core did since the machine started
 BUSY = 0.5  # a load below that is the system's own
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
@@ -89,14 +88,11 @@ def _busy_cores(seconds: float) -> float | None:
 
 
 def _idle_seconds() -> list[float]:
-    """Of every core that this process may use, since the machine started; empty where the system does not say.
-
-    Processes that give way to this one (``nice``) count as idle."""
+    """Of every core that this process may use, since the machine started; empty where the system does not say."""
     try:
-        lines = [line.split() for line in STATISTICS.read_text().splitlines()]
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         cores = {int(line[0].removeprefix("cpu")): line for line in lines if re.fullmatch(r"cpu\d+", line[0])}
-        columns = (4, 5) if os.nice(0) > 0 else (4, 5, 2)  # idle, waiting for a disk, of nice processes
-        ticks = [sum(int(cores[core][column]) for column in columns) for core in _allowed_cores()]
+        ticks = [int(cores[core][4]) + int(cores[core][5]) for core in _allowed_cores()]  # idle, or waiting for a disk
         return [count / os.sysconf("SC_CLK_TCK") for count in ticks]
     except (OSError, ValueError, LookupError):
         return []
