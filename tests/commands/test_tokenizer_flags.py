@@ -263,6 +263,15 @@ def test_a_recipe_is_shortened_as_a_whole(root):
     assert parse(f"{command} --steps 2400") == full
 
 
+def test_steps_shorten_what_set_leaves(root):
+    """Rows of losses that --set takes away have no times, and --set optimizer.steps is another word for the length."""
+    command = f"--recipe {root}/configs/vfm_vae/emoji64_stage0.yaml --data-path x --steps 120"
+    assert [term.last_image for term in parse(command).loss.terms] == [None, 319, 319, 319]
+    assert parse(f"{command} --set 'loss={{perceptual: none}}'").loss.terms == ()
+    with pytest.raises(ConfigError, match="give one of them"):
+        parse(f"{command} --set optimizer.steps=60")
+
+
 def test_steps_shorten_only_what_counts_steps(root):
     with pytest.raises(ConfigError, match=r"this one makes 50 epochs \(--epochs\)"):
         parse("--data-path x --steps 10")

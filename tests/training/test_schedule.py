@@ -1,11 +1,13 @@
 """What counts the steps of a run: a run in which the codebook was never used would measure nothing."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from vfmtok.config import load_config, with_overrides
 from vfmtok.errors import ConfigError
+from vfmtok.training import run_folder
 from vfmtok.training.generator_recipe import GeneratorRecipe
 from vfmtok.training.recipe import TokenizerRecipe
 from vfmtok.training.schedule import require_quantized_steps, shortened
@@ -28,15 +30,15 @@ def test_a_folder_of_the_user_s_stays(train, tiny_recipe):
     assert folder.is_dir()
 
 
-def test_a_link_to_a_folder_stays_too(train, tiny_recipe, tmp_path):
-    """What was wrong is said, whatever can be cleaned up."""
-    recipe = tiny_recipe("optimizer.steps=4", "codebook.continuous_steps=4", name="refused")
-    folder, elsewhere = Path(recipe.run.results_dir), tmp_path / "elsewhere"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.symlink_to(elsewhere)  # which is not there yet
-    with pytest.raises(ConfigError):
-        train(recipe)
-    assert folder.is_symlink()
+def test_what_was_wrong_is_said_where_the_folder_cannot_be_removed(train, tiny_recipe, monkeypatch):
+    """A folder on NFS keeps a file that is open, and one that is mounted stays."""
+
+    def fail(folder):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(run_folder, "_remove_unused", fail)
+    with pytest.raises(ConfigError, match="without the codebook"):
+        train(tiny_recipe("optimizer.steps=4", "codebook.continuous_steps=4", name="refused"))
 
 
 def test_by_epochs_too(train, tiny_recipe):
@@ -85,3 +87,9 @@ def test_an_annealing_to_the_end_of_the_run_still_fits(root):
     )
     short = shortened(recipe, 240, 2400)
     assert (short["generator.anneal_start"], short["generator.anneal_end"]) == (120, 240)
+
+
+def test_a_loss_of_a_short_while_keeps_a_step(tiny_recipe):
+    row = "{name: ssim, weight: 1.0, first_step: 6, last_step: 6}"
+    short = shortened(tiny_recipe("optimizer.steps=100", f"loss.terms=[{row}]"), 10, 100)
+    assert (short["loss.terms.0.first_step"], short["loss.terms.0.last_step"]) == (1, 1)

@@ -121,6 +121,8 @@ def given_steps(args: argparse.Namespace, recipe: Any) -> dict[str, Any]:
     """The fields that ``add_steps`` sets, if it was given. Raises ConfigError for a recipe of another length."""
     if args.steps is None:
         return {}
+    if any(setting.partition("=")[0].strip() == "optimizer.steps" for setting in args.set):
+        raise ConfigError("--steps and --set optimizer.steps say the same: give one of them")
     if recipe.optimizer.steps is None:
         raise ConfigError(
             f"--steps shortens a recipe that counts steps; this one makes {recipe.optimizer.epochs:g} epochs (--epochs)"

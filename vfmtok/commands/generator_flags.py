@@ -109,10 +109,9 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         values |= {f"generator.{key}": value for key, value in family.sizes[args.gpt_model].items()}
         if not args.recipe:
             values |= published_optimizer(args.gpt_model, family.config.kind)
-    values |= flags.given_steps(args, with_overrides(recipe, (), values))
-    values |= flags.given(args, GENERATOR_FLAGS)
-    values |= flags.given_betas(args, recipe.optimizer.betas)
+    given = flags.given(args, GENERATOR_FLAGS) | flags.given_betas(args, recipe.optimizer.betas)
     settings = [flags.modern(setting) for setting in args.set]
+    values |= flags.given_steps(args, with_overrides(recipe, settings, values | given)) | given
     kind = recipe.generator.kind
     recipe = with_overrides(recipe, settings, values)
     if args.latent_size is not None:

@@ -113,11 +113,11 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     for flag in without_effect(tokenizer, given):
         distributed.print_main(f"{flag} is without effect: a tokenizer of kind '{tokenizer.kind}' has no such part")
     values |= {f"tokenizer.{field}": value for field, value in fields_of_flags(tokenizer, given).items()}
-    values |= flags.given_steps(args, recipe)
     values |= flags.given(args, TOKENIZER_FLAGS)
     if args.reconstruction_weight is not None:
         values["loss.pixel_weight"] = 2 * args.reconstruction_weight
     values |= flags.given_betas(args, recipe.optimizer.betas)
+    values = flags.given_steps(args, with_overrides(recipe, args.set, values)) | values
     recipe = with_overrides(recipe, args.set, values)
     if args.finetune and not args.vq_ckpt:
         raise ConfigError("--finetune needs --vq-ckpt, the weights to begin with")

@@ -19,7 +19,8 @@ FIELDS = (
 
 def shortened(recipe: Any, steps: int, in_full: int) -> dict[str, Any]:
     """The settings of a run of ``steps``, where the recipe makes ``in_full``: "optimizer.steps", and in proportion
-    every other time of the recipe that does not lie beyond its end. Intervals (of validations, ...) are no times."""
+    every other time of the recipe that does not lie beyond its end. Intervals (of validations, ...) are no times, and
+    ``loss.jump_from_image``, a safeguard of the first images, stays."""
     found: dict[str, Any] = {"optimizer.steps": steps}
     for path in FIELDS:
         section, name = path.split(".")
@@ -31,10 +32,13 @@ def shortened(recipe: Any, steps: int, in_full: int) -> dict[str, Any]:
         found["optimizer.warmup_epochs"] = optimizer.warmup_epochs * steps / in_full
     images = recipe.run.global_batch
     for index, term in enumerate(getattr(getattr(recipe, "loss", None), "terms", ())):
-        for name, unit in (("first_step", 1), ("last_step", 1), ("first_image", images), ("last_image", images)):
-            count, last = getattr(term, name), int(name.startswith("last"))  # the last one is included
-            if count and count + last <= in_full * unit:
-                found[f"loss.terms.{index}.{name}"] = max(0, round((count + last) * steps / in_full) - last)
+        for unit, length in (("step", 1), ("image", images)):
+            first, last = getattr(term, f"first_{unit}") or 0, getattr(term, f"last_{unit}")  # both are included
+            begin = round(first * steps / in_full)
+            if 0 < first <= in_full * length:
+                found[f"loss.terms.{index}.first_{unit}"] = begin
+            if last is not None and last < in_full * length:
+                found[f"loss.terms.{index}.last_{unit}"] = max(begin, round((last + 1) * steps / in_full) - 1)
     return found
 
 
