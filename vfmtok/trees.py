@@ -66,22 +66,22 @@ def set_keys(tree: dict, changes: Iterable[tuple[str, Any]]) -> None:
 def _set_key(tree: dict, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for depth, section in enumerate(sections, start=1):
+        place: str | int = section
         if isinstance(tree, list):  # of rows, by their number from 0: loss.terms.1.weight
             if not (section.isdecimal() and int(section) < len(tree)):
                 rows = f"'{'.'.join(sections[: depth - 1])}' has {len(tree)} rows, counted from 0"
                 raise ConfigError(f"cannot set {key}: {rows}, and no '{section}'")
-            above, tree = tree, tree[int(section)]
-        else:
-            if tree.get(section) is None:  # an optional section that is left out so far
-                tree[section] = {}
-            above, tree = tree, tree[section]
+            place = int(section)
+        elif tree.get(section) is None:  # an optional section that is left out so far
+            tree[section] = {}
+        above, tree = tree, tree[place]
         if not isinstance(tree, dict | list):
             raise ConfigError(f"cannot set {key}: '{'.'.join(sections[:depth])}' is a value, not a section")
     if isinstance(tree, list):
         found = f"'{'.'.join(sections)}' is a list"
         raise ConfigError(f"cannot set {key}: {found}: name a field of one of its rows, or all")
-    if name == "kind" and sections and isinstance(above, dict):
-        tree = above[sections[-1]] = AnotherKind(tree.of_file if isinstance(tree, AnotherKind) else tree)
+    if name == "kind" and sections:
+        tree = above[place] = AnotherKind(tree.of_file if isinstance(tree, AnotherKind) else tree)
     tree[name] = value
 
 

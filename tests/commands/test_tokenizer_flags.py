@@ -268,6 +268,9 @@ def test_steps_shorten_what_set_leaves(root):
     command = f"--recipe {root}/configs/vfm_vae/emoji64_stage0.yaml --data-path x --steps 120"
     assert [term.last_image for term in parse(command).loss.terms] == [None, 319, 319, 319]
     assert parse(f"{command} --set 'loss={{perceptual: none}}'").loss.terms == ()
+    rows = [f"{{name: kl, weight: 1.0, last_image: {images}}}" for images in (99, 98, 97, 96, 95)]
+    given = parse(f"{command} --set 'loss.terms=[{','.join(rows)}]'").loss.terms  # more than the recipe has
+    assert [term.last_image for term in given] == [99, 98, 97, 96, 95]
     with pytest.raises(ConfigError, match="give one of them"):
         parse(f"{command} --set optimizer.steps=60")
 

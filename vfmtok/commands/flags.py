@@ -7,9 +7,11 @@ command.
 
 import argparse
 import typing
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from vfmtok.config import with_overrides
 from vfmtok.errors import ConfigError
 from vfmtok.training.schedule import shortened
 
@@ -108,7 +110,7 @@ def given_betas(args: argparse.Namespace, old: tuple[float, ...]) -> dict[str, A
 
 
 def add_steps(parser: Parser) -> None:
-    """``args.steps``, of the training scripts; ``given_steps`` reads it."""
+    """``args.steps``, of the training scripts; ``shorten`` reads it."""
     parser.add_argument(
         "--steps",
         type=positive,
@@ -117,11 +119,12 @@ def add_steps(parser: Parser) -> None:
     )
 
 
-def given_steps(args: argparse.Namespace, recipe: Any) -> dict[str, Any]:
-    """The fields that ``add_steps`` sets, if it was given. Raises ConfigError for a recipe of another length."""
+def shorten(args: argparse.Namespace, recipe: Any, said: Collection[str]) -> Any:
+    """``recipe`` with what ``add_steps`` sets, if it was given; fields of which a flag or --set has ``said`` something,
+    or something of a section that they are in, stay. Raises ConfigError for a recipe of another length."""
     if args.steps is None:
-        return {}
-    if any(setting.partition("=")[0].strip() == "optimizer.steps" for setting in args.set):
+        return recipe
+    if "optimizer.steps" in said:
         raise ConfigError("--steps and --set optimizer.steps say the same: give one of them")
     if recipe.optimizer.steps is None:
         raise ConfigError(
@@ -129,7 +132,9 @@ def given_steps(args: argparse.Namespace, recipe: Any) -> dict[str, Any]:
         )
     if args.steps > recipe.optimizer.steps:
         raise ConfigError(f"--steps {args.steps}: the recipe has {recipe.optimizer.steps} (--set optimizer.steps)")
-    return shortened(recipe, args.steps, recipe.optimizer.steps)
+    settings = shortened(recipe, args.steps, recipe.optimizer.steps)
+    stay = {path for path in settings if any(f"{path}.".startswith(f"{key}.") for key in said)} - {"optimizer.steps"}
+    return with_overrides(recipe, (), {path: value for path, value in settings.items() if path not in stay})
 
 
 def add_weights_to_start_from(parser: Parser, flag: str) -> None:
@@ -207,6 +212,11 @@ def settings_of(args: argparse.Namespace) -> dict[str, list[str]]:
         else:
             found[args.sections[0]].append(setting)
     return found
+
+
+def said_by(settings: Iterable[str]) -> set[str]:
+    """The fields, or whole sections, that --set names."""
+    return {setting.partition("=")[0].strip() for setting in settings}
 
 
 def modern(setting: str) -> str:

@@ -111,13 +111,14 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
             values |= published_optimizer(args.gpt_model, family.config.kind)
     given = flags.given(args, GENERATOR_FLAGS) | flags.given_betas(args, recipe.optimizer.betas)
     settings = [flags.modern(setting) for setting in args.set]
-    values |= flags.given_steps(args, with_overrides(recipe, settings, values | given)) | given
+    values |= given
     kind = recipe.generator.kind
     recipe = with_overrides(recipe, settings, values)
     if args.latent_size is not None:
         sides = getattr(type(recipe.generator), "fields_of_side", lambda side: {"num_tokens": side**2})
         values |= {f"generator.{name}": value for name, value in sides(args.latent_size).items()}
         recipe = with_overrides(recipe, settings, values)
+    recipe = flags.shorten(args, recipe, {*given, *flags.said_by(settings)})
     if args.enc_type is not None and getattr(recipe.generator, "align_encoder", None) is None:
         raise ConfigError("--enc-type: this generator is aligned with no encoder (--gpt-model REG-XL/1 is)")
     if args.finetune and not args.gpt_ckpt:
@@ -126,7 +127,7 @@ def generator_recipe(args: argparse.Namespace) -> GeneratorRecipe:
         raise ConfigError("no training data: give --code-path (a token cache) or --anno-file (images) with --vq-ckpt")
     facts = facts_of(recipe.data)
     _check_sizes(args, facts)
-    said = {*values, *(setting.partition("=")[0].strip() for setting in settings)}
+    said = {*values, *flags.said_by(settings)}
     if recipe.generator.kind == kind:  # else the file's section was of another family
         said |= {f"generator.{key}" for key in tree.get("generator", {})}
     fields = {f"generator.{key}": value for key, value in facts.fields_of(recipe.generator).items()}

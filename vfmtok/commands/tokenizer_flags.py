@@ -117,8 +117,7 @@ def tokenizer_recipe(args: argparse.Namespace) -> TokenizerRecipe:
     if args.reconstruction_weight is not None:
         values["loss.pixel_weight"] = 2 * args.reconstruction_weight
     values |= flags.given_betas(args, recipe.optimizer.betas)
-    values = flags.given_steps(args, with_overrides(recipe, args.set, values)) | values
-    recipe = with_overrides(recipe, args.set, values)
+    recipe = flags.shorten(args, with_overrides(recipe, args.set, values), {*values, *flags.said_by(args.set)})
     if args.finetune and not args.vq_ckpt:
         raise ConfigError("--finetune needs --vq-ckpt, the weights to begin with")
     if not recipe.data.path:

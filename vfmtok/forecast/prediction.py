@@ -99,11 +99,14 @@ class Prediction:
 
     @property
     def step(self) -> float:
-        return max(self.passes, self.talk) + self.optimizer
+        return self._step(self.passes)
 
     @property
     def step_compiled(self) -> float:
-        return max(self.compiled, self.talk) + self.optimizer
+        return self._step(self.compiled)
+
+    def _step(self, passes: float) -> float:
+        return max(passes, self.talk) + self.optimizer
 
     @property
     def days(self) -> float:
@@ -163,15 +166,14 @@ def predict(
     )
     memory = memory_of(found, setting)
     advice = [] if memory.total <= machines.gpu.memory else list(_advice(found, recipe, setting, machines))
-    passes, compiled = (
-        recipe.run.accumulation * _passes_seconds(found, setting, machines, run, utilisation)
-        for run in (recipe.run, dataclasses.replace(recipe.run, compile=True))
-    )
+    passes = compiled = _passes_seconds(found, setting, machines, recipe.run, utilisation)
+    if not recipe.run.compile:
+        compiled = _passes_seconds(found, setting, machines, dataclasses.replace(recipe.run, compile=True), utilisation)
     return Prediction(
         machines, recipe, plan, setting, utilisation,
         found.counted.flops(plan.micro_batch, recompute) * recipe.run.accumulation * machines.count,
-        passes,
-        compiled,
+        passes * recipe.run.accumulation,
+        compiled * recipe.run.accumulation,
         _talk_seconds(found, setting, machines, recipe.run.accumulation),
         _optimizer_seconds(found, setting, machines),
         memory, advice,
